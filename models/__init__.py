@@ -1,0 +1,74 @@
+"""The registry: every architecture by name, our own and torchvision's classification networks.
+
+A new model file takes two lines here: its import and its place in ``_FILES``. Every lower-case name in a
+file's ``__all__`` is a builder that takes keyword arguments (``num_classes``, ...) and returns an
+``nn.Module``.
+"""
+
+import fnmatch
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torchvision
+from torch import nn
+
+from models import resnet_se, resnet_sge
+
+__all__ = ["create_model", "is_own", "list_models", "resolve"]
+
+_FILES = (resnet_se, resnet_sge)
+
+# The published tables and logs call torchvision's ResNet (v1.5) by these names.
+_ALIASES = MappingProxyType({f"old_resnet{depth}": f"resnet{depth}" for depth in (18, 34, 50, 101, 152)})
+
+
+def _own_builders() -> Mapping[str, Callable[..., nn.Module]]:
+    """Every builder of our model files, by name."""
+    return MappingProxyType(
+        {name: getattr(file, name) for file in _FILES for name in file.__all__ if name.islower()}
+    )
+
+
+_OWN = _own_builders()
+_TORCHVISION = tuple(torchvision.models.list_models(module=torchvision.models))
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that :func:`create_model` takes and that match a shell pattern, our own first.
+
+    Example: ``list_models("sge_*")``.
+    """
+    names = [*_OWN, *_ALIASES, *_TORCHVISION]
+    return fnmatch.filter(names, pattern)
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is built by a file of this package rather than by torchvision."""
+    return name in _OWN
+
+
+def resolve(name: str) -> str:
+    """The name an alias stands for; any other name is its own."""
+    return _ALIASES.get(name, name)
+
+
+def create_model(name: str, **kwargs: Any) -> nn.Module:
+    """Build a network by name; keyword arguments go to its builder.
+
+    Raises:
+        KeyError: no network has that name.
+        TypeError, ValueError: the builder does not take these arguments.
+    """
+    name = resolve(name)
+    if name in _OWN:
+        return _OWN[name](**kwargs)
+    if name not in _TORCHVISION:
+        raise KeyError(name)
+    if name in ("googlenet", "inception_v3") and kwargs.get("weights") is None:
+        kwargs = {
+            "aux_logits": False,
+            "init_weights": True,
+            **kwargs,
+        }  # one output in training, like all others
+    return torchvision.models.get_model(name, **kwargs)

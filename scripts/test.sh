@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Lint, format, types and tests:
+#   bash scripts/test.sh            the default suite
+#   bash scripts/test.sh --slow     with the tests that take minutes
+#   bash scripts/test.sh -k resume  any other argument goes to pytest
+source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
+install_requirements requirements-dev.txt
+
+if [ "${1:-}" = --slow ]; then
+    shift
+    set -- -m "slow or not slow" "$@"
+fi
+"$python" -m ruff check .
+"$python" -m ruff format --check .
+"$python" -m mypy
+# One test process per core, each computing on one thread.
+OMP_NUM_THREADS=1 "$python" -m pytest -n auto "$@"

@@ -1,0 +1,75 @@
+"""Fixtures: small image folders, and the scripts as a user starts them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import imagenet
+from utils import cli
+
+REPOSITORY = Path(__file__).parent.parent
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Start ``python imagenet.py ARGUMENTS`` in an empty folder and wait for it."""
+
+    def start(*arguments: object, script: str = "imagenet.py") -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(REPOSITORY / script), *map(str, arguments)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
+
+    return start
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The same as ``run``, within this process: saves the import of torch where many lines are tried."""
+
+    def start(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = ["imagenet.py", *map(str, arguments)]
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as ended:
+            cli.run(imagenet.main)
+        output = capsys.readouterr()
+        return subprocess.CompletedProcess(command, int(ended.value.code or 0), output.out, output.err)
+
+    return start
+
+
+def write_images(folder: Path, count: int, seed: int = 0, size: tuple[int, int] = (40, 48)) -> None:
+    """Random JPEGs whose colour depends on the seed, so that classes can be told apart."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(seed)
+    colour = np.random.default_rng(seed % 100).integers(0, 200, 3)
+    for i in range(count):
+        pixels = generator.integers(0, 56, (*size, 3)) + colour
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.JPEG", quality=95)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder of three classes: 8 training and 7 validation images each."""
+    for label, name in enumerate(("cat", "dog", "owl")):
+        write_images(tmp_path / "images" / "train" / name, 8, label)
+        write_images(tmp_path / "images" / "valf" / name, 7, label + 100)
+    return tmp_path / "images"
+
+
+def assert_one_line_error(result: subprocess.CompletedProcess[str], *fragments: str) -> None:
+    """The command ended as a user's mistake must: code 2, one line on stderr that holds the fragments."""
+    assert result.returncode == 2, result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    for fragment in fragments:
+        assert fragment in result.stderr

@@ -1,0 +1,181 @@
+"""From files to batches: folders, colour modes, broken files, independence of the workers."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_images
+from PIL import Image
+
+from utils.data import (
+    MEAN,
+    STD,
+    DeviceLoader,
+    ImageDataset,
+    decode,
+    open_data,
+    train_transform,
+    val_transform,
+)
+from utils.digits import write_digits
+from utils.errors import UserError
+from utils.sampling import EvalBatches, TrainBatches
+
+CPU = torch.device("cpu")
+
+
+def loader(images: Path, workers: int, batch: int = 5, seed: int = 1) -> DeviceLoader:
+    split = open_data(str(images), evaluate=False).train
+    assert split is not None
+    dataset = ImageDataset(split, train_transform(32, (0.08, 1.0), 0.5), seed)
+    return DeviceLoader(dataset, TrainBatches(len(dataset), batch, seed), 32, workers, CPU)
+
+
+@pytest.mark.parametrize("name", ["val", "valf", "valid", "validation"])
+def test_names_of_the_validation_split(tmp_path: Path, name: str) -> None:
+    write_images(tmp_path / "train" / "a", 2)
+    write_images(tmp_path / name / "a", 3)
+    splits = open_data(str(tmp_path), evaluate=False)
+    assert splits.train is not None
+    assert (len(splits.train.samples), len(splits.val.samples)) == (2, 3)
+
+
+def test_labels_come_from_the_training_folders(images: Path) -> None:
+    for path in (images / "valf" / "cat").iterdir():
+        path.unlink()
+    (images / "valf" / "cat").rmdir()
+    splits = open_data(str(images), evaluate=True)
+    assert splits.val.classes == ("cat", "dog", "owl")
+    assert {label for _, label in splits.val.samples} == {1, 2}
+
+
+def test_evaluation_needs_no_training_folder(tmp_path: Path) -> None:
+    write_images(tmp_path / "val" / "a", 2)
+    assert open_data(str(tmp_path), evaluate=True).train is None
+    with pytest.raises(UserError, match="train/"):
+        open_data(str(tmp_path), evaluate=False)
+
+
+def test_class_folders_that_training_lacks(images: Path) -> None:
+    write_images(images / "valf" / "emu", 1)
+    with pytest.raises(UserError, match="emu"):
+        open_data(str(images), evaluate=True)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
+def test_every_colour_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / ("x.JPEG" if mode == "CMYK" else "x.png")
+    Image.new("RGB", (9, 7), (204, 204, 204)).convert(mode).save(path)
+    image = decode(str(path))
+    assert (image.mode, image.size) == ("RGB", (9, 7))
+    if mode != "1":
+        assert np.abs(np.asarray(image).astype(int) - 204).max() <= 3
+
+
+def test_a_png_named_jpeg(tmp_path: Path) -> None:
+    Image.new("RGB", (9, 7), (1, 2, 3)).save(tmp_path / "x.JPEG", format="PNG")
+    assert decode(str(tmp_path / "x.JPEG")).getpixel((0, 0)) == (1, 2, 3)
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 257 * 100, 65535]], dtype=np.uint16)).save(tmp_path / "x.png")
+    assert [decode(str(tmp_path / "x.png")).getpixel((x, 0)) for x in range(3)] == [
+        (0,) * 3,
+        (100,) * 3,
+        (255,) * 3,
+    ]
+
+
+def test_a_transparent_palette(tmp_path: Path) -> None:
+    image = Image.new("P", (4, 4))
+    image.putpalette([10, 20, 30] * 256)
+    image.save(tmp_path / "x.png", transparency=bytes([0] * 256))
+    assert decode(str(tmp_path / "x.png")).getpixel((0, 0)) == (10, 20, 30)
+
+
+def test_validation_is_the_classical_resize_and_centre_crop() -> None:
+    generator = np.random.default_rng(0)
+    image = Image.fromarray(generator.integers(0, 256, (300, 400, 3), dtype=np.uint8))
+    resized = image.resize((341, 256), Image.Resampling.BILINEAR)
+    left, top = round((341 - 224) / 2), (256 - 224) // 2
+    expected = np.asarray(resized.crop((left, top, left + 224, top + 224)))
+    assert np.array_equal(val_transform(224)(image).permute(1, 2, 0).numpy(), expected)
+
+
+def test_batches_do_not_depend_on_workers_or_earlier_passes(images: Path) -> None:
+    alone, many = loader(images, workers=0), loader(images, workers=2)
+    list(alone)
+    for epoch in (0, 3):
+        for batches in (alone, many):
+            batches.set_epoch(epoch)
+        for (a, la), (b, lb) in zip(alone, many, strict=True):
+            assert torch.equal(a, b)
+            assert torch.equal(la, lb)
+
+
+def test_augmentation_differs_between_epochs_and_seeds(tmp_path: Path) -> None:
+    write_images(tmp_path / "train" / "a", 1)
+    write_images(tmp_path / "val" / "a", 1)
+
+    def draw(seed: int, epoch: int) -> torch.Tensor:
+        batches = loader(tmp_path, workers=0, seed=seed)
+        batches.set_epoch(epoch)
+        return next(iter(batches))[0]
+
+    assert torch.equal(draw(1, 0), draw(1, 0))
+    assert not torch.equal(draw(1, 0), draw(1, 1))
+    assert not torch.equal(draw(1, 0), draw(2, 0))
+
+
+def test_images_are_normalised_by_imagenets_mean_and_deviation(tmp_path: Path) -> None:
+    write_images(tmp_path / "val" / "a", 1, size=(64, 64))
+    split = open_data(str(tmp_path), evaluate=True).val
+    images, labels = next(
+        iter(DeviceLoader(ImageDataset(split, val_transform(56), 0), EvalBatches(1, 1), 56, 0, CPU))
+    )
+    pixels = val_transform(56)(decode(split.samples[0][0])).double() / 255
+    mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (MEAN, STD))
+    assert torch.allclose(images[0].double(), (pixels - mean) / std, atol=1e-6)
+    assert labels.tolist() == [0]
+
+
+def test_broken_files_are_named_and_counted(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truncated = images / "train" / "cat" / "0.JPEG"
+    truncated.write_bytes(truncated.read_bytes()[:200])
+    (images / "train" / "dog" / "1.JPEG").write_bytes(b"")
+    batches = loader(images, workers=0, batch=8)
+    sizes = [len(labels) for _, labels in batches]
+    first = capsys.readouterr().out
+    assert sum(sizes) == 22
+    assert "cat/0.JPEG" in first
+    assert "dog/1.JPEG" in first
+    assert "2 of 24 images could not be decoded" in first
+    list(batches)
+    second = capsys.readouterr().out
+    assert "JPEG" not in second
+    assert "2 of 24" in second
+
+
+def test_only_broken_files(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split / "a").mkdir(parents=True)
+        (tmp_path / split / "a" / "x.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"none of 1 images.*x\.png"):
+        list(loader(tmp_path, workers=0))
+
+
+def test_digits_are_written_once(tmp_path: Path) -> None:
+    folder = write_digits(tmp_path / "data" / "digits")
+    counts = {split: len(list((folder / split).glob("*/*.png"))) for split in ("train", "val")}
+    assert counts == {"train": 1437, "val": 360}
+    assert list((tmp_path / "data").iterdir()) == [folder]
+    for split, share in (("train", 0.8), ("val", 0.2)):
+        for digit in range(10):
+            assert len(list((folder / split / str(digit)).iterdir())) == pytest.approx(179.7 * share, abs=6)
+    one = next((folder / "train" / "0").iterdir())
+    assert Image.open(io.BytesIO(one.read_bytes())).size == (8, 8)
+    modified = one.stat().st_mtime_ns
+    write_digits(folder)
+    assert one.stat().st_mtime_ns == modified

@@ -1,0 +1,64 @@
+"""Every architecture with a manifest in tests/goldens meets it in float64."""
+
+import pytest
+import torch
+from golden_recipe import GOLDENS, fill, golden_input, load_manifest
+from torch import Tensor, nn
+
+from models import create_model
+
+NAMES = sorted(path.stem for path in GOLDENS.glob("*.json"))
+
+
+def relative(value: float, golden: float) -> float:
+    return abs(value - golden) / max(abs(golden), 1e-12)
+
+
+def l2(tensors: list[Tensor]) -> float:
+    return float(torch.stack([t.square().sum() for t in tensors]).sum().sqrt())
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def case(request: pytest.FixtureRequest) -> tuple[dict, nn.Module]:
+    manifest = load_manifest(request.param)
+    return manifest, create_model(request.param).double()
+
+
+def test_keys_shapes_and_registration_order(case: tuple[dict, nn.Module]) -> None:
+    manifest, model = case
+    assert {key: list(value.shape) for key, value in model.state_dict().items()} == manifest["keys"]
+    assert list(model.state_dict()) == list(manifest["keys"])
+    assert sum(p.numel() for p in model.parameters()) == manifest["params"]
+
+
+def test_eval_logits(case: tuple[dict, nn.Module]) -> None:
+    manifest, model = case
+    golden = manifest["golden"]["eval"]
+    fill(model, manifest["scale"]).eval()
+    with torch.no_grad():
+        logits = model(golden_input(2024, 2))
+    first8 = torch.tensor(golden["logits_first8"], dtype=torch.float64)
+    assert list(logits.shape) == golden["logits_shape"]
+    assert logits.argmax(1).tolist() == golden["argmax"]
+    assert float((logits[:, :8] - first8).abs().max() / first8.abs().max()) < 1e-9
+    assert relative(l2([logits]), golden["logits_l2"]) < 1e-10
+
+
+def test_train_loss_gradients_and_running_statistics(case: tuple[dict, nn.Module]) -> None:
+    manifest, model = case
+    golden = manifest["golden"]["train"]
+    fill(model, manifest["scale"]).train()
+    model.zero_grad()
+    loss = nn.functional.cross_entropy(model(golden_input(2025, 4)), torch.tensor(golden["labels"]))
+    loss.backward()
+    assert relative(float(loss.detach()), golden["loss"]) < 1e-9
+
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert set(gradients) == set(golden["grad_l2_by_key"])
+    assert relative(l2(list(gradients.values())), golden["grad_l2"]) < 1e-6
+
+    buffers = dict(model.named_buffers())
+    means = [value for name, value in buffers.items() if name.endswith("running_mean")]
+    variances = [value for name, value in buffers.items() if name.endswith("running_var")]
+    assert relative(l2(means), golden["running_mean_l2_after"]) < 1e-9
+    assert relative(l2(variances), golden["running_var_l2_after"]) < 1e-9

@@ -1,0 +1,233 @@
+"""imagenet.py from outside, as a user types it."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Run
+from tensorboardX.proto.event_pb2 import Event
+from torch import nn
+
+from models import create_model
+from utils.data import MEAN, STD, decode, open_data, val_transform
+
+SMALL = ("--img-size", 64, "--train-batch", 8, "--test-batch", 7, "--manualSeed", 7)
+
+
+def rows(folder: Path) -> list[str]:
+    return (folder / "log.txt").read_text().splitlines()
+
+
+def read(path: Path) -> dict[str, Any]:
+    return torch.load(path, weights_only=True)
+
+
+def events(folder: Path) -> dict[str, dict[int, float]]:
+    """Scalars by tag and step, from the file format itself (length, checksum, message, checksum)."""
+    found: dict[str, dict[int, float]] = {}
+    for path in folder.glob("events.out.tfevents.*"):
+        content, at = path.read_bytes(), 0
+        while at < len(content):
+            length = int.from_bytes(content[at : at + 8], "little")
+            event = Event.FromString(content[at + 12 : at + 12 + length])
+            for value in event.summary.value:
+                found.setdefault(value.tag, {})[event.step] = value.simple_value
+            at += length + 16
+    return found
+
+
+def direct_accuracy(net: nn.Module, images: Path, size: int) -> tuple[float, float]:
+    """Loss and top-1 of a plain forward pass over a validation folder, image by image."""
+    samples = open_data(str(images), evaluate=True).val.samples
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    net.eval()
+    losses, hits = [], 0
+    with torch.no_grad():
+        for path, label in samples:
+            x = (val_transform(size)(decode(path)).float() / 255 - mean) / std
+            logits = net(x[None])
+            losses.append(nn.functional.cross_entropy(logits, torch.tensor([label])).item())
+            hits += int(logits.argmax() == label)
+    return sum(losses) / len(losses), 100 * hits / len(samples)
+
+
+def test_train_writes_log_events_and_checkpoints(run: Run, images: Path, tmp_path: Path) -> None:
+    result = run("-a", "se_resnet18", "--data", images, "--epochs", 2, "-c", "out", *SMALL)
+    assert result.returncode == 0, result.stderr
+    assert "seed 7" in result.stdout
+    assert re.search(r"2/2 +0\.100000", result.stdout)
+    assert "11.27M parameters" in result.stdout
+    assert not re.search(r"warning|error", result.stderr, re.IGNORECASE)
+
+    out = tmp_path / "out"
+    header, *lines = rows(out)
+    assert header == (
+        "Learning Rate\tTrain Loss\tValid Loss\tTrain Acc.\tValid Acc.\tTrain Acc.5\tValid Acc.5\t"
+    )
+    assert len(lines) == 2
+    values = [float(text) for text in lines[1].rstrip("\t").split("\t")]
+    assert values[0] == 0.1
+    assert values[5:] == [100, 100]  # three classes
+    written = events(out)
+    assert written["top1/valid"][2] == pytest.approx(values[4], rel=1e-5)
+    assert set(written["learning_rate"]) == {1, 2}
+
+    saved, best = read(out / "checkpoint.pth.tar"), read(out / "model_best.pth.tar")
+    assert saved["epoch"] == 2
+    assert saved["seed"] == 7
+    assert saved["classes"] == ["cat", "dog", "owl"]
+    assert saved["acc"] == pytest.approx(values[4], abs=1e-5)
+    assert best["acc"] == best["best_acc"] == saved["best_acc"]
+    assert best["acc"] == pytest.approx(max(float(line.split("\t")[4]) for line in lines), abs=1e-5)
+    assert list(saved["state_dict"]) == list(create_model("se_resnet18").state_dict())
+
+
+def test_resume_continues_the_log_line_for_line(run: Run, call: Run, images: Path, tmp_path: Path) -> None:
+    """Past a milestone, with other workers, with the stored seed, into the same and another folder."""
+    flags = ("-a", "sge_resnet18", "--data", images, "--schedule", 1, 3, "--gamma", 0.5, *SMALL[:-2])
+    assert run(*flags, "--epochs", 4, "-c", "whole", "-j", 0, "--manualSeed", 7).returncode == 0
+    assert call(*flags, "--epochs", 2, "-c", "half", "-j", 0, "--manualSeed", 7).returncode == 0
+    resume = ("--resume", "half/checkpoint.pth.tar", "--epochs", 4)
+    assert run(*flags, *resume, "-c", "other", "-j", 2).returncode == 0
+    assert call(*flags, *resume, "-j", 1).returncode == 0
+
+    expected = rows(tmp_path / "whole")
+    assert [line.split("\t")[0] for line in expected[1:]] == ["0.100000", "0.050000", "0.050000", "0.025000"]
+    for name in ("other", "half"):
+        assert rows(tmp_path / name) == expected
+        assert sorted(events(tmp_path / name)["loss/train"])[-1] == 4
+        ours, theirs = (read(tmp_path / folder / "checkpoint.pth.tar") for folder in (name, "whole"))
+        for key, value in theirs["state_dict"].items():
+            assert torch.equal(ours["state_dict"][key], value), key
+        for index, state in theirs["optimizer"]["state"].items():
+            assert torch.equal(ours["optimizer"]["state"][index]["momentum_buffer"], state["momentum_buffer"])
+
+
+def as_published(saved: dict[str, Any]) -> dict[str, Any]:
+    """The published file format: ``module.`` keys, accuracies as 0-d tensors, nothing else."""
+    return {
+        "epoch": 100,
+        "state_dict": {f"module.{key}": value for key, value in saved["state_dict"].items()},
+        "acc": torch.tensor(77.5),
+        "best_acc": torch.tensor(77.6),
+        "optimizer": saved["optimizer"],
+    }
+
+
+def bare(saved: dict[str, Any]) -> dict[str, Any]:
+    return saved["state_dict"]
+
+
+def unchanged(saved: dict[str, Any]) -> dict[str, Any]:
+    return saved
+
+
+@pytest.mark.parametrize(
+    ("form", "batch"), [(as_published, 1), (as_published, 7), (as_published, 100), (unchanged, 7), (bare, 7)]
+)
+def test_evaluation_equals_a_direct_forward_pass(
+    call: Run, images: Path, tmp_path: Path, form: Callable[[dict[str, Any]], dict[str, Any]], batch: int
+) -> None:
+    torch.manual_seed(0)
+    net = create_model("sge_resnet18", num_classes=3)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    net(torch.randn(4, 3, 64, 64)).sum().backward()
+    optimizer.step()
+    saved = {"state_dict": net.state_dict(), "optimizer": optimizer.state_dict(), "arch": "sge_resnet18"}
+    (tmp_path / "download").mkdir()
+    torch.save(form(saved), tmp_path / "download" / "net.pth.tar")
+
+    flags = ("-a", "sge_resnet18", "--data", images, "--img-size", 64, "--test-batch", batch)
+    result = call(*flags, "-e", "--resume", "download/net.pth.tar")
+    assert result.returncode == 0, result.stderr
+    found = re.search(r" Test Loss:  ([0-9.]+), Test Acc:  ([0-9.]+)", result.stdout)
+    assert found
+    loss, accuracy = direct_accuracy(net, images, 64)
+    assert float(found[1]) == pytest.approx(loss, rel=1e-4)
+    assert float(found[2]) == pytest.approx(accuracy, abs=0.006)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["download", "images"]  # -e writes nothing
+    assert [path.name for path in (tmp_path / "download").iterdir()] == ["net.pth.tar"]
+
+
+def test_resume_of_a_published_file(call: Run, images: Path, tmp_path: Path) -> None:
+    """One optimizer group, a numpy learning rate, no seed, no log.txt beside it."""
+    net = create_model("se_resnet18", num_classes=3)
+    optimizer = torch.optim.SGD(net.parameters(), np.float64(0.1), momentum=0.9)
+    net(torch.randn(4, 3, 64, 64)).sum().backward()
+    optimizer.step()
+    published = as_published({"state_dict": net.state_dict(), "optimizer": optimizer.state_dict()})
+    torch.save({**published, "epoch": 1}, tmp_path / "published.pth.tar")
+    flags = ("-a", "se_resnet18", "--data", images, "--resume", "published.pth.tar", "--epochs", 2)
+    result = call(*flags, "-c", "out", *SMALL)
+    assert result.returncode == 0, result.stderr
+    assert "0 of 1 earlier epochs" in result.stdout
+    assert len(rows(tmp_path / "out")) == 2
+    assert read(tmp_path / "out" / "checkpoint.pth.tar")["best_acc"] == pytest.approx(77.6)
+
+
+def test_a_batch_larger_than_the_training_set(call: Run, images: Path) -> None:
+    result = call("-a", "resnet18", "--data", images, "--epochs", 1, "--img-size", 64, "--train-batch", 4096)
+    assert result.returncode == 0, result.stderr
+    assert "note: --train-batch 4096 is more than the training set: one step per epoch" in result.stdout
+    assert "24 training images in steps of 24" in result.stdout
+
+
+def test_a_broken_training_image_is_skipped_and_named(call: Run, images: Path) -> None:
+    (images / "train" / "dog" / "3.JPEG").write_bytes(b"\xff\xd8 no picture")
+    result = call("-a", "resnet18", "--data", images, "--epochs", 1, *SMALL)
+    assert result.returncode == 0, result.stderr
+    assert "dog/3.JPEG" in result.stdout
+    assert "1 of 24 images could not be decoded and were skipped" in result.stdout
+
+
+def first_row(call: Run, images: Path, tmp_path: Path, *flags: object) -> str:
+    result = call(
+        "-a",
+        "resnet18",
+        "--data",
+        images,
+        "-j",
+        0,
+        "--epochs",
+        1,
+        "-c",
+        "flag",
+        "--overwrite",
+        *SMALL,
+        *flags,
+    )
+    assert result.returncode == 0, result.stderr
+    return rows(tmp_path / "flag")[1]
+
+
+def test_every_flag_of_training_changes_the_result(call: Run, images: Path, tmp_path: Path) -> None:
+    plain = first_row(call, images, tmp_path)
+    assert first_row(call, images, tmp_path) == plain
+    for flags in (
+        ("--lr", 0.01),
+        ("--momentum", 0.5),
+        ("--wd", 0.1),
+        ("--train-batch", 6),
+        ("-ms", "small"),
+        ("--scale", 0.5, 0.6),
+        ("--hflip", 0),
+        ("--manualSeed", 8),
+        ("--img-size", 72),
+        ("--num-classes", 5),
+        ("--schedule", 0),
+        ("-a", "resnext50_32x4d"),
+    ):
+        assert first_row(call, images, tmp_path, *flags) != plain, flags
+    resnext = first_row(call, images, tmp_path, "-a", "se_resnet50")
+    assert (
+        first_row(call, images, tmp_path, "-a", "se_resnet50", "--cardinality", 32, "--base-width", 4)
+        != resnext
+    )
+    assert first_row(call, images, tmp_path, "--schedule", 0, "--gamma", 0.5).startswith("0.050000\t")
+    assert first_row(call, images, tmp_path, "--epochs", 3, "--start-epoch", 1, "--schedule", 1).startswith(
+        "0.01"
+    )

@@ -1,0 +1,72 @@
+"""The registry, and the promise that every model file works copied alone."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPOSITORY
+
+from models import create_model, is_own, list_models, resolve
+
+MODEL_FILES = sorted(path for path in (REPOSITORY / "models").glob("*.py") if path.name != "__init__.py")
+
+COPIED = """
+import torch, {module} as file
+assert set(name for name in file.__all__) <= set(dir(file))
+builders = [name for name in file.__all__ if name.islower()]
+assert builders
+net = getattr(file, builders[0])(num_classes=5)
+out = net(torch.rand(2, 3, 64, 64))
+assert out.shape == (2, 5)
+out.sum().backward()
+features = net.eval().forward_features(torch.rand(1, 3, 64, 64))
+stages = net.forward_stages(torch.rand(1, 3, 64, 64))
+assert features.dim() == 4 and features.shape == stages[-1].shape
+import sys
+assert not [name for name in sys.modules if name.split(".")[0] in ("models", "utils")]
+"""
+
+
+@pytest.mark.parametrize("file", MODEL_FILES, ids=lambda file: file.stem)
+def test_a_file_copied_alone_builds_and_trains(file: Path, tmp_path: Path) -> None:
+    (tmp_path / file.name).write_text(file.read_text())
+    code = COPIED.format(module=file.stem)
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_every_builder_of_every_file_is_registered() -> None:
+    for file in MODEL_FILES:
+        module = __import__(f"models.{file.stem}", fromlist=["__all__"])
+        for name in module.__all__:
+            assert not name.islower() or is_own(name)
+
+
+def test_list_models_matches_patterns() -> None:
+    assert list_models("sge_resnet*") == [f"sge_resnet{depth}" for depth in (18, 34, 50, 101, 152)]
+    assert {"se_resnet50", "old_resnet50", "resnet50", "mobilenet_v2"} <= set(list_models())
+    assert "get_model" not in list_models()
+    assert "fasterrcnn_resnet50_fpn" not in list_models()
+    assert len(set(list_models())) == len(list_models())
+
+
+def test_old_resnet_is_torchvisions() -> None:
+    assert resolve("old_resnet50") == "resnet50"
+    assert type(create_model("old_resnet18")) is type(create_model("resnet18"))
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(KeyError):
+        create_model("list_models")
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_nets_with_auxiliary_heads_train_on_one_output(name: str) -> None:
+    assert isinstance(create_model(name, num_classes=3)(torch.rand(2, 3, 96, 96)), torch.Tensor)
+
+
+def test_groups_make_resnext_variants() -> None:
+    net = create_model("sge_resnet50", groups=32, width_per_group=4, num_classes=10)
+    assert net.layer1[0].conv2.groups == 32

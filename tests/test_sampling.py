@@ -1,0 +1,62 @@
+"""Which sample is read when, and that only seed and position decide what is drawn."""
+
+import torch
+
+from utils.randomness import derive_seed, permutation, seeded_cpu
+from utils.sampling import EvalBatches, TrainBatches
+
+
+def samples(batches: TrainBatches | EvalBatches) -> list[list[int]]:
+    return [[key.sample for key in batch] for batch in batches]
+
+
+def test_training_order_depends_on_seed_and_epoch_alone() -> None:
+    first, again = TrainBatches(50, 8, seed=3), TrainBatches(50, 8, seed=3)
+    list(first)  # an earlier pass must not matter
+    torch.rand(7)
+    for epoch in (0, 4):
+        first.set_epoch(epoch)
+        again.set_epoch(epoch)
+        assert samples(first) == samples(again)
+    assert samples(TrainBatches(50, 8, seed=4)) != samples(TrainBatches(50, 8, seed=3))
+    assert samples(first) != samples(TrainBatches(50, 8, seed=3))
+
+
+def test_training_leaves_out_the_last_smaller_batch() -> None:
+    batches = TrainBatches(50, 8, seed=0)
+    seen = [sample for batch in samples(batches) for sample in batch]
+    assert len(batches) == len(list(batches)) == 6
+    assert len(seen) == len(set(seen)) == 48
+    assert set(seen) <= set(range(50))
+
+
+def test_fewer_samples_than_a_batch_give_one_batch_of_all() -> None:
+    assert sorted(samples(TrainBatches(5, 256, seed=0))[0]) == [0, 1, 2, 3, 4]
+    assert len(TrainBatches(5, 256, seed=0)) == 1
+
+
+def test_evaluation_reads_every_sample_once() -> None:
+    for size, batch in ((21, 1), (21, 7), (21, 8), (21, 100)):
+        read = samples(EvalBatches(size, batch))
+        assert len(read) == len(EvalBatches(size, batch))
+        assert [sample for part in read for sample in part] == list(range(size))
+
+
+def test_seeds_differ_by_purpose_and_position() -> None:
+    seeds = {
+        derive_seed(1, purpose, a, b) for purpose in ("order", "augment") for a in range(9) for b in range(9)
+    }
+    assert len(seeds) == 2 * 9 * 9
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert sorted(permutation(9, 0, "order", 1)) == list(range(9))
+
+
+def test_a_seeded_block_leaves_the_generator_as_it_was() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    with seeded_cpu(1):
+        inside = torch.rand(3)
+    with seeded_cpu(1):
+        assert torch.equal(torch.rand(3), inside)
+    assert torch.equal(torch.rand(3), expected)

@@ -1,0 +1,152 @@
+"""What a run leaves behind (log.txt, TensorBoard events) and what it says on the way."""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from utils.metrics import Meter, Metrics
+
+LOG = "log.txt"
+_PLAIN_SECONDS = 10.0  # between two progress lines where there is no terminal
+_WIDTHS = (8, 10, 12, 12, 13, 13, 13, 10, 9, 9)  # of the console table's cells
+_BAR_SECONDS = 0.5  # between two readings of the metrics on a terminal
+
+# Columns of log.txt, the first five as published, and the TensorBoard tag of each.
+COLUMNS = MappingProxyType(
+    {
+        "Learning Rate": "learning_rate",
+        "Train Loss": "loss/train",
+        "Valid Loss": "loss/valid",
+        "Train Acc.": "top1/train",
+        "Valid Acc.": "top1/valid",
+        "Train Acc.5": "top5/train",
+        "Valid Acc.5": "top5/valid",
+    }
+)
+
+
+def read_rows(path: Path) -> list[str]:
+    """The rows of a log.txt without its header; none when there is no such file."""
+    return path.read_text().splitlines()[1:] if path.is_file() else []
+
+
+class RunLog:
+    """log.txt, TensorBoard events and the console table of one training run.
+
+    log.txt is tab-separated, every field ends in a tab (the published format). It holds nothing that depends
+    on the clock, so two identical runs write identical files.
+
+    Args:
+        folder: where log.txt and the events go.
+        epochs: epochs in all.
+        previous: log.txt rows of the epochs before this run.
+        first_epoch: the first epoch of this run, from 0.
+    """
+
+    def __init__(self, folder: Path, epochs: int, previous: Sequence[str], first_epoch: int) -> None:
+        self.path = folder / LOG
+        self.epochs, self.first_epoch = epochs, first_epoch
+        self.started = time.perf_counter()
+        header = "".join(f"{name}\t" for name in COLUMNS)
+        self.path.write_text("".join(f"{line}\n" for line in (header, *previous)))
+        # Events of epochs that a resumed run repeats are hidden.
+        self.events = SummaryWriter(str(folder), purge_step=first_epoch + 1 if first_epoch else None)
+        self._print(
+            "epoch",
+            "rate",
+            "train loss",
+            "valid loss",
+            "train top-1",
+            "valid top-1",
+            "valid top-5",
+            "images/s",
+            "time",
+            "ETA",
+        )
+
+    def epoch(
+        self, epoch: int, rate: float, trained: Metrics, validated: Metrics, images_per_second: float
+    ) -> None:
+        """Record an epoch, counted from 1: the rate used, the two passes, the speed of training."""
+        losses, top1 = (trained.loss, validated.loss), (trained.top1, validated.top1)
+        row = (rate, *losses, *top1, trained.top5, validated.top5)
+        with self.path.open("a") as file:
+            file.write("".join(f"{value:.6f}\t" for value in row) + "\n")
+        for tag, value in zip(COLUMNS.values(), row, strict=True):
+            self.events.add_scalar(tag, value, epoch)
+        self.events.add_scalar("images_per_second", images_per_second, epoch)
+        self.events.flush()
+
+        elapsed = time.perf_counter() - self.started
+        left = elapsed / (epoch - self.first_epoch) * (self.epochs - epoch)
+        self._print(
+            f"{epoch}/{self.epochs}",
+            f"{rate:.6f}",
+            *(f"{loss:.4f}" for loss in losses),
+            *(f"{accuracy:.2f}" for accuracy in (*top1, validated.top5)),
+            f"{images_per_second:.0f}",
+            clock(elapsed),
+            clock(left),
+        )
+
+    @staticmethod
+    def _print(*cells: str) -> None:
+        print("".join(f"{cell:>{width}}" for cell, width in zip(cells, _WIDTHS, strict=True)), flush=True)
+
+    def close(self) -> None:
+        self.events.close()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as H:MM:SS."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+class Progress:
+    """Progress through a pass: a bar on a terminal, otherwise a plain line every ten seconds.
+
+    Args:
+        label: what is running.
+        steps: number of batches.
+    """
+
+    def __init__(self, label: str, steps: int) -> None:
+        self.label, self.steps, self.done, self.images = label, steps, 0, 0
+        self.started = self.spoken = time.perf_counter()
+        terminal = sys.stdout.isatty()
+        self.bar = (
+            tqdm(total=steps, desc=label, leave=False, unit="batch", file=sys.stdout) if terminal else None
+        )
+
+    def step(self, meter: Meter) -> None:
+        """Count one batch; the meter is read, which waits for the device, only when its figures are due."""
+        self.done += 1
+        self.images = meter.images
+        if self.bar is not None:
+            self.bar.update()
+        now = time.perf_counter()
+        if now - self.spoken < (_PLAIN_SECONDS if self.bar is None else _BAR_SECONDS):
+            return
+        self.spoken = now
+        text = f"{meter.read()}, {self.speed():.0f} images/s"
+        if self.bar is not None:
+            self.bar.set_postfix_str(text)
+        else:
+            left = clock((now - self.started) / self.done * (self.steps - self.done))
+            print(f"{self.label}: batch {self.done}/{self.steps}, {text}, ETA {left}", flush=True)
+
+    def speed(self) -> float:
+        """Images per second since the start."""
+        return self.images / max(time.perf_counter() - self.started, 1e-9)
+
+    def close(self) -> float:
+        """Remove the bar and return the images per second of the pass."""
+        if self.bar is not None:
+            self.bar.close()
+        return self.speed()

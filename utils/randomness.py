@@ -1,0 +1,45 @@
+"""Randomness as a pure function of (seed, position).
+
+Sample order, every augmentation and every dropout mask are drawn from a generator seeded with the run's seed
+and the position of the draw (epoch, sample index, step, ...). Nothing depends on how much generator state was
+consumed before, so neither the number of workers nor a stop and resume changes the weights.
+"""
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def derive_seed(seed: int, purpose: str, *position: int) -> int:
+    """A 63-bit seed for one draw.
+
+    Args:
+        seed: the run's seed, non-negative.
+        purpose: what is drawn; two purposes at the same position are independent.
+        position: non-negative integers such as epoch and sample index.
+    """
+    words = [seed, zlib.crc32(purpose.encode()), *position]
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def permutation(size: int, seed: int, purpose: str, *position: int) -> list[int]:
+    """A random order of ``range(size)``."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, purpose, *position))
+    return torch.randperm(size, generator=generator).tolist()
+
+
+@contextmanager
+def seeded_cpu(seed: int) -> Iterator[None]:
+    """Seed torch's CPU generator inside the block and put its state back afterwards.
+
+    Leaves CUDA generators alone: a data worker must not touch them.
+    """
+    state = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(state)
