@@ -13,14 +13,56 @@ from typing import Any
 import torchvision
 from torch import nn
 
-from models import resnet_se, resnet_sge
+from models import (
+    densenet_ws,
+    mobilenetv1,
+    resnet_bam,
+    resnet_cbam,
+    resnet_d,
+    resnet_gc,
+    resnet_oct,
+    resnet_se,
+    resnet_sge,
+    resnet_sk,
+    resnet_srm,
+    resnet_ws,
+    shufflenetv1,
+    shufflenetv2,
+    sknet,
+)
 
 __all__ = ["create_model", "is_own", "list_models", "resolve"]
 
-_FILES = (resnet_se, resnet_sge)
+_FILES = (
+    resnet_se,
+    resnet_sk,
+    sknet,
+    resnet_cbam,
+    resnet_bam,
+    resnet_gc,
+    resnet_sge,
+    resnet_srm,
+    resnet_oct,
+    resnet_d,
+    resnet_ws,
+    densenet_ws,
+    shufflenetv1,
+    shufflenetv2,
+    mobilenetv1,
+)
 
-# The published tables and logs call torchvision's ResNet (v1.5) by these names.
-_ALIASES = MappingProxyType({f"old_resnet{depth}": f"resnet{depth}" for depth in (18, 34, 50, 101, 152)})
+# Other names that the published tables, logs and checkpoints use.
+_ALIASES = MappingProxyType(
+    {
+        **{f"old_resnet{depth}": f"resnet{depth}" for depth in (18, 34, 50, 101, 152)},
+        "ws_resnext50_32x4d": "ws_resnext50",
+        "ws_resnext101_32x4d": "ws_resnext101",
+        "shufflenetv1_1x_g3": "shufflenetv1_1x",
+        "ws_shufflenetv1_1x": "ws_shufflenetv1",
+        "ws_shufflenetv1_1x_g3": "ws_shufflenetv1",
+        "ws_shufflenetv2_1x": "ws_shufflenetv2",
+    }
+)
 
 
 def _own_builders() -> Mapping[str, Callable[..., nn.Module]]:
@@ -66,9 +108,5 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     if name not in _TORCHVISION:
         raise KeyError(name)
     if name in ("googlenet", "inception_v3") and kwargs.get("weights") is None:
-        kwargs = {
-            "aux_logits": False,
-            "init_weights": True,
-            **kwargs,
-        }  # one output in training, like all others
+        kwargs = {"aux_logits": False, "init_weights": True, **kwargs}  # one output, as all others have
     return torchvision.models.get_model(name, **kwargs)

@@ -22,6 +22,8 @@ __all__ = [
     "se_resnet50",
     "se_resnet101",
     "se_resnet152",
+    "se_resnext50_32x4d",
+    "se_resnext101_32x4d",
 ]
 
 
@@ -131,3 +133,11 @@ def se_resnet101(**kwargs: Any) -> SEResNet:
 
 def se_resnet152(**kwargs: Any) -> SEResNet:
     return SEResNet(SEBottleneck, [3, 8, 36, 3], **kwargs)
+
+
+def se_resnext50_32x4d(**kwargs: Any) -> SEResNet:
+    return SEResNet(SEBottleneck, [3, 4, 6, 3], **{"groups": 32, "width_per_group": 4, **kwargs})
+
+
+def se_resnext101_32x4d(**kwargs: Any) -> SEResNet:
+    return SEResNet(SEBottleneck, [3, 4, 23, 3], **{"groups": 32, "width_per_group": 4, **kwargs})

@@ -24,6 +24,8 @@ __all__ = [
     "sge_resnet50",
     "sge_resnet101",
     "sge_resnet152",
+    "sge_resnext50_32x4d",
+    "sge_resnext101_32x4d",
 ]
 
 
@@ -134,3 +136,11 @@ def sge_resnet101(**kwargs: Any) -> SGEResNet:
 
 def sge_resnet152(**kwargs: Any) -> SGEResNet:
     return SGEResNet(SGEBottleneck, [3, 8, 36, 3], **kwargs)
+
+
+def sge_resnext50_32x4d(**kwargs: Any) -> SGEResNet:
+    return SGEResNet(SGEBottleneck, [3, 4, 6, 3], **{"groups": 32, "width_per_group": 4, **kwargs})
+
+
+def sge_resnext101_32x4d(**kwargs: Any) -> SGEResNet:
+    return SGEResNet(SGEBottleneck, [3, 4, 23, 3], **{"groups": 32, "width_per_group": 4, **kwargs})

@@ -13,5 +13,4 @@ fi
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy
-# One test process per core, each computing on one thread.
-OMP_NUM_THREADS=1 "$python" -m pytest -n auto "$@"
+"$python" -m pytest -n auto "$@"  # a test process per core, each computing on one thread

@@ -1,6 +1,9 @@
 """Fixtures: small image folders, and the scripts as a user starts them."""
 
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: test processes that share cores must not spin
+
 import subprocess
 import sys
 from collections.abc import Callable

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import REPOSITORY
+from torch import nn
 
 from models import create_model, is_own, list_models, resolve
 
@@ -69,4 +70,8 @@ def test_nets_with_auxiliary_heads_train_on_one_output(name: str) -> None:
 
 def test_groups_make_resnext_variants() -> None:
     net = create_model("sge_resnet50", groups=32, width_per_group=4, num_classes=10)
-    assert net.layer1[0].conv2.groups == 32
+    widths = {(conv.groups, conv.out_channels) for conv in net.modules() if isinstance(conv, nn.Conv2d)}
+    assert (32, 128) in widths
+    named = create_model("sge_resnext50_32x4d", num_classes=10)
+    shapes = ({key: value.shape for key, value in twin.state_dict().items()} for twin in (net, named))
+    assert next(shapes) == next(shapes)

@@ -185,6 +185,8 @@ def fitting_architectures(state: Mapping[str, Tensor]) -> list[str]:
     shapes = {key: value.shape for key, value in state.items()}
     fits: list[str] = []
     for name in list_models():
+        if is_own(resolve(name)) and resolve(name) != name:
+            continue
         if fits and not is_own(name) and resolve(name) == name:
             break  # torchvision's own names come last
         try:

@@ -1,0 +1,74 @@
+"""WS-DenseNet: every convolution standardises its weight.
+
+Huang, Liu, van der Maaten, Weinberger, "Densely Connected Convolutional Networks", arXiv 1608.06993.
+Qiao, Wang, Liu, Shen, Yuille, "Micro-Batch Training with Batch-Channel Normalization and Weight
+Standardization", arXiv 1903.10520.
+The net is torchvision's, with every convolution standardised. Differs from the second paper: the standard
+deviation is the unbiased one, and 1e-5 is added to it rather than to the variance.
+
+No code was published with the checkpoint: state-dict names, shapes and registration order are torchvision's,
+the stored weights the raw ones.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.densenet import DenseNet
+
+__all__ = ["WSConv2d", "WSDenseNet", "ws_densenet201"]
+
+
+class WSConv2d(nn.Conv2d):
+    """Convolution with standardised filters: (w - mean(w)) / (std(w) + 1e-5) of each, with the unbiased std.
+
+    Takes the arguments of :class:`torch.nn.Conv2d`. The stored weight is the raw w; a constant filter acts
+    as zero.
+
+    Shape: (B, C_in, H, W) to (B, C_out, H', W').
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        # In float32 at least: half precision is too coarse for the statistics.
+        weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
+        centred = weight - weight.mean((1, 2, 3), keepdim=True)  # (C_out, C_in/groups, k, k)
+        # The norm of the centred weight takes fewer passes than var(); max(..., 1): one entry has no spread.
+        norm = torch.linalg.vector_norm(centred, dim=(1, 2, 3), keepdim=True)  # (C_out, 1, 1, 1)
+        std = norm / math.sqrt(max(weight[0].numel() - 1, 1))
+        weight = centred * (std + 1e-5).reciprocal()
+        return self._conv_forward(x, weight.to(self.weight.dtype), self.bias)
+
+
+class WSDenseNet(DenseNet):
+    """DenseNet of standardised convolutions; takes every keyword of :class:`torchvision.models.DenseNet`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                module.__class__ = WSConv2d  # the same parameters under the same name, another forward
+
+    def forward_stages(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Normalised and rectified outputs of the four dense blocks, at strides 4, 8, 16, 32.
+
+        A dense block's own output is never used raw: a transition, or the last batch norm, comes first.
+        """
+        stages = []
+        for name, layer in self.features.named_children():
+            if name.startswith("transition"):
+                norm, relu, conv, pool = layer.children()
+                stages.append(relu(norm(x)))
+                x = pool(conv(stages[-1]))
+            else:
+                x = layer(x)
+        return (*stages, F.relu(x, inplace=True))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last feature map before pooling, (B, C, H/32, W/32)."""
+        return F.relu(self.features(x), inplace=True)
+
+
+def ws_densenet201(**kwargs: Any) -> WSDenseNet:
+    return WSDenseNet(32, (6, 12, 48, 32), 64, **kwargs)
