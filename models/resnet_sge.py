@@ -49,13 +49,25 @@ class SpatialGroupEnhance(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1, groups, 1, 1))
         self.bias = nn.Parameter(torch.ones(1, groups, 1, 1))
 
+    def formula(self, x: Tensor) -> Tensor:
+        """The same in plain steps, for compilers: they fuse these, but not the products of forward()."""
+        grouped = x.unflatten(1, (self.groups, -1))  # (B, G, C/G, H, W)
+        mean = self.avg_pool(x).unflatten(1, (self.groups, -1))  # (B, G, C/G, 1, 1)
+        gate = self.gate((grouped * mean).sum(2))
+        return (grouped * gate.unsqueeze(2)).flatten(1, 2)
+
     def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return self.formula(x)
         batch, _, height, width = x.shape
         grouped = x.reshape(batch * self.groups, -1, height * width)  # (B*G, C/G, H*W)
         mean = self.avg_pool(x).reshape(batch * self.groups, 1, -1)  # (B*G, 1, C/G)
         similarity = torch.bmm(mean, grouped)  # (B*G, 1, H*W), without materialising x * mean
         gate = self.gate(similarity.reshape(batch, self.groups, height, width))
-        return (grouped * gate.reshape(batch * self.groups, 1, -1)).reshape(x.shape)
+        out = (grouped * gate.reshape(batch * self.groups, 1, -1)).reshape(x.shape)
+        if x.is_contiguous(memory_format=torch.channels_last):
+            out = out.contiguous(memory_format=torch.channels_last)  # spare the next layers the other layout
+        return out
 
     def gate(self, similarity: Tensor) -> Tensor:
         """The gate in (0, 1), (B, G, H, W), of a similarity map of that shape."""

@@ -102,7 +102,8 @@ def test_unusable_checkpoints(call: Run, images: Path, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_with_other_classes(call: Run, images: Path, tmp_path: Path) -> None:
-    torch.save(create_model("se_resnet18").state_dict(), tmp_path / "thousand.pth")
+    saved = {"state_dict": create_model("se_resnet18").state_dict(), "arch": "se_resnet18"}
+    torch.save(saved, tmp_path / "thousand.pth")
     result = call("--data", images, "-a", "se_resnet18", "-e", "--resume", "thousand.pth", "--img-size", 64)
     assert_one_line_error(result, "fc.weight (1000, 512) instead of (3, 512)", "-a se_resnet18")
     result = call(

@@ -88,15 +88,13 @@ def test_wrapper_parts_of_keys_are_removed(tmp_path: Path) -> None:
 
 
 def test_no_registered_net_has_a_wrapper_part_in_its_keys() -> None:
-    for name in (*list_models("*resnet*"), "alexnet", "vgg11", "vit_b_16", "densenet121"):
+    for name in (*list_models("*resnet50*"), "alexnet", "vgg11", "vit_b_16", "densenet121"):
         with torch.device("meta"):
             keys = create_model(name).state_dict()
         assert not [key for key in keys if {"module", "_orig_mod"} & set(key.split("."))]
 
 
-@pytest.mark.parametrize(
-    ("name", "classes"), [("sge_resnet34", 1000), ("se_resnet50", 7), ("mobilenet_v2", 1000)]
-)
+@pytest.mark.parametrize(("name", "classes"), [("se_resnet50", 7), ("mobilenet_v2", 1000)])
 def test_the_architecture_that_fits_is_found(name: str, classes: int) -> None:
     with torch.device("meta"):
         weights = create_model(name, num_classes=classes).state_dict()

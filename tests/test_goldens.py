@@ -62,3 +62,28 @@ def test_train_loss_gradients_and_running_statistics(case: tuple[dict, nn.Module
     variances = [value for name, value in buffers.items() if name.endswith("running_var")]
     assert relative(l2(means), golden["running_mean_l2_after"]) < 1e-9
     assert relative(l2(variances), golden["running_var_l2_after"]) < 1e-9
+
+
+# Of GC-ResNet only a detection backbone was published, and its initialisation is not that of a classifier.
+AUTHORITATIVE = [
+    name
+    for name in NAMES
+    if load_manifest(name)["source"].startswith("implus") and not name.startswith("gc_")
+]
+
+
+@pytest.mark.parametrize("name", AUTHORITATIVE)
+def test_initialisation_is_the_published_one(name: str) -> None:
+    """Constants exactly; of large tensors the deviation, and uniform or normal by the largest value."""
+    torch.manual_seed(0)
+    parameters = dict(create_model(name).named_parameters())
+    statistics = load_manifest(name)["init_seed0"]["stats"]
+    assert set(statistics) == set(parameters)
+    for key, (kind, value, *_) in statistics.items():
+        parameter = parameters[key].detach()
+        if kind == "const":
+            assert torch.all(parameter == value), key
+        elif parameter.numel() >= 1000:
+            std = float(parameter.std())
+            assert std == pytest.approx(value, rel=0.1), key
+            assert (float(parameter.abs().max()) / std < 1.9) == (kind == "uniform"), key

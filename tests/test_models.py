@@ -1,5 +1,7 @@
 """The registry, and the promise that every model file works copied alone."""
 
+import itertools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -75,3 +77,25 @@ def test_groups_make_resnext_variants() -> None:
     named = create_model("sge_resnext50_32x4d", num_classes=10)
     shapes = ({key: value.shape for key, value in twin.state_dict().items()} for twin in (net, named))
     assert next(shapes) == next(shapes)
+
+
+def names_in_readme() -> set[str]:
+    """The names of the README's table of architectures, with ``{18,34}`` spelled out."""
+    readme = (REPOSITORY / "README.md").read_text()
+    table = readme[readme.index("## Architectures") : readme.index("list_models(")]
+    names: set[str] = set()
+    for pattern in re.findall(r"`([a-z0-9_{},]+)`", table):
+        parts = [part.split(",") for part in re.split(r"[{}]", pattern)]
+        names.update("".join(choice) for choice in itertools.product(*parts))
+    return names - {"models"}
+
+
+def test_readme_lists_every_architecture() -> None:
+    assert names_in_readme() == {name for name in list_models() if is_own(name)}
+
+
+def test_aliases_lead_to_architectures() -> None:
+    for alias in ("ws_resnext50_32x4d", "ws_shufflenetv2_1x", "shufflenetv1_1x_g3", "old_resnet152"):
+        assert alias in list_models()
+        assert resolve(alias) != alias
+        assert resolve(alias) in list_models()

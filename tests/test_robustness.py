@@ -7,6 +7,7 @@ import copy
 import io
 import itertools
 import pickle
+import re
 import subprocess
 import sys
 from typing import Any
@@ -18,13 +19,18 @@ from torch import Tensor, nn
 import models
 from models import create_model, is_own, list_models
 
+
+def without_depth(name: str) -> str:
+    return re.sub(r"(?<=net)\d+|(?<=next)\d+", "", name)
+
+
 BUILDERS = [name for name in list_models() if is_own(name)]
 PLAIN = ("sk_resnet18", "sk_resnet34")  # no unit of their own: plain nets under another name
-# The shallowest builder of each kind: the first of every run of names that differ in their number only.
+# The shallowest builder of each kind, a kind being a name without its depth.
 SHALLOW = [
     next(names)
     for _, names in itertools.groupby(
-        (name for name in BUILDERS if name not in PLAIN), lambda name: name.rstrip("0123456789")
+        sorted((name for name in BUILDERS if name not in PLAIN), key=without_depth), without_depth
     )
 ]
 EACH = pytest.mark.parametrize(

@@ -165,7 +165,11 @@ def load_weights(model: nn.Module, saved: Mapping[str, Any], arch: str, path: st
         if items
     ]
     if problems:
-        fits = [saved["arch"] + _class_flag(state)] if "arch" in saved else fitting_architectures(state)
+        if "arch" in saved:
+            fits = [saved["arch"] + _class_flag(state)]
+        else:
+            print(f"{path} does not fit {arch}; looking for the architecture that it fits", flush=True)
+            fits = fitting_architectures(state)
         hint = (
             f"the file fits -a {' or '.join(fits)}" if fits else "no registered architecture was found to fit"
         )
