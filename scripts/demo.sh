@@ -6,7 +6,7 @@ install_requirements requirements.txt
 run=checkpoints/demo
 net=(-a sge_resnet18 --data digits --img-size 32)
 # Digits are small and have a left and a right: crops of at least half the image, no flips.
-"$python" imagenet.py "${net[@]}" --scale 0.5 1 --hflip 0 --epochs 12 --schedule 8 11 --train-batch 64 --lr 0.05 \
+"$python" imagenet.py "${net[@]}" --scale 0.5 1 --hflip 0 --epochs 10 --schedule 7 9 --train-batch 64 --lr 0.05 \
     --manualSeed 1 -c "$run" --overwrite
 echo
 echo "evaluating $run/model_best.pth.tar"
