@@ -1,4 +1,5 @@
-"""What the training scripts share, one idea per file; a file imports only from those below it.
+"""What the training scripts share, one idea per file; a file imports only from those named after it.
 
-cli, engine, logger, checkpoint, data, digits, sampling, complexity, schedule, distributed, randomness, errors
+cli, engine, checkpoint, logger, metrics, data, digits, sampling, complexity, schedule, distributed,
+randomness, errors
 """
