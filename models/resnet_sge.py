@@ -6,12 +6,15 @@ The block is torchvision's ResNet v1.5 block (stride on the 3x3 convolution); th
 norm.
 
 State-dict names, shapes and registration order are those of the published checkpoints.
+Second derivatives end in torch's error for once-differentiable functions; ``SpatialGroupEnhance.formula`` has
+them.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 __all__ = [
@@ -27,6 +30,51 @@ __all__ = [
     "sge_resnext50_32x4d",
     "sge_resnext101_32x4d",
 ]
+
+
+# The two steps of SGE that read the whole map have their gradients written out. x passes through the first
+# into the second. So on the way back the second makes one map, the gradient of x, and the first adds to it in
+# place, as nothing else holds it. Left to autograd, the formula makes five such maps.
+
+
+class _Similarity(torch.autograd.Function):
+    """x, and the product of each position with the mean over the positions.
+
+    Shape: (N, c, P) and its mean (N, 1, c), whose gradient is counted here, to (N, c, P) and (N, 1, P).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, mean)
+        return x, torch.bmm(mean, x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, grad_similarity: Tensor) -> tuple[Tensor, None]:
+        x, mean = ctx.saved_tensors
+        along = grad_similarity.to(x.dtype)
+        grad_mean = torch.bmm(x, along.transpose(1, 2))  # (N, c, 1)
+        # grad += mean * along + grad_mean / P, both outer products at once.
+        left = torch.cat((mean.transpose(1, 2), grad_mean / x.shape[2]), 2)  # (N, c, 2)
+        right = torch.cat((along, torch.ones_like(along)), 1)  # (N, 2, P)
+        return grad.baddbmm_(left, right), None
+
+
+class _Gate(torch.autograd.Function):
+    """x * gate: (N, c, P) and (N, 1, P) to (N, c, P)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor) -> Tensor:
+        ctx.save_for_backward(x, gate)
+        return x * gate
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor]:
+        x, gate = ctx.saved_tensors
+        grad = grad_out * x
+        grad_gate = grad.sum(1, keepdim=True)
+        return torch.mul(grad_out, gate, out=grad), grad_gate
 
 
 class SpatialGroupEnhance(nn.Module):
@@ -49,8 +97,16 @@ class SpatialGroupEnhance(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1, groups, 1, 1))
         self.bias = nn.Parameter(torch.ones(1, groups, 1, 1))
 
+    def gate(self, similarity: Tensor) -> Tensor:
+        """The gate in (0, 1), (B, G, H, W), of a similarity map of that shape."""
+        s = similarity.float() if similarity.dtype in (torch.float16, torch.bfloat16) else similarity
+        # The unbiased standard deviation, but 0 instead of 0/0 on a 1x1 map.
+        std, mean = torch.std_mean(s, (2, 3), correction=min(1, s.shape[2] * s.shape[3] - 1), keepdim=True)
+        normalised = torch.addcmul(self.bias, s - mean, self.weight / (std + 1e-5))
+        return torch.sigmoid(normalised).to(similarity.dtype)
+
     def formula(self, x: Tensor) -> Tensor:
-        """The same in plain steps, for compilers: they fuse these, but not the products of forward()."""
+        """The same, left to autograd: for compilers, which fuse it themselves, and for second derivatives."""
         grouped = x.unflatten(1, (self.groups, -1))  # (B, G, C/G, H, W)
         mean = self.avg_pool(x).unflatten(1, (self.groups, -1))  # (B, G, C/G, 1, 1)
         gate = self.gate((grouped * mean).sum(2))
@@ -60,21 +116,15 @@ class SpatialGroupEnhance(nn.Module):
         if torch.compiler.is_compiling():
             return self.formula(x)
         batch, _, height, width = x.shape
+        with torch.no_grad():
+            mean = self.avg_pool(x).reshape(batch * self.groups, 1, -1)  # (B*G, 1, C/G)
         grouped = x.reshape(batch * self.groups, -1, height * width)  # (B*G, C/G, H*W)
-        mean = self.avg_pool(x).reshape(batch * self.groups, 1, -1)  # (B*G, 1, C/G)
-        similarity = torch.bmm(mean, grouped)  # (B*G, 1, H*W), without materialising x * mean
+        grouped, similarity = _Similarity.apply(grouped, mean)
         gate = self.gate(similarity.reshape(batch, self.groups, height, width))
-        out = (grouped * gate.reshape(batch * self.groups, 1, -1)).reshape(x.shape)
+        out = _Gate.apply(grouped, gate.reshape(batch * self.groups, 1, -1)).reshape(x.shape)
         if x.is_contiguous(memory_format=torch.channels_last):
             out = out.contiguous(memory_format=torch.channels_last)  # spare the next layers the other layout
         return out
-
-    def gate(self, similarity: Tensor) -> Tensor:
-        """The gate in (0, 1), (B, G, H, W), of a similarity map of that shape."""
-        s = similarity.float() if similarity.dtype in (torch.float16, torch.bfloat16) else similarity
-        # The unbiased standard deviation, but 0 instead of 0/0 on a 1x1 map.
-        std, mean = torch.std_mean(s, (2, 3), correction=min(1, s.shape[2] * s.shape[3] - 1), keepdim=True)
-        return torch.sigmoid((s - mean) / (std + 1e-5) * self.weight + self.bias).to(similarity.dtype)
 
 
 class SGEBasicBlock(BasicBlock):
