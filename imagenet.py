@@ -12,32 +12,22 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
-from utils import checkpoint, cli
-from utils.data import DeviceLoader, ImageDataset, open_data, train_transform, val_transform
-from utils.distributed import describe, parallelize, select_devices, unwrap
-from utils.engine import evaluate, train_epoch
-from utils.logger import RunLog
-from utils.sampling import EvalBatches, TrainBatches
-from utils.schedule import set_learning_rate, step_decay
+from utils import arguments, checkpoint, cli, network
+from utils.data import open_data, train_transform, training_loader, validation_loader
+from utils.distributed import Ranks, describe, parallelize, select_devices
+from utils.engine import Trainer, evaluate
+from utils.run import Run, choose_seed
+from utils.schedule import Schedule
 
 CROP_SCALES = {"large": (0.08, 1.0), "small": (0.2, 1.0)}  # share of the area that a training crop covers
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line, with what can be checked before anything is read."""
+def create_parser() -> cli.Parser:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cli.add_data_arguments(parser)
-    cli.add_model_arguments(parser)
-    cli.add_training_arguments(parser, epochs=90)
-    cli.add_run_arguments(parser)
-    parser.add_argument(
-        "--schedule",
-        type=cli.whole,
-        nargs="+",
-        default=[150, 225],
-        metavar="EPOCH",
-        help="epochs, counted from 0, at whose start the rate is multiplied by --gamma (default: 150 225)",
-    )
+    arguments.add_data_arguments(parser)
+    arguments.add_model_arguments(parser)
+    arguments.add_training_arguments(parser)
+    arguments.add_run_arguments(parser)
     parser.add_argument(
         "-ms",
         "--modelsize",
@@ -46,78 +36,50 @@ def parse_arguments() -> argparse.Namespace:
         help="large: --scale 0.08 1, small: --scale 0.2 1",
     )
     parser.add_argument("--gpu-id", default="0", help="GPUs to use, such as 0,1,2,3 (default: 0)")
-    args = parser.parse_args()
-    cli.check(parser, args)
-    return args
+    parser.set_defaults(epochs=90, test_batch=200, schedule=[150, 225])
+    return parser
 
 
 def main() -> None:
-    args = parse_arguments()
+    parser = create_parser()
+    args = parser.parse_args()
+    arguments.check(parser, args)
     device, gpu_ids = select_devices(args.device, args.gpu_id)
     saved = checkpoint.load(args.resume) if args.resume else {}
-    seed = cli.choose_seed(args.manualSeed, saved.get("seed"))
+    seed = choose_seed(args.manualSeed, saved.get("seed"))
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = True
 
     splits = open_data(args.data, args.evaluate)
-    classes = cli.class_count(args.num_classes, splits.val.classes)
-    model, complexity = cli.build_model(args, classes)
-    if saved:
-        checkpoint.load_weights(model, saved, args.arch, args.resume)
+    classes = network.class_count(args.num_classes, splits.val.classes)
+    net, complexity = network.build_model(args, classes)
+    network.load_weights(net, args, saved)
     print(
         f"{args.arch}: {complexity} at {args.img_size} px, {classes} classes, on {describe(device, gpu_ids)}"
     )
-    model = parallelize(model.to(device), gpu_ids)
-    criterion = nn.CrossEntropyLoss()
+    model = parallelize(net.to(device), gpu_ids)
 
-    val_set = ImageDataset(splits.val, val_transform(args.img_size), seed)
-    val_loader = DeviceLoader(
-        val_set, EvalBatches(len(val_set), args.test_batch), args.img_size, args.workers, device
-    )
+    val_loader = validation_loader(splits.val, args, seed, Ranks(device=device))
     if splits.train is None:
-        result = evaluate(model, val_loader, criterion)
-        print(f" Test Loss:  {result.loss:.8f}, Test Acc:  {result.top1:.2f}, Top-5 Acc:  {result.top5:.2f}")
+        print(evaluate(model, val_loader).published())
         return
 
-    crop_scale = tuple(args.scale or CROP_SCALES[args.modelsize])
-    train_set = ImageDataset(splits.train, train_transform(args.img_size, crop_scale, args.hflip), seed)
-    batches = TrainBatches(len(train_set), args.train_batch, seed)
-    train_loader = DeviceLoader(train_set, batches, args.img_size, args.workers, device)
-    optimizer = SGD(model.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
-    start, best = cli.start_of_training(args, saved)
+    transform = train_transform(args, args.scale or CROP_SCALES[args.modelsize])
+    train_loader = training_loader(splits.train, transform, args, seed, Ranks(device=device))
+    print(f"{train_loader}, {val_loader}")
+    optimizer = SGD(net.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
     if saved and not args.fresh_optimizer:
         checkpoint.load_optimizer(optimizer, saved.get("optimizer"), args.resume)
 
-    folder = cli.run_folder(args)
-    if args.train_batch > len(train_set):
-        print(f"note: --train-batch {args.train_batch} is more than the training set: one step per epoch")
-    print(
-        f"{len(train_set):,} training images in steps of {batches.batch}, {len(val_set):,} validation images"
-    )
-    print(f"seed {seed}, writing to {folder}/")
-    log = RunLog(folder, args.epochs, cli.previous_rows(args, start), start)
-    for epoch in range(start, args.epochs):
-        rate = step_decay(args.lr, epoch, args.schedule, args.gamma)
-        set_learning_rate(optimizer, rate)
-        trained, images_per_second = train_epoch(model, train_loader, optimizer, criterion, seed, epoch)
-        validated = evaluate(model, val_loader, criterion)
-        log.epoch(epoch + 1, rate, trained, validated, images_per_second)
-
-        is_best, best = validated.top1 > best, max(validated.top1, best)
-        state = {
-            "epoch": epoch + 1,
-            "arch": args.arch,
-            "state_dict": unwrap(model).state_dict(),
-            "acc": validated.top1,
-            "best_acc": best,
-            "optimizer": optimizer.state_dict(),
-            "seed": seed,
-            "classes": list(splits.val.classes),
-        }
-        checkpoint.save(state, folder, is_best)
-    log.close()
-    print(f"best top-1: {best:.2f} %")
-    print(f"wrote {folder}/: log.txt, {checkpoint.LAST}, {checkpoint.BEST}, TensorBoard events")
+    schedule = Schedule(args.lr, args.epochs, milestones=args.schedule, gamma=args.gamma)
+    trainer = Trainer(model, optimizer, nn.CrossEntropyLoss(), schedule, seed)
+    run = Run(args, saved, {"arch": args.arch, "seed": seed, "classes": list(splits.val.classes)})
+    for epoch in range(run.start, args.epochs):
+        trained, speed = trainer.epoch(train_loader, epoch)
+        validated = evaluate(model, val_loader)
+        state = {"state_dict": net.state_dict(), "optimizer": optimizer.state_dict()}
+        run.finish_epoch(epoch, trainer.rate, trained, validated, speed, state)
+    run.close()
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class Candidate:
         self.device = torch.device(args.device)
         self.dtype = getattr(torch, args.dtype)
         self.training = args.mode == "train"
-        self.net = create_model(name).to(self.device, memory_format=layout).train(self.training)
+        self.net = create_model(name).to(self.device).to(memory_format=layout).train(self.training)
         self.forward = torch.compile(self.net) if args.compile else self.net
         shape = (args.batch, 3, args.img_size, args.img_size)
         self.images = torch.randn(shape, device=self.device).to(memory_format=layout)

@@ -4,50 +4,86 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: test processes that share cores must not spin
 
+import importlib
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-import imagenet
 from utils import cli
 
 REPOSITORY = Path(__file__).parent.parent
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def start_process(folder: Path, *command: object) -> subprocess.CompletedProcess[str]:
+    """Start a Python command line in ``folder`` and wait for it."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Start ``python imagenet.py ARGUMENTS`` in an empty folder and wait for it."""
+    """Start ``python SCRIPT ARGUMENTS`` in an empty folder and wait for it."""
 
     def start(*arguments: object, script: str = "imagenet.py") -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(REPOSITORY / script), *map(str, arguments)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-        )
+        return start_process(tmp_path, REPOSITORY / script, *arguments)
 
     return start
 
 
 @pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def launch(tmp_path: Path) -> Run:
+    """Start a script in several processes, by torchrun or another launcher."""
+
+    def start(
+        script: Path | str, *arguments: object, processes: int = 2, launcher: str = "torch.distributed.run"
+    ) -> subprocess.CompletedProcess[str]:
+        nodes = ("--standalone",) if launcher == "torch.distributed.run" else ("--master-port", free_port())
+        command = ("-m", launcher, *nodes, f"--nproc_per_node={processes}", REPOSITORY / script, *arguments)
+        return start_process(tmp_path, *command)
+
+    return start
+
+
+def free_port() -> int:
+    """A port that no other test's job uses."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Run]:
     """The same as ``run``, within this process: saves the import of torch where many lines are tried."""
 
-    def start(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = ["imagenet.py", *map(str, arguments)]
+    def start(*arguments: object, script: str = "imagenet.py") -> subprocess.CompletedProcess[str]:
+        command = [script, *map(str, arguments)]
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", command)
         with pytest.raises(SystemExit) as ended:
-            cli.run(imagenet.main)
+            cli.run(importlib.import_module(Path(script).stem).main)
         output = capsys.readouterr()
         return subprocess.CompletedProcess(command, int(ended.value.code or 0), output.out, output.err)
 
-    return start
+    yield start
+    torch.use_deterministic_algorithms(False)
+    torch.compiler.reset()
 
 
 def write_images(folder: Path, count: int, seed: int = 0, size: tuple[int, int] = (40, 48)) -> None:

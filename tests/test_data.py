@@ -1,5 +1,6 @@
 """From files to batches: folders, colour modes, broken files, independence of the workers."""
 
+import argparse
 import io
 from pathlib import Path
 
@@ -20,16 +21,18 @@ from utils.data import (
     val_transform,
 )
 from utils.digits import write_digits
+from utils.distributed import ONE_PROCESS
 from utils.errors import UserError
-from utils.sampling import EvalBatches, TrainBatches
+from utils.sampling import EvalBatches, SampleKey, TrainBatches
 
 CPU = torch.device("cpu")
 
 
-def loader(images: Path, workers: int, batch: int = 5, seed: int = 1) -> DeviceLoader:
+def loader(images: Path, workers: int, batch: int = 5, seed: int = 1) -> DeviceLoader[TrainBatches]:
     split = open_data(str(images), evaluate=False).train
     assert split is not None
-    dataset = ImageDataset(split, train_transform(32, (0.08, 1.0), 0.5), seed)
+    flags = argparse.Namespace(img_size=32, hflip=0.5, auto_augment=None, random_erase=0.0)
+    dataset = ImageDataset(split, train_transform(flags, (0.08, 1.0)), seed, substitute=True)
     return DeviceLoader(dataset, TrainBatches(len(dataset), batch, seed), 32, workers, CPU)
 
 
@@ -141,29 +144,82 @@ def test_images_are_normalised_by_imagenets_mean_and_deviation(tmp_path: Path) -
     assert labels.tolist() == [0]
 
 
-def test_broken_files_are_named_and_counted(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def break_two(images: Path) -> None:
     truncated = images / "train" / "cat" / "0.JPEG"
     truncated.write_bytes(truncated.read_bytes()[:200])
     (images / "train" / "dog" / "1.JPEG").write_bytes(b"")
+
+
+def test_in_training_the_next_file_takes_the_place_of_a_broken_one(
+    images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    break_two(images)
     batches = loader(images, workers=0, batch=8)
-    sizes = [len(labels) for _, labels in batches]
+    labels = torch.cat([labels for _, labels in batches])
+    assert labels.bincount().tolist() == [8, 8, 8]
+    batches.report(ONE_PROCESS)
     first = capsys.readouterr().out
-    assert sum(sizes) == 22
     assert "cat/0.JPEG" in first
     assert "dog/1.JPEG" in first
-    assert "2 of 24 images could not be decoded" in first
+    assert "2 images could not be decoded and were replaced" in first
     list(batches)
+    batches.report(ONE_PROCESS)
     second = capsys.readouterr().out
     assert "JPEG" not in second
-    assert "2 of 24" in second
+    assert "2 images" in second
+
+
+def test_in_evaluation_a_broken_file_is_left_out(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    break_two(images)
+    split = open_data(str(images), evaluate=False).train
+    assert split is not None
+    dataset = ImageDataset(split, val_transform(32), 0)
+    batches = DeviceLoader(dataset, EvalBatches(len(dataset), 1), 32, 0, CPU)
+    assert sum(len(labels) for _, labels in batches) == 22
+    batches.report(ONE_PROCESS)
+    assert "2 images could not be decoded and were left out" in capsys.readouterr().out
 
 
 def test_only_broken_files(tmp_path: Path) -> None:
     for split in ("train", "val"):
         (tmp_path / split / "a").mkdir(parents=True)
         (tmp_path / split / "a" / "x.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"none of 1 images.*x\.png"):
+    with pytest.raises(UserError, match=r"cannot decode .*x\.png"):
         list(loader(tmp_path, workers=0))
+    dataset = ImageDataset(open_data(str(tmp_path), evaluate=True).val, val_transform(32), 0)
+    batches = DeviceLoader(dataset, EvalBatches(1, 1), 32, 0, CPU)
+    assert list(batches) == []
+    with pytest.raises(UserError, match=r"none of 1 images.*x\.png"):
+        batches.report(ONE_PROCESS)
+
+
+@pytest.mark.parametrize(
+    "flags", [{"auto_augment": "ra"}, {"auto_augment": "ta"}, {"auto_augment": "imagenet"}]
+)
+def test_stronger_augmentation_is_seeded_and_keeps_the_format(images: Path, flags: dict[str, str]) -> None:
+    plain = {"img_size": 32, "hflip": 0.5, "auto_augment": None, "random_erase": 0.0}
+    split = open_data(str(images), evaluate=False).train
+    assert split is not None
+
+    def sample(changes: dict[str, str], epoch: int) -> torch.Tensor:
+        transform = train_transform(argparse.Namespace(**{**plain, **changes}), (0.08, 1.0))
+        image = ImageDataset(split, transform, 1)[SampleKey(epoch, 3)].image
+        assert image is not None
+        return image
+
+    drawn = [sample(flags, epoch) for epoch in range(8)]
+    assert {(image.shape, image.dtype) for image in drawn} == {((3, 32, 32), torch.uint8)}
+    assert all(torch.equal(sample(flags, epoch), image) for epoch, image in enumerate(drawn))
+    assert any(not torch.equal(sample({}, epoch), image) for epoch, image in enumerate(drawn))
+
+
+def test_random_erasing_sets_a_box_to_the_mean_colour(images: Path) -> None:
+    flags = argparse.Namespace(img_size=32, hflip=0.0, auto_augment=None, random_erase=1.0)
+    mean = torch.tensor([round(255 * value) for value in MEAN])[:, None, None]
+    image = train_transform(flags, (0.9, 1.0))(Image.new("RGB", (40, 40), (0, 0, 0)))
+    erased = (image.int() - mean).abs().amax(dim=0) <= 1
+    assert image.dtype == torch.uint8
+    assert 0.01 < erased.float().mean() < 0.4
 
 
 def test_digits_are_written_once(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Which sample is read when, and that only seed and position decide what is drawn."""
 
+import pytest
 import torch
 
+from utils.errors import UserError
 from utils.randomness import derive_seed, permutation, seeded_cpu
 from utils.sampling import EvalBatches, TrainBatches
 
@@ -33,6 +35,30 @@ def test_training_leaves_out_the_last_smaller_batch() -> None:
 def test_fewer_samples_than_a_batch_give_one_batch_of_all() -> None:
     assert sorted(samples(TrainBatches(5, 256, seed=0))[0]) == [0, 1, 2, 3, 4]
     assert len(TrainBatches(5, 256, seed=0)) == 1
+
+
+@pytest.mark.parametrize(("processes", "parts"), [(2, 1), (1, 2), (3, 2)])
+def test_a_step_reads_the_same_samples_however_it_is_spread(processes: int, parts: int) -> None:
+    """And every process has as many batches as the others, of the same size."""
+    whole = [set(step) for step in samples(TrainBatches(100, 4 * processes * parts, seed=1))]
+    spread = [samples(TrainBatches(100, 4, 1, parts, rank, processes)) for rank in range(processes)]
+    assert {len(batch) for batches in spread for batch in batches} == {4}
+    assert {len(batches) for batches in spread} == {len(whole) * parts}
+    for step, expected in enumerate(whole):
+        read = [s for batches in spread for part in range(parts) for s in batches[step * parts + part]]
+        assert len(read) == len(expected)
+        assert set(read) == expected
+
+
+def test_more_processes_than_samples() -> None:
+    with pytest.raises(UserError, match="3 training images are too few for 2 processes x 2 batches"):
+        TrainBatches(3, 8, seed=1, parts=2, processes=2)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+def test_evaluation_is_shared_without_padding(processes: int) -> None:
+    read = [s for rank in range(processes) for b in samples(EvalBatches(5, 2, rank, processes)) for s in b]
+    assert sorted(read) == [0, 1, 2, 3, 4]
 
 
 def test_evaluation_reads_every_sample_once() -> None:

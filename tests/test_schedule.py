@@ -1,23 +1,51 @@
-"""Learning rates against the published script's."""
+"""Learning rates against the published scripts' tables."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from utils.schedule import step_decay
+from utils.schedule import Schedule
 
 GOLDEN = json.loads((Path(__file__).parent / "goldens_math.json").read_text())
+STEPS = (30, 60, 90)
 
 
-def test_step_decay_meets_the_published_table() -> None:
-    rates = [step_decay(0.1, epoch, [30, 60, 90], 0.1) for epoch in range(len(GOLDEN["lr_imagenet_step"]))]
-    assert rates == pytest.approx(GOLDEN["lr_imagenet_step"], rel=1e-12)
+@pytest.mark.parametrize(
+    ("schedule", "table"),
+    [
+        (Schedule(0.1, 100, milestones=STEPS), GOLDEN["lr_imagenet_step"]),
+        (Schedule(0.1, 100, warmup=5, milestones=STEPS), GOLDEN["lr_fast"]["step_100_warm5_base.1"]),
+        (Schedule(0.1, 100, milestones=STEPS), GOLDEN["lr_fast"]["step_100_warm0_base.1"]),
+        (Schedule(0.4, 100, warmup=5, cosine=True), GOLDEN["lr_fast"]["cos_100_warm5_base.4"]),
+    ],
+    ids=["imagenet", "fast, warm-up", "fast", "fast, cosine"],
+)
+def test_the_published_tables_by_epoch(schedule: Schedule, table: list[float]) -> None:
+    assert [schedule(epoch, 0, 10) for epoch in range(len(table))] == pytest.approx(table, rel=1e-12)
+    assert [schedule(epoch, 9, 10) for epoch in range(len(table))] == pytest.approx(table, rel=1e-12)
 
 
-def test_order_of_milestones_does_not_matter() -> None:
-    assert step_decay(1.0, 5, [9, 3, 4], 0.5) == 0.25
+def test_the_published_table_by_step() -> None:
+    schedule = Schedule(0.4, 300, warmup=5, cosine=True, per_iteration=True)
+    for position, rate in GOLDEN["lr_mobile_base.4_T300_N1252_warm5"].items():
+        epoch, step = map(int, position.split(","))
+        assert schedule(epoch, step, 1252) == pytest.approx(rate, rel=1e-12, abs=1e-16)
+    assert schedule(299, 1251, 1252) == 0
 
 
-def test_a_milestone_at_the_first_epoch_counts() -> None:
-    assert step_decay(1.0, 0, [0], 0.1) == 0.1
+def test_warm_up_by_step_then_decay_by_epoch() -> None:
+    schedule = Schedule(1.0, 9, warmup=2, milestones=[1, 4], gamma=0.5, per_iteration=True)
+    rates = [schedule(epoch, step, 2) for epoch in (0, 1, 2, 4) for step in (0, 1)]
+    assert rates == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 0.5, 0.5]  # the milestone in the warm-up does not count
+
+
+def test_a_run_shorter_than_its_warm_up() -> None:
+    for per_iteration in (False, True):
+        schedule = Schedule(1.0, 5, warmup=5, cosine=True, per_iteration=per_iteration)
+        assert schedule(4, 1, 2) == 1.0
+
+
+def test_milestones_in_any_order_and_at_the_first_epoch() -> None:
+    assert Schedule(1.0, 9, milestones=[9, 3, 4], gamma=0.5)(5, 0, 1) == 0.25
+    assert Schedule(1.0, 9, milestones=[0])(0, 0, 1) == 0.1

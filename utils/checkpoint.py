@@ -88,32 +88,36 @@ def _numpy_scalars() -> list[Any]:
     ]
 
 
-def load(path: str) -> dict[str, Any]:
+def load(path: str, flag: str = "--resume") -> dict[str, Any]:
     """Read a checkpoint onto the CPU, running no code from it.
 
     A bare state dict becomes ``{"state_dict": ...}``. Wrapper parts (``module.``, ``_orig_mod.``) are removed
     from the keys of ``state_dict``.
 
+    Args:
+        path: the file.
+        flag: what named it, for messages.
+
     Raises:
         UserError: the file is missing, unreadable, or holds something else.
     """
     if not Path(path).is_file():
-        raise UserError(f"--resume {path}: no such file")
+        raise UserError(f"{flag} {path}: no such file")
     try:
         with torch.serialization.safe_globals(_numpy_scalars()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # old formats make torch warn about its own internals
             content = torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError:
-        raise UserError(f"--resume {path}: no permission to read it") from None
+        raise UserError(f"{flag} {path}: no permission to read it") from None
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"--resume {path}: not a checkpoint of tensors and numbers ({_first_sentence(error)})"
+            f"{flag} {path}: not a checkpoint of tensors and numbers ({_first_sentence(error)})"
         ) from None
     except (
         Exception
     ) as error:  # damage shows up as nearly any exception: EOFError, RuntimeError, KeyError, ...
-        raise UserError(f"--resume {path}: damaged or not a checkpoint ({_first_sentence(error)})") from None
-    return _normalize(content, path)
+        raise UserError(f"{flag} {path}: damaged or not a checkpoint ({_first_sentence(error)})") from None
+    return _normalize(content, f"{flag} {path}")
 
 
 def _first_sentence(error: Exception) -> str:
@@ -121,12 +125,12 @@ def _first_sentence(error: Exception) -> str:
     return text.split(". ")[0][:120]
 
 
-def _normalize(content: object, path: str) -> dict[str, Any]:
+def _normalize(content: object, source: str) -> dict[str, Any]:
     if isinstance(content, dict) and content and _all_tensors(content):
         content = {"state_dict": content}
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(content, dict) or not isinstance(state, dict) or not _all_tensors(state):
-        raise UserError(f"--resume {path}: it holds no network weights ('state_dict')")
+        raise UserError(f"{source}: it holds no network weights ('state_dict')")
     return {**content, "state_dict": {_plain_key(key): value for key, value in state.items()}}
 
 
@@ -138,14 +142,16 @@ def _plain_key(key: str) -> str:
     return ".".join(part for part in key.split(".") if part not in _WRAPPERS)
 
 
-def load_weights(model: nn.Module, saved: Mapping[str, Any], arch: str, path: str) -> None:
+def load_weights(
+    model: nn.Module, saved: Mapping[str, Any], arch: str, path: str, flag: str = "--resume"
+) -> None:
     """Load a checkpoint's weights, which must fit exactly; nothing is filled in and nothing dropped.
 
     Args:
         model: the network, built as ``arch``.
         saved: from :func:`load`.
-        UserError: it does not fit; the message counts what differs and names an architecture that fits.
         path: where the checkpoint came from, for messages.
+        flag: what named it, for messages.
 
     Raises:
         UserError: it does not fit; the message counts what differs and names the architecture that fits.
@@ -173,10 +179,10 @@ def load_weights(model: nn.Module, saved: Mapping[str, Any], arch: str, path: st
         hint = (
             f"the file fits -a {' or '.join(fits)}" if fits else "no registered architecture was found to fit"
         )
-        raise UserError(f"--resume {path} does not fit {arch}: {'; '.join(problems)}; {hint}")
+        raise UserError(f"{flag} {path} does not fit {arch}: {'; '.join(problems)}; {hint}")
     written_as = saved.get("arch", arch)
     if resolve(written_as) != resolve(arch):
-        raise UserError(f"--resume {path} holds {written_as}, not {arch}; give -a {written_as}")
+        raise UserError(f"{flag} {path} holds {written_as}, not {arch}; give -a {written_as}")
     model.load_state_dict(state)
 
 

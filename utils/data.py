@@ -3,10 +3,12 @@
 Samples stay uint8 until they are on the device; there they are cast and normalised.
 """
 
+import argparse
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from PIL import Image
@@ -17,14 +19,19 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from utils.digits import write_digits
+from utils.distributed import Ranks
 from utils.errors import UserError
 from utils.randomness import derive_seed, seeded_cpu
 from utils.sampling import EvalBatches, SampleKey, TrainBatches
 
 TRAIN_NAMES = ("train",)
 VAL_NAMES = ("val", "valf", "valid", "validation")
+SUBSTITUTES = 100  # files tried in place of one that cannot be decoded
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's training images, RGB in [0, 1]
 STD = (0.229, 0.224, 0.225)
+AUTO_AUGMENT = MappingProxyType(
+    {"ra": v2.RandAugment, "ta": v2.TrivialAugmentWide, "imagenet": v2.AutoAugment}  # arXiv 1909.13719,
+)  # 2103.10158, 1805.09501
 
 
 class Broken(NamedTuple):
@@ -34,12 +41,20 @@ class Broken(NamedTuple):
     reason: str
 
 
+class Sample(NamedTuple):
+    """One image, and the files that could not be decoded in its place."""
+
+    image: Tensor | None  # (3, H, W), uint8
+    label: int
+    broken: tuple[Broken, ...]
+
+
 class Batch(NamedTuple):
     """Samples of one step, as a worker hands them over."""
 
     images: Tensor  # (B, 3, H, W), uint8
     labels: Tensor  # (B,), int64
-    broken: tuple[Broken, ...]  # files that could not be decoded and are missing from the batch
+    broken: tuple[Broken, ...]
 
 
 class ImageSplit(NamedTuple):
@@ -139,16 +154,24 @@ def decode(path: str) -> Image.Image:
         return image.convert("RGB")
 
 
-def train_transform(size: int, scale: tuple[float, float], flip: float) -> v2.Transform:
-    """Random resized crop and horizontal flip; PIL image to (3, H, W) uint8.
+def train_transform(args: argparse.Namespace, scale: Sequence[float]) -> v2.Transform:
+    """Random resized crop, horizontal flip and more on demand; PIL image to (3, H, W) uint8.
 
     Args:
-        size: side of the output in pixels.
+        args: ``img_size`` in pixels, ``hflip``, ``auto_augment`` (a name of ``AUTO_AUGMENT``, applied to the
+            crop) and ``random_erase`` (Zhong et al., arXiv 1708.04896).
         scale: least and largest share of the image's area that a crop covers.
-        flip: probability of the flip.
     """
-    crop = v2.RandomResizedCrop(size, scale=scale, antialias=True)
-    return v2.Compose([crop, v2.RandomHorizontalFlip(flip), v2.PILToTensor()])
+    crop = v2.RandomResizedCrop(args.img_size, scale=tuple(scale), antialias=True)
+    steps = [crop, v2.RandomHorizontalFlip(args.hflip)]
+    if args.auto_augment:
+        fill = [round(255 * value) for value in MEAN]
+        augment = AUTO_AUGMENT[args.auto_augment]
+        steps.append(augment(interpolation=v2.InterpolationMode.BILINEAR, fill=fill))
+    steps.append(v2.PILToTensor())
+    if args.random_erase:
+        steps.append(v2.RandomErasing(args.random_erase, value=[255 * value for value in MEAN]))
+    return v2.Compose(steps)
 
 
 def val_transform(size: int) -> v2.Transform:
@@ -158,53 +181,65 @@ def val_transform(size: int) -> v2.Transform:
     )
 
 
-class ImageDataset(Dataset[Any]):
+class ImageDataset(Dataset[Sample]):
     """Decoded and transformed samples, each a pure function of (seed, epoch, index).
 
-    A file that cannot be decoded gives :class:`Broken`, never an exception: one bad file must not end a run
-    of days.
+    A file that cannot be decoded is no exception: one bad file must not end a run of days. In training the
+    next file that can takes its place, so that every process has as many images in every step; in evaluation
+    its sample stays empty.
 
     Args:
         split: files and labels.
         transform: PIL RGB image to (3, H, W) uint8; may draw from torch's CPU generator.
         seed: the run's seed.
+        substitute: whether another file takes the place of one that cannot be decoded.
     """
 
-    def __init__(self, split: ImageSplit, transform: Callable[[Image.Image], Tensor], seed: int) -> None:
+    def __init__(
+        self,
+        split: ImageSplit,
+        transform: Callable[[Image.Image], Tensor],
+        seed: int,
+        substitute: bool = False,
+    ) -> None:
         self.split = split
         self.transform = transform
         self.seed = seed
+        self.tries = min(SUBSTITUTES, len(split.samples)) if substitute else 1
 
     def __len__(self) -> int:
         return len(self.split.samples)
 
-    def __getitem__(self, key: SampleKey) -> tuple[Tensor, int] | Broken:
-        path, label = self.split.samples[key.sample]
-        try:
-            image = decode(path)
-        except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
-            return Broken(path, f"{type(error).__name__}: {error}")
-        with seeded_cpu(derive_seed(self.seed, "augment", key.epoch, key.sample)):
-            return self.transform(image), label
+    def __getitem__(self, key: SampleKey) -> Sample:
+        broken: list[Broken] = []
+        for offset in range(self.tries):
+            path, label = self.split.samples[(key.sample + offset) % len(self)]
+            try:
+                image = decode(path)
+            except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
+                broken.append(Broken(path, f"{type(error).__name__}: {error}"))
+                continue
+            with seeded_cpu(derive_seed(self.seed, "augment", key.epoch, key.sample)):
+                return Sample(self.transform(image), label, tuple(broken))
+        return Sample(None, -1, tuple(broken))
 
 
-def collate(samples: list[tuple[Tensor, int] | Broken], size: int) -> Batch:
+def collate(samples: list[Sample], size: int) -> Batch:
     """Stack the samples that could be read, possibly none; ``size`` is the image side in pixels."""
-    good = [sample for sample in samples if not isinstance(sample, Broken)]
-    broken = tuple(sample for sample in samples if isinstance(sample, Broken))
-    images = (
-        torch.stack([image for image, _ in good])
-        if good
-        else torch.empty(0, 3, size, size, dtype=torch.uint8)
-    )
-    return Batch(images, torch.tensor([label for _, label in good], dtype=torch.int64), broken)
+    images = [sample.image for sample in samples if sample.image is not None]
+    labels = [sample.label for sample in samples if sample.image is not None]
+    broken = tuple(file for sample in samples for file in sample.broken)
+    stacked = torch.stack(images) if images else torch.empty(0, 3, size, size, dtype=torch.uint8)
+    return Batch(stacked, torch.tensor(labels, dtype=torch.int64), broken)
 
 
-class DeviceLoader:
+Batches = TypeVar("Batches", TrainBatches, EvalBatches)
+
+
+class DeviceLoader(Generic[Batches]):
     """Batches on the device: images (B, 3, H, W) normalised float32, labels (B,) int64.
 
-    The content does not depend on ``workers``. Files that cannot be decoded are left out of their batch (a
-    batch of none is left out altogether); each is named once, and every pass ends with their count.
+    The content does not depend on ``workers``. A batch of which no file can be decoded is left out.
 
     Args:
         dataset: the samples.
@@ -212,18 +247,23 @@ class DeviceLoader:
         size: side of the images in pixels.
         workers: processes that decode.
         device: where the batches go.
+        layout: memory format of the images.
     """
 
     def __init__(
         self,
         dataset: ImageDataset,
-        batches: TrainBatches | EvalBatches,
+        batches: Batches,
         size: int,
         workers: int,
         device: torch.device,
+        layout: torch.memory_format = torch.contiguous_format,
     ) -> None:
-        self.batches = batches
+        self.batches: Batches = batches
         self.device = device
+        self.layout = layout
+        self.broken: list[Broken] = []
+        self.read = 0
         self.named: set[str] = set()
         self.loader = DataLoader(
             dataset,
@@ -241,27 +281,74 @@ class DeviceLoader:
     def __len__(self) -> int:
         return len(self.batches)
 
+    def __str__(self) -> str:
+        return str(self.batches)
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         mean = 255 * torch.tensor(MEAN, device=self.device).view(1, 3, 1, 1)
         std = 255 * torch.tensor(STD, device=self.device).view(1, 3, 1, 1)
-        read, skipped = 0, []
+        self.read, self.broken = 0, []
         for images, labels, broken in self.loader:
-            read += len(labels)
-            skipped += broken
+            self.read += len(labels)
+            self.broken += broken
             if len(labels):
-                images = images.to(self.device, non_blocking=True).float().sub_(mean).div_(std)
+                images = images.to(self.device, non_blocking=True)
+                images = images.to(torch.float32, memory_format=self.layout).sub_(mean).div_(std)
                 yield images, labels.to(self.device, non_blocking=True)
-        if skipped:
-            self._report(read, skipped)
+            elif isinstance(self.batches, TrainBatches):
+                raise UserError(f"{_first_of(self.broken)}, nor can the files after it: nothing to train on")
 
-    def _report(self, read: int, skipped: list[Broken]) -> None:
-        if not read:
-            first = skipped[0]
-            raise UserError(f"none of {len(skipped)} images could be decoded; {first.path}: {first.reason}")
-        for path, reason in skipped:
+    def report(self, ranks: Ranks) -> None:
+        """Name the files that could not be decoded in the last pass, each once a run, and count them.
+
+        Raises:
+            UserError: no file could be.
+        """
+        passes = ranks.gather((self.read, self.broken))
+        broken = [file for _, files in passes for file in files]
+        if not broken:
+            return
+        if not any(read for read, _ in passes):
+            raise UserError(f"none of {len(broken)} images could be decoded; {_first_of(broken)}")
+        for path, reason in sorted(set(broken)):
             if path not in self.named:
                 tqdm.write(f"note: cannot decode {path} ({reason})")
-        self.named.update(path for path, _ in skipped)
-        tqdm.write(
-            f"note: {len(skipped)} of {read + len(skipped)} images could not be decoded and were skipped"
-        )
+        self.named.update(path for path, _ in broken)
+        instead = "replaced by the next file" if isinstance(self.batches, TrainBatches) else "left out"
+        tqdm.write(f"note: {len(set(broken))} images could not be decoded and were {instead}")
+
+
+def _first_of(broken: Sequence[Broken]) -> str:
+    return f"cannot decode {broken[0].path} ({broken[0].reason})"
+
+
+def training_loader(
+    split: ImageSplit,
+    transform: v2.Transform,
+    args: argparse.Namespace,
+    seed: int,
+    ranks: Ranks,
+    layout: torch.memory_format = torch.contiguous_format,
+    parts: int = 1,
+) -> DeviceLoader[TrainBatches]:
+    """This process's batches of ``--train-batch``, ``parts`` of them for a step.
+
+    Raises:
+        UserError: fewer images than one for each process and part.
+    """
+    dataset = ImageDataset(split, transform, seed, substitute=True)
+    batches = TrainBatches(len(dataset), args.train_batch, seed, parts, ranks.rank, ranks.size)
+    return DeviceLoader(dataset, batches, args.img_size, args.workers, ranks.device, layout)
+
+
+def validation_loader(
+    split: ImageSplit,
+    args: argparse.Namespace,
+    seed: int,
+    ranks: Ranks,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> DeviceLoader[EvalBatches]:
+    """This process's share of the images, in batches of ``--test-batch``."""
+    dataset = ImageDataset(split, val_transform(args.img_size), seed)
+    batches = EvalBatches(len(dataset), args.test_batch, ranks.rank, ranks.size)
+    return DeviceLoader(dataset, batches, args.img_size, args.workers, ranks.device, layout)

@@ -1,9 +1,205 @@
-"""Which devices a process computes on, and how the network is spread over them."""
+"""Which devices a process computes on, and the processes that train one network together."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from inspect import signature
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from utils.errors import UserError
+
+T = TypeVar("T")
+TIMEOUT = timedelta(minutes=30)  # of a process that waits for another
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a job, as one of them sees it. The default is a job of one process.
+
+    Args:
+        rank: this process, from 0.
+        size: how many there are.
+        device: what this process computes on.
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the one process that prints and writes."""
+        return self.rank == 0
+
+    def __str__(self) -> str:
+        processes = f"{self.size} processes, each on " if self.size > 1 else ""
+        return processes + describe(self.device, [])
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over all processes, the same on each."""
+        if self.size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes, by rank."""
+        values: list[Any] = [value]
+        if self.size > 1:
+            values = [None] * self.size
+            dist.all_gather_object(values, value)
+        return values
+
+    def wrap(self, net: nn.Module) -> nn.Module:
+        """A network whose gradients are averaged over the processes; all start with rank 0's weights.
+
+        Batch-norm statistics stay each process's own until :meth:`share_buffers`.
+        """
+        if self.size == 1:
+            return net
+        devices = [self.device] if self.device.type == "cuda" else None
+        renamed = "forward_sync_buffers" in signature(DistributedDataParallel).parameters  # torch 2.13
+        apart: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+        return DistributedDataParallel(net, device_ids=devices, gradient_as_bucket_view=True, **apart)
+
+    def share_buffers(self, net: nn.Module) -> None:
+        """Give every process rank 0's buffers, those that a checkpoint holds."""
+        if self.size > 1:
+            for buffer in net.buffers():
+                dist.broadcast(buffer, src=0)
+
+    @contextmanager
+    def agree(self) -> Iterator[None]:
+        """A user's mistake in the block, on any process, ends all of them; rank 0 says it.
+
+        The block must not communicate.
+        """
+        mistake = None
+        try:
+            yield
+        except UserError as error:
+            mistake = str(error)
+        found = [
+            f"rank {rank}: {text}" if rank else text for rank, text in enumerate(self.gather(mistake)) if text
+        ]
+        if found and self.main:
+            raise UserError(found[0])
+        if found:
+            sys.exit(2)
+
+
+ONE_PROCESS = Ranks()
+
+
+def is_main_process() -> bool:
+    """Whether this is rank 0, or the only process, by its environment: before the processes have joined."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
+def launch_environment(environment: Mapping[str, str], local_rank: int | None) -> dict[str, str]:
+    """RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, however the job was started.
+
+    torchrun and torch.distributed.launch set them; under srun they follow from SLURM's variables; without a
+    launcher there is one process.
+
+    Args:
+        environment: ``os.environ``.
+        local_rank: what the launcher gave as ``--local-rank``, if it did.
+
+    Raises:
+        UserError: SLURM's host names cannot be read, or variables are missing.
+    """
+    if "WORLD_SIZE" in environment and "RANK" in environment:
+        if "LOCAL_RANK" not in environment and local_rank is None:
+            raise UserError("RANK is set but LOCAL_RANK is not: start with torchrun, or give --local-rank")
+        local = environment.get("LOCAL_RANK", str(local_rank))
+        names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        missing = [name for name in names if name not in environment]
+        if missing and environment["WORLD_SIZE"] != "1":
+            raise UserError(f"WORLD_SIZE is set but {' and '.join(missing)} not: start with torchrun")
+        return {name: environment[name] for name in names if name in environment} | {"LOCAL_RANK": local}
+    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:  # set by srun, not in the batch script itself
+        return {
+            "RANK": environment["SLURM_PROCID"],
+            "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
+            "LOCAL_RANK": environment["SLURM_LOCALID"],
+            "MASTER_ADDR": environment.get("MASTER_ADDR") or _first_slurm_host(environment),
+            "MASTER_PORT": environment.get("MASTER_PORT")
+            or str(20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000),
+        }
+    return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+
+
+def _first_slurm_host(environment: Mapping[str, str]) -> str:
+    hosts = environment["SLURM_STEP_NODELIST"]
+    if "[" not in hosts:
+        return hosts.split(",")[0]
+    try:
+        expanded = subprocess.run(
+            ["scontrol", "show", "hostnames", hosts], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        raise UserError(
+            f"cannot expand SLURM's host list {hosts}: set MASTER_ADDR to its first host"
+        ) from None
+    return expanded.stdout.split()[0]
+
+
+@contextmanager
+def start(device: str, local_rank: int | None) -> Iterator[Ranks]:
+    """Join the job's processes for the block; on all but rank 0 standard output goes nowhere.
+
+    Args:
+        device: ``auto`` (CUDA when there is one), ``cpu`` or ``cuda``.
+        local_rank: what the launcher gave as ``--local-rank``, if it did.
+
+    Raises:
+        UserError: this machine has no such device, or fewer GPUs than processes.
+    """
+    place = launch_environment(os.environ, local_rank)
+    rank, size, local = (int(place[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    cuda = gpus > 0 if device == "auto" else device == "cuda"
+    if cuda and local >= gpus:
+        if local > gpus:  # the first process without a GPU speaks for those after it
+            sys.exit(2)
+        have = f"only {gpus} GPUs are" if gpus else "no CUDA GPU is"
+        raise UserError(f"--device {device}: {have} available; start fewer processes, or use --device cpu")
+    chosen = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(chosen)
+    if size == 1:
+        yield Ranks(device=chosen)
+        return
+    os.environ.update(place)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
+    with silence(rank > 0):
+        yield Ranks(rank, size, chosen)
+    dist.destroy_process_group()  # not after an error: the others may be waiting, and are to be ended
+
+
+@contextmanager
+def silence(wanted: bool) -> Iterator[None]:
+    """Within the block ``print`` says nothing; errors are still heard."""
+    if not wanted:
+        yield
+        return
+    stdout = sys.stdout
+    with Path(os.devnull).open("w") as sys.stdout:
+        try:
+            yield
+        finally:
+            sys.stdout = stdout
 
 
 def select_devices(device: str, gpu_ids: str) -> tuple[torch.device, list[int]]:
@@ -39,13 +235,8 @@ def parallelize(model: nn.Module, gpu_ids: list[int]) -> nn.Module:
     return nn.DataParallel(model, device_ids=gpu_ids) if len(gpu_ids) > 1 else model
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The network inside its parallel wrapper."""
-    return model.module if isinstance(model, nn.DataParallel) else model
-
-
 def describe(device: torch.device, gpu_ids: list[int]) -> str:
     """The devices in words, for the first lines of a run."""
     if device.type == "cpu":
         return f"CPU ({torch.get_num_threads()} threads)"
-    return f"{len(gpu_ids)} x {torch.cuda.get_device_name(device)}"
+    return f"{max(len(gpu_ids), 1)} x {torch.cuda.get_device_name(device)}"

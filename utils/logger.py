@@ -114,32 +114,40 @@ class Progress:
     Args:
         label: what is running.
         steps: number of batches.
+        processes: how many run alike; the speed is that of all.
+        every: batches between two lines or two readings on the bar, in place of ten seconds.
     """
 
-    def __init__(self, label: str, steps: int) -> None:
-        self.label, self.steps, self.done, self.images = label, steps, 0, 0
+    def __init__(self, label: str, steps: int, processes: int = 1, every: int | None = None) -> None:
+        self.label, self.steps, self.processes, self.every = label, steps, processes, every
+        self.done, self.images = 0, 0
         self.started = self.spoken = time.perf_counter()
         terminal = sys.stdout.isatty()
         self.bar = (
             tqdm(total=steps, desc=label, leave=False, unit="batch", file=sys.stdout) if terminal else None
         )
 
-    def step(self, meter: Meter) -> None:
-        """Count one batch; the meter is read, which waits for the device, only when its figures are due."""
+    def step(self, meter: Meter, images: int) -> None:
+        """Count a batch; the meter is read, which waits for the device, only when its figures are due."""
         self.done += 1
-        self.images = meter.images
+        self.images += images * self.processes
         if self.bar is not None:
             self.bar.update()
-        now = time.perf_counter()
-        if now - self.spoken < (_PLAIN_SECONDS if self.bar is None else _BAR_SECONDS):
+        if not self._due():
             return
-        self.spoken = now
         text = f"{meter.read()}, {self.speed():.0f} images/s"
         if self.bar is not None:
             self.bar.set_postfix_str(text)
         else:
-            left = clock((now - self.started) / self.done * (self.steps - self.done))
+            left = clock((self.spoken - self.started) / self.done * (self.steps - self.done))
             print(f"{self.label}: batch {self.done}/{self.steps}, {text}, ETA {left}", flush=True)
+
+    def _due(self) -> bool:
+        now = time.perf_counter()
+        waited = now - self.spoken >= (_PLAIN_SECONDS if self.bar is None else _BAR_SECONDS)
+        due = self.done % self.every == 0 if self.every else waited
+        self.spoken = now if due else self.spoken
+        return due
 
     def speed(self) -> float:
         """Images per second since the start."""

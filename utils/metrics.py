@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from utils.distributed import ONE_PROCESS, Ranks
+
 
 class Metrics(NamedTuple):
     """Averages over the images of a pass; accuracies in percent."""
@@ -17,25 +19,30 @@ class Metrics(NamedTuple):
     def __str__(self) -> str:
         return f"loss {self.loss:.4f}, top-1 {self.top1:.2f} %"
 
+    def published(self) -> str:
+        """The line that an evaluation prints, as published, with top-5."""
+        return f" Test Loss:  {self.loss:.8f}, Test Acc:  {self.top1:.2f}, Top-5 Acc:  {self.top5:.2f}"
+
 
 class Meter:
     """Sums of loss and hits, kept on the device so that a step does not wait for it."""
 
     def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(3, dtype=torch.float64, device=device)
-        self.images = 0
+        self.sums = torch.zeros(4, dtype=torch.float64, device=device)  # images, loss, top-1 hits, top-5 hits
 
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Count a batch: its mean loss, its logits (B, K) and labels (B,).
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor, partners: Tensor, weight: float) -> None:
+        """Count a batch: its mean loss, its logits (B, K), its labels (B,).
 
-        With fewer than five classes top-5 is 100 %.
+        A hit on the label counts ``weight``, one on the mixed-in partner's label (B,) the rest. With fewer
+        than five classes top-5 is 100 %.
         """
         ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        hits = (ranked == labels[:, None]).double()
-        self.sums += torch.stack([loss.double() * len(labels), hits[:, 0].sum(), hits.sum()])
-        self.images += len(labels)
+        hits = weight * (ranked == labels[:, None]).double() + (1 - weight) * (ranked == partners[:, None])
+        images = torch.full_like(self.sums[0], len(labels))
+        self.sums += torch.stack([images, loss.double() * len(labels), hits[:, 0].sum(), hits.sum()])
 
-    def read(self) -> Metrics:
-        """The averages so far; waits for the device."""
-        loss, top1, top5 = (self.sums / max(self.images, 1)).tolist()
-        return Metrics(loss, 100 * top1, 100 * top5, self.images)
+    def read(self, ranks: Ranks = ONE_PROCESS) -> Metrics:
+        """The averages so far, over the images of all ``ranks``; waits for the device."""
+        images, loss, top1, top5 = ranks.sum(self.sums).tolist()
+        share = 1 / max(images, 1)
+        return Metrics(loss * share, 100 * top1 * share, 100 * top5 * share, int(images))

@@ -1,20 +1,54 @@
 """Learning rate as a pure function of the position in training, so that a resumed run cannot lose it."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch.optim import Optimizer
 
 
-def step_decay(base: float, epoch: int, milestones: Sequence[int], gamma: float) -> float:
-    """The rate of an epoch: ``base`` times ``gamma`` for every milestone reached.
+@dataclass(frozen=True)
+class Schedule:
+    """The rate of every step: linear warm-up, then step decay or a cosine.
 
     Args:
-        base: rate before the first milestone.
-        epoch: from 0.
-        milestones: epochs at whose start the rate is multiplied by ``gamma``; any order.
+        base: rate after the warm-up.
+        epochs: epochs in all; the cosine ends there.
+        warmup: epochs of linear warm-up.
+        milestones: epochs, from 0, at whose start the rate is multiplied by ``gamma``; those inside the
+            warm-up do not count.
         gamma: the factor.
+        cosine: a cosine in place of the steps. Changing by the epoch it runs over all epochs (the rate after
+            the warm-up is below ``base``); changing by the iteration it begins after the warm-up and ends at
+            exactly 0. Both are the published forms.
+        per_iteration: warm-up and cosine change with every step, not with every epoch.
     """
-    return base * gamma ** sum(milestone <= epoch for milestone in milestones)
+
+    base: float
+    epochs: int
+    warmup: int = 0
+    milestones: Sequence[int] = ()
+    gamma: float = 0.1
+    cosine: bool = False
+    per_iteration: bool = False
+
+    def __call__(self, epoch: int, step: int, steps: int) -> float:
+        """The rate of step ``step`` (from 0) of ``steps`` in epoch ``epoch`` (from 0)."""
+        done = (step + 1) / steps if self.per_iteration else 1.0  # share of the epoch, this step included
+        if epoch < self.warmup:
+            return self.base * (epoch + done) / self.warmup
+        if not self.cosine:
+            return self.base * self.gamma ** sum(self.warmup <= m <= epoch for m in self.milestones)
+        if self.per_iteration:
+            progress = (epoch - self.warmup + done) / (self.epochs - self.warmup)
+        else:
+            progress = epoch / self.epochs
+        return self.base / 2 * (1 + math.cos(math.pi * progress))
+
+    def __str__(self) -> str:
+        name = "cosine" if self.cosine else f"times {self.gamma:g} at epochs {list(self.milestones)}"
+        warmup = f"{self.warmup} epochs of warm-up, " if self.warmup else ""
+        return f"learning rate {self.base:g}, {warmup}{name}, by {'step' if self.per_iteration else 'epoch'}"
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:

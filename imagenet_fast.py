@@ -1,0 +1,177 @@
+#!/usr/bin/env python
+"""Train or evaluate an ImageNet network in one process per GPU, in mixed precision, with every trick.
+
+torchrun --nproc_per_node=8 imagenet_fast.py -a sge_resnet101 --data /path/to/imagenet --train-batch 32
+torchrun --nproc_per_node=2 imagenet_fast.py -a sge_resnet101 --data /path/to/imagenet -e --resume FILE
+python imagenet_fast.py -a sge_resnet18 --data digits --img-size 64 --epochs 10 -c checkpoints/digits
+
+`python -m torch.distributed.launch` and `srun` start it as well as torchrun does.
+"""
+
+import argparse
+import os
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from utils import arguments, checkpoint, cli, distributed, network
+from utils.data import open_data, train_transform, training_loader, validation_loader
+from utils.engine import Trainer, evaluate
+from utils.losses import LabelSmoothing
+from utils.mixing import Mixer
+from utils.optim import create_optimizer
+from utils.precision import choose_precision
+from utils.run import Run, choose_seed
+from utils.schedule import Schedule
+
+DEFAULTS = MappingProxyType(
+    {"epochs": 100, "test_batch": 125, "per_iter": False, "cosine": False, "mineps": 1e-3, "lam": 1e-4}
+)
+MILESTONES = (30, 60, 90)
+
+
+def create_parser(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAULTS) -> cli.Parser:
+    parser = cli.Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_data_arguments(parser)
+    arguments.add_model_arguments(parser)
+    arguments.add_training_arguments(parser)
+    arguments.add_schedule_arguments(parser)
+    arguments.add_optimizer_arguments(parser)
+    arguments.add_precision_arguments(parser)
+    arguments.add_loss_arguments(parser)
+    arguments.add_running_arguments(parser)
+    arguments.add_run_arguments(parser)
+    parser.set_defaults(**{name: defaults[name] for name in ("epochs", "test_batch", "per_iter")})
+    return parser
+
+
+def parse_arguments(description: str | None, defaults: Mapping[str, Any]) -> argparse.Namespace:
+    """The command line, with what can be checked before anything is read."""
+    parser = create_parser(description, defaults)
+    args = parser.parse_args()
+    arguments.check(parser, args)
+    arguments.check_tricks(parser, args, defaults["mineps"], defaults["lam"])
+    args.cos = args.cos or (defaults["cosine"] and not args.schedule)
+    return args
+
+
+def configure_torch(deterministic: bool, seed: int) -> None:
+    """Seed the initial weights; choose fast algorithms, or those that always add in the same order."""
+    torch.manual_seed(seed)
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+
+
+def create_schedule(args: argparse.Namespace, images_per_step: int) -> Schedule:
+    """``--lr`` is for 256 images per step: Goyal et al., arXiv 1706.02677."""
+    base = args.lr * images_per_step / 256
+    milestones = args.schedule or MILESTONES
+    return Schedule(base, args.epochs, args.warmup, milestones, args.gamma, args.cos, args.per_iter)
+
+
+def create_mixer(args: argparse.Namespace) -> Mixer:
+    return Mixer(
+        args.alpha if args.mixup else None,
+        args.cutmix_prob if args.cutmix else None,
+        args.cutout_size if args.cutout else None,
+    )
+
+
+def create_average(net: nn.Module, decay: float | None, saved: Mapping[str, Any]) -> AveragedModel | None:
+    """The moving average of the weights, begun anew or continued; None without ``--ema``."""
+    if decay is None:
+        return None
+    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    if "averaged_steps" in saved:
+        average.module.load_state_dict(saved["state_dict"])
+        average.n_averaged.fill_(saved["averaged_steps"])
+    return average
+
+
+def weights(net: nn.Module, average: AveragedModel | None) -> dict[str, Any]:
+    """What a checkpoint holds: ``state_dict`` is always the network that was evaluated."""
+    if average is None:
+        return {"state_dict": net.state_dict()}
+    return {
+        "state_dict": average.module.state_dict(),
+        "training_state_dict": net.state_dict(),
+        "averaged_steps": int(average.n_averaged),
+    }
+
+
+def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAULTS) -> None:
+    args = parse_arguments(description, defaults)
+    with distributed.start(args.device, args.local_rank) as ranks:
+        with ranks.agree():
+            precision = choose_precision(args, ranks.device.type)
+            saved = checkpoint.load(args.resume) if args.resume else {}
+            splits = open_data(args.data, args.evaluate)
+        seed = ranks.gather(choose_seed(args.manualSeed, saved.get("seed")))[0]
+        configure_torch(args.deterministic, seed)
+        with ranks.agree():
+            classes = network.class_count(args.num_classes, splits.val.classes)
+            net, complexity = network.build_model(args, classes)
+            network.load_weights(net, args, saved)
+            distillation = network.create_distillation(args, classes, ranks.device, precision)
+            net = network.place(net, args, ranks.device)
+        print(f"{args.arch}: {complexity} at {args.img_size} px, {classes} classes, on {ranks}, {precision}")
+
+        layout = network.layout(args)
+        val_loader = validation_loader(splits.val, args, seed, ranks, layout)
+        if splits.train is None:
+            model = network.compiled(precision.prepare(net), args)
+            print(evaluate(model, val_loader, ranks, precision).published())
+            return
+
+        with ranks.agree():
+            transform = train_transform(args, args.scale or (0.08, 1.0))
+            train_loader = training_loader(
+                splits.train, transform, args, seed, ranks, layout, args.accum_steps
+            )
+        print(f"{train_loader}, {val_loader}")
+        schedule = create_schedule(args, train_loader.batches.samples_per_step)
+        print(schedule)
+        optimizer = create_optimizer(net, args)
+        local = network.compiled(precision.prepare(net, optimizer), args)
+        average = create_average(net, args.ema, saved)
+        with ranks.agree():
+            if saved and not args.fresh_optimizer:
+                checkpoint.load_optimizer(optimizer, saved.get("optimizer"), args.resume)
+                precision.load_state_dict(saved.get("precision", {}))
+            fields = {"arch": args.arch, "seed": seed, "classes": list(splits.val.classes)}
+            run = Run(args, saved, fields, ranks)
+        trainer = Trainer(
+            precision.distribute(local, ranks),
+            optimizer,
+            LabelSmoothing(args.label_smoothing),
+            schedule,
+            seed,
+            ranks,
+            precision,
+            create_mixer(args),
+            args.accum_steps,
+            args.clip_grad,
+            average,
+            distillation,
+            args.print_freq,
+            args.print_always,
+        )
+        evaluated = precision.prepare(average.module) if average else local
+        for epoch in range(run.start, args.epochs):
+            trained, speed = trainer.epoch(train_loader, epoch)
+            ranks.share_buffers(average or net)
+            validated = evaluate(evaluated, val_loader, ranks, precision)
+            reached = {"optimizer": optimizer.state_dict(), "precision": precision.state_dict()}
+            state = {**weights(net, average), **reached}
+            run.finish_epoch(epoch, trainer.rate, trained, validated, speed, state)
+        run.close()
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,240 @@
+"""Every flag of the three scripts changes something that a user can see."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Run, assert_one_line_error
+
+import imagenet
+import imagenet_fast
+import imagenet_mobile
+from models import create_model
+
+FAST, MOBILE, PLAIN = "imagenet_fast.py", "imagenet_mobile.py", "imagenet.py"
+SMALL = ("-j", 0, "--epochs", 1, "--img-size", 32, "--train-batch", 8, "--test-batch", 21, "--manualSeed", 7)
+NET = ("-a", "mobilenetv1")
+EL2 = ("--el2", "--nowd-conv", "--lam", 1)
+
+Flags = tuple[object, ...]
+
+# A flag and its value, after the flags of the run that it changes.
+OF_ALL: dict[str, tuple[Flags, Flags]] = {
+    "--lr": ((), (0.5,)),
+    "--momentum": ((), (0.5,)),
+    "--weight-decay": ((), (0.1,)),
+    "--train-batch": ((), (6,)),
+    "--scale": ((), (0.5, 0.6)),
+    "--hflip": ((), (0,)),
+    "--manualSeed": ((), (8,)),
+    "--img-size": ((), (40,)),
+    "--num-classes": ((), (5,)),
+    "--arch": ((), ("shufflenetv2_05x",)),
+    "--epochs": ((), (2,)),
+    "--auto-augment": ((), ("ra",)),
+    "--random-erase": ((), (1,)),
+    "--zero-gamma": (("-a", "resnet18"), ()),
+    "--cardinality": (("-a", "se_resnet50", "--base-width", 2), (32,)),
+    "--base-width": (("-a", "se_resnet50", "--cardinality", 32, "--base-width", 2), (4,)),
+    "--schedule": ((), (0,)),
+    "--gamma": (("--schedule", 0), (0.5,)),
+    "--start-epoch": (("--epochs", 2, "--schedule", 1), (1,)),
+}
+OF_PLAIN: dict[str, tuple[Flags, Flags]] = {**OF_ALL, "--modelsize": ((), ("small",))}
+# No warm-up, so that the schedule and its flags show in the first epoch.
+OF_FAST: dict[str, tuple[Flags, Flags]] = {
+    **OF_ALL,
+    "--schedule": (("--warmup", 0), (0,)),
+    "--gamma": (("--warmup", 0, "--schedule", 0), (0.5,)),
+    "--start-epoch": (("--epochs", 2, "--warmup", 0, "--schedule", 1), (1,)),
+    "--cos": (("--epochs", 2, "--warmup", 0, "--no-per-iter"), ()),
+    "--warmup": ((), (2,)),
+    "--per-iter": ((), ()),
+    "--wd-all": (("--wd", 1), ()),
+    "--nowd-bn": (("--wd", 1), ()),
+    "--nowd-fc": (("--wd", 1), ()),
+    "--nowd-conv": (("--wd", 1), ()),
+    "--el2": (("--nowd-conv",), ("--lam", 1)),
+    "--mineps": (EL2, (0.1,)),
+    "--lam": (EL2, (2,)),
+    "--nesterov": ((), ()),
+    "--clip-grad": ((), (0.01,)),
+    "--accum-steps": ((), (2,)),
+    "--ema": ((), (0.5,)),
+    "--opt-level": ((), ("O2",)),
+    "--amp-dtype": (("--opt-level", "O1", "-a", "squeezenet1_1"), ("float16",)),
+    "--keep-batchnorm-fp32": (("--opt-level", "O3"), ()),
+    "--loss-scale": (("--opt-level", "O3"), (3,)),
+    "--label-smoothing": ((), (0.3,)),
+    "--mixup": ((), ()),
+    "--alpha": (("--mixup",), (5,)),
+    "--cutmix": ((), ()),
+    "--cutmix_prob": (("--cutmix",), (0,)),
+    "--cutout": ((), ()),
+    "--cutout_size": (("--cutout",), (6,)),
+    "--teacher": ((), ("mobilenetv1:teacher.pth",)),
+    "--distill-alpha": (("--teacher", "mobilenetv1:teacher.pth"), (0.9,)),
+    "--distill-temp": (("--teacher", "mobilenetv1:teacher.pth"), (1,)),
+    "--finetune": ((), ("teacher.pth",)),
+}
+# What shows in another way than in the log: the tests below.
+ELSEWHERE_ALL = {"--help", "--data", "--workers", "--test-batch", "--pretrained", "--device"}
+ELSEWHERE_ALL |= {"--checkpoint", "--overwrite", "--resume", "--fresh-optimizer", "--evaluate"}
+ELSEWHERE_PLAIN = ELSEWHERE_ALL | {"--gpu-id", "--finetune"}
+ELSEWHERE_FAST = ELSEWHERE_ALL | {
+    "--print-always",
+    "--amp-backend",
+    "--sync-bn",
+    "--compile",
+    "--channels-last",
+}
+ELSEWHERE_FAST |= {"--deterministic", "--print-freq", "--local-rank"}
+
+
+def names(parser: argparse.ArgumentParser) -> set[str]:
+    """The flags of a parser, each by its first long name."""
+    flags = (action.option_strings for action in parser._actions)
+    return {next(name for name in names if name.startswith("--")) for names in flags}
+
+
+def test_every_flag_is_tested() -> None:
+    assert names(imagenet.create_parser()) == set(OF_PLAIN) | ELSEWHERE_PLAIN
+    assert names(imagenet_fast.create_parser()) == set(OF_FAST) | ELSEWHERE_FAST
+    mobile = imagenet_fast.create_parser(imagenet_mobile.__doc__, imagenet_mobile.DEFAULTS)
+    assert names(mobile) == names(imagenet_fast.create_parser())
+
+
+@pytest.fixture(scope="module")
+def known_rows() -> dict[tuple[object, ...], str]:
+    """Last log rows by command line: many flags change the same run."""
+    return {}
+
+
+@pytest.fixture
+def last_row(
+    call: Run, images: Path, tmp_path: Path, known_rows: dict[tuple[object, ...], str]
+) -> Callable[..., str]:
+    """Train by a script and read the last row of log.txt."""
+    torch.manual_seed(0)
+    torch.save(create_model("mobilenetv1", num_classes=3).state_dict(), tmp_path / "teacher.pth")
+
+    def train(script: str, *flags: object) -> str:
+        key = (script, *flags)
+        if key not in known_rows:
+            where = ("--data", images, "-c", "out", "--overwrite")
+            result = call(*where, *NET, *SMALL, *flags, script=script)
+            assert result.returncode == 0, result.stderr
+            known_rows[key] = (tmp_path / "out" / "log.txt").read_text().splitlines()[-1]
+        return known_rows[key]
+
+    return train
+
+
+@pytest.mark.parametrize(
+    ("script", "flag"),
+    [
+        *((PLAIN, flag) for flag in OF_PLAIN),
+        *((FAST, flag) for flag in OF_FAST),
+        *((MOBILE, flag) for flag in ("--schedule", "--gamma", "--cos", "--warmup", "--mineps", "--lam")),
+    ],
+)
+def test_the_log_changes(last_row: Callable[..., str], script: str, flag: str) -> None:
+    context, value = (OF_PLAIN if script == PLAIN else OF_FAST)[flag]
+    if script == MOBILE and flag == "--cos":
+        context = ("--epochs", 2, "--warmup", 0, "--schedule", 1)  # without it a cosine is the default
+        assert last_row(script, *context) != last_row(script, *context[:-2])
+        return
+    assert last_row(script, *context) != last_row(script, *context, flag, *value)
+
+
+def test_no_per_iter_in_imagenet_mobile(last_row: Callable[..., str]) -> None:
+    assert last_row(MOBILE) != last_row(MOBILE, "--no-per-iter")
+    assert last_row(MOBILE, "--no-per-iter", "--cos") == last_row(FAST, "--cos")
+    assert last_row(MOBILE, "--no-per-iter", "--schedule", 9) == last_row(FAST)
+
+
+@pytest.fixture
+def answer(call: Run, images: Path) -> Callable[..., Any]:
+    def start(*flags: object, script: str = FAST) -> Any:
+        return call("--data", images, *NET, *SMALL, "-c", "out", *flags, script=script)
+
+    return start
+
+
+def test_lines_of_progress(answer: Callable[..., Any]) -> None:
+    assert "batch" not in answer().stdout
+    spoken = answer("--overwrite", "--print-freq", 2).stdout
+    assert "epoch 1: batch 2/3" in spoken
+    assert "batch 1/3" not in spoken
+    assert "standard deviation" not in answer("--overwrite", *EL2).stdout
+    assert answer("--overwrite", *EL2, "--print-always").stdout.count("standard deviation") == 3
+
+
+def test_layout_compilation_and_determinism(
+    answer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layouts, compiled = [], []
+    conv2d = torch.nn.functional.conv2d
+
+    def spy(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        # Not the count of multiply-adds; and of other shapes both layouts are the same.
+        if not x.is_meta and x.shape[1] > 3 and x.shape[2] > 1:
+            layouts.append(x.is_contiguous(memory_format=torch.channels_last))
+        return conv2d(x, *rest)
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", spy)
+    monkeypatch.setattr(torch, "compile", lambda model: (compiled.append(model), model)[1])
+    assert answer().returncode == 0
+    assert not compiled
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert not any(layouts)
+    layouts.clear()
+    assert answer("--overwrite", "--channels-last", "--compile", "--deterministic").returncode == 0
+    assert len(compiled) == 1
+    assert torch.are_deterministic_algorithms_enabled()
+    assert all(layouts)
+
+
+def test_what_needs_another_machine(answer: Callable[..., Any]) -> None:
+    assert_one_line_error(answer("--sync-bn"), "--sync-bn", "CUDA only")
+    assert_one_line_error(answer("--amp-backend", "apex"), "--amp-backend apex")
+    for script in (FAST, PLAIN):
+        assert_one_line_error(answer("--device", "cuda", script=script), "no CUDA GPU is available")
+        assert_one_line_error(answer("--pretrained", "-a", "resnet18", script=script), "--pretrained")
+
+
+@pytest.mark.parametrize("script", [FAST, PLAIN])
+def test_batches_and_workers(
+    answer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, script: str, images: Path
+) -> None:
+    loaders = []
+
+    class Spy(torch.utils.data.DataLoader[Any]):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            loaders.append((self.num_workers, len(kwargs["batch_sampler"])))
+
+    monkeypatch.setattr("utils.data.DataLoader", Spy)
+    assert answer("--test-batch", 4, "-j", 1, script=script).returncode == 0
+    assert loaders == [(1, 6), (1, 3)]
+
+
+@pytest.mark.parametrize("script", [FAST, PLAIN])
+def test_a_run_continued(
+    answer: Callable[..., Any], last_row: Callable[..., str], script: str, tmp_path: Path
+) -> None:
+    """--checkpoint, --overwrite, --resume, --fresh-optimizer, --evaluate."""
+    expected = last_row(script, "--epochs", 2)
+    assert answer("--overwrite", script=script).returncode == 0
+    assert_one_line_error(answer(script=script), "--overwrite")
+    (tmp_path / "out").rename(tmp_path / "half")
+    resume = ("--epochs", 2, "--resume", "half/checkpoint.pth.tar")
+    assert answer(*resume, script=script).returncode == 0
+    assert (tmp_path / "out" / "log.txt").read_text().splitlines()[-1] == expected
+    assert answer(*resume, "--overwrite", "--fresh-optimizer", script=script).returncode == 0
+    assert (tmp_path / "out" / "log.txt").read_text().splitlines()[-1] != expected
+    evaluated = answer("-e", "--resume", "out/checkpoint.pth.tar", script=script)
+    assert " Test Loss:  " in evaluated.stdout

@@ -1,0 +1,100 @@
+"""Mixup, CutMix and Cutout on a batch that is on the device already.
+
+torchvision's MixUp and CutMix pair neighbours of the batch, cut another box and return dense labels; here are
+the published forms, a random permutation and the boxes of the published code.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Box = tuple[int, int, int, int]
+
+
+class MixedBatch(NamedTuple):
+    """Images (B, C, H, W): ``weight`` of them belongs to ``labels``, the rest to ``partners``, both (B,)."""
+
+    images: Tensor
+    labels: Tensor
+    partners: Tensor
+    weight: float
+
+
+def square_box(sides: tuple[int, int], size: tuple[int, int], centre: tuple[int, int]) -> Box:
+    """The box of ``size`` around ``centre``, cut off at the image's ``sides``; an odd size loses a pixel.
+
+    Returns:
+        First and last-plus-one index on the first axis ``x1, x2`` and the second ``y1, y2``, in the order
+        ``x1, y1, x2, y2``.
+    """
+    (x1, x2), (y1, y2) = (
+        (max(at - extent // 2, 0), min(at + extent // 2, side))
+        for side, extent, at in zip(sides, size, centre, strict=True)
+    )
+    return x1, y1, x2, y2
+
+
+def cutmix_box(sides: tuple[int, int], weight: float, centre: tuple[int, int]) -> tuple[Box, float]:
+    """The box that covers ``1 - weight`` of the image where it is not cut off, and the true weight outside.
+
+    Yun et al., CutMix, arXiv 1905.04899, equation 2.
+    """
+    share = math.sqrt(1 - weight)
+    x1, y1, x2, y2 = box = square_box(sides, (int(sides[0] * share), int(sides[1] * share)), centre)
+    return box, 1 - (x2 - x1) * (y2 - y1) / (sides[0] * sides[1])
+
+
+def mixup(images: Tensor, labels: Tensor, weight: float, order: Tensor) -> MixedBatch:
+    """``weight * x + (1 - weight) * x[order]``: Zhang et al., mixup, arXiv 1710.09412."""
+    return MixedBatch(torch.lerp(images[order], images, weight), labels, labels[order], weight)
+
+
+def cutmix(images: Tensor, labels: Tensor, box: Box, weight: float, order: Tensor) -> MixedBatch:
+    """Paste ``box`` of the images ``order`` into the batch; changes ``images``."""
+    x1, y1, x2, y2 = box
+    images[:, :, x1:x2, y1:y2] = images[order, :, x1:x2, y1:y2]
+    return MixedBatch(images, labels, labels[order], weight)
+
+
+class Mixer:
+    """Draws what happens to a batch; each draw is a function of the seed it is given.
+
+    With mixup and CutMix both on, a fair coin chooses between them for every batch.
+
+    Args:
+        mixup_alpha: parameter of mixup's Beta distribution; None: no mixup.
+        cutmix_prob: probability that a batch whose turn it is is cut and mixed; None: no CutMix.
+        cutout_size: side in pixels of the square set to the mean colour, one place per batch (DeVries and
+            Taylor, arXiv 1708.04552); None: no Cutout.
+    """
+
+    def __init__(
+        self,
+        mixup_alpha: float | None = None,
+        cutmix_prob: float | None = None,
+        cutout_size: int | None = None,
+    ) -> None:
+        self.mixup_alpha, self.cutmix_prob, self.cutout_size = mixup_alpha, cutmix_prob, cutout_size
+
+    def __call__(self, images: Tensor, labels: Tensor, seed: int) -> MixedBatch:
+        """Mix a batch of normalised images; may change ``images``."""
+        random = np.random.default_rng(seed)
+        sides = (images.shape[2], images.shape[3])
+        order = torch.from_numpy(random.permutation(len(images))).to(images.device)
+        turn_of_cutmix = self.cutmix_prob is not None and (self.mixup_alpha is None or random.random() < 0.5)
+        if turn_of_cutmix:
+            if random.random() < (self.cutmix_prob or 0):
+                weight, centre = random.beta(1, 1), tuple(random.integers(sides).tolist())
+                box, weight = cutmix_box(sides, weight, centre)
+                return cutmix(images, labels, box, weight, order)
+        elif self.mixup_alpha is not None:
+            weight = random.beta(self.mixup_alpha, self.mixup_alpha) if self.mixup_alpha > 0 else 1.0
+            return mixup(images, labels, weight, order)
+        if self.cutout_size is not None:
+            size, centre = (self.cutout_size, self.cutout_size), tuple(random.integers(sides).tolist())
+            x1, y1, x2, y2 = square_box(sides, size, centre)
+            images[:, :, x1:x2, y1:y2] = 0
+        return MixedBatch(images, labels, labels, 1.0)

@@ -1,0 +1,155 @@
+"""The network of a run: built, started from other weights, taught."""
+
+import argparse
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from models import create_model, is_own
+from utils import checkpoint
+from utils.cli import architecture
+from utils.complexity import Complexity, count
+from utils.errors import UserError
+from utils.losses import Distillation
+from utils.precision import Precision
+
+
+def class_count(requested: int | None, classes: tuple[str, ...]) -> int:
+    """The number of outputs: ``--num-classes``, or as many as there are class folders.
+
+    Raises:
+        UserError: fewer outputs than folders.
+    """
+    if requested is not None and requested < len(classes):
+        raise UserError(f"--num-classes {requested}: the data has {len(classes)} class folders")
+    return requested or len(classes)
+
+
+def build_model(args: argparse.Namespace, classes: int) -> tuple[nn.Module, Complexity]:
+    """The network of ``-a`` and its size and cost at ``--img-size``.
+
+    Raises:
+        UserError: the builder refuses the arguments, or there are no weights to download.
+    """
+    kwargs: dict[str, Any] = {"num_classes": classes}
+    if args.cardinality is not None:
+        kwargs["groups"] = args.cardinality
+    if args.base_width is not None:
+        kwargs["width_per_group"] = args.base_width
+    if args.zero_gamma:
+        kwargs["zero_init_residual"] = True
+    try:
+        model = create_model(args.arch, **kwargs, **_pretrained(args, classes))
+        return model, count(model, (3, args.img_size, args.img_size))
+    except (TypeError, ValueError, NotImplementedError, RuntimeError, AssertionError) as error:
+        settings = ", ".join(f"{key}={value}" for key, value in kwargs.items())
+        raise UserError(f"-a {args.arch} does not take {settings} at {args.img_size} px: {error}") from None
+    except OSError as error:
+        raise UserError(f"--pretrained: the weights of {args.arch} cannot be downloaded: {error}") from None
+
+
+def _pretrained(args: argparse.Namespace, classes: int) -> dict[str, str]:
+    if not args.pretrained:
+        return {}
+    if is_own(args.arch):
+        raise UserError(
+            f"--pretrained: there are no weights of {args.arch} to download; give a file with --resume"
+        )
+    if classes != 1000:
+        raise UserError(f"--pretrained: those weights have 1000 classes, the data has {classes}")
+    return {"weights": "IMAGENET1K_V1"}
+
+
+def finetune(net: nn.Module, path: str) -> None:
+    """Start from the weights of ``--finetune`` that fit by name and shape; say which are new and left out.
+
+    Raises:
+        UserError: the file cannot be read, or next to nothing of it fits.
+    """
+    state: Mapping[str, Tensor] = checkpoint.load(path, "--finetune")["state_dict"]
+    own = net.state_dict()
+    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
+    new, unused = ([key for key in keys if key not in fitting] for keys in (own, state))
+    if not any(value.dim() > 1 for value in fitting.values()):
+        raise UserError(f"--finetune {path}: no layer of this network has its name and shape there")
+    net.load_state_dict(fitting, strict=False)
+    print(f"fine-tuning {path}: {len(fitting)} of {len(own)} tensors are from it")
+    print(f"  new: {_listed(new)}")
+    print(f"  not used from the file: {_listed(unused)}")
+
+
+def _listed(keys: list[str]) -> str:
+    return f"{len(keys)} ({', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''})" if keys else "none"
+
+
+def load_weights(net: nn.Module, args: argparse.Namespace, saved: Mapping[str, Any]) -> None:
+    """Start from ``--finetune`` or ``--resume``: the evaluated weights for ``-e``, else those in training.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    if args.finetune:
+        finetune(net, args.finetune)
+    if saved:
+        checkpoint.load_weights(net, saved, args.arch, args.resume)
+        if not args.evaluate and "training_state_dict" in saved:
+            net.load_state_dict(saved["training_state_dict"])
+
+
+def place(net: nn.Module, args: argparse.Namespace, device: torch.device) -> nn.Module:
+    """The network on its device, in its layout, with batch norm over all processes on demand.
+
+    Raises:
+        UserError: ``--sync-bn`` on a CPU.
+    """
+    net = net.to(device).to(memory_format=layout(args))
+    if args.sync_bn and device.type != "cuda":
+        raise UserError("--sync-bn: torch's SyncBatchNorm runs on CUDA only")
+    return nn.SyncBatchNorm.convert_sync_batchnorm(net) if args.sync_bn else net
+
+
+def layout(args: argparse.Namespace) -> torch.memory_format:
+    """Of images and weights."""
+    return torch.channels_last if args.channels_last else torch.contiguous_format
+
+
+def compiled(model: nn.Module, args: argparse.Namespace) -> nn.Module:
+    """The model, compiled at its first step with ``--compile``."""
+    return cast(nn.Module, torch.compile(model)) if args.compile else model
+
+
+def create_distillation(
+    args: argparse.Namespace, classes: int, device: torch.device, precision: Precision
+) -> Distillation | None:
+    """What ``--teacher ARCH[:FILE]`` adds to the loss; without a file it has torchvision's ImageNet weights.
+
+    Raises:
+        UserError: unknown architecture, no such file, or weights that do not fit ``classes``.
+    """
+    if args.teacher is None:
+        return None
+    teacher = place(_build_teacher(args.teacher, classes), args, device)
+    teacher = precision.prepare(teacher.eval().requires_grad_(False))
+    return Distillation(partial(precision.forward, teacher), args.distill_alpha, args.distill_temp)
+
+
+def _build_teacher(text: str, classes: int) -> nn.Module:
+    name, _, path = text.partition(":")
+    try:
+        arch = architecture(name)
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"--teacher: {error}") from None
+    if not path and (is_own(arch) or classes != 1000):
+        what = "there are no weights to download" if is_own(arch) else "those to download have 1000 classes"
+        raise UserError(f"--teacher {arch}: {what}; give --teacher {arch}:FILE")
+    try:
+        weights = {} if path else {"weights": "IMAGENET1K_V1"}
+        teacher = create_model(arch, num_classes=classes, **weights)
+    except OSError as error:
+        raise UserError(f"--teacher {arch}: its weights cannot be downloaded: {error}") from None
+    if path:
+        checkpoint.load_weights(teacher, checkpoint.load(path, "--teacher"), arch, path, "--teacher")
+    return teacher

@@ -1,0 +1,160 @@
+"""Which parameters decay, and SGD with the e-shifted L2 regularizer."""
+
+import argparse
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.optim import SGD, Optimizer
+
+
+class Owned(NamedTuple):
+    """A parameter and what it is by the module that owns it."""
+
+    name: str
+    parameter: nn.Parameter
+    kind: str  # conv, depthwise, fc, norm, bias, or own (its module declares that it takes no decay)
+
+
+def classify(net: nn.Module) -> list[Owned]:
+    """Every parameter of a network and its kind, in registration order.
+
+    A module with a method ``no_weight_decay() -> set[str]`` declares parameters that never decay, by their
+    names within the module. What belongs to no convolution and no linear layer scales or shifts channels
+    (batch norm, LayerNorm, SGE's weight): kind ``norm``.
+    """
+    declared = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in net.named_modules()
+        if hasattr(module, "no_weight_decay")
+        for name in module.no_weight_decay()
+    }
+    return [
+        Owned(name, parameter, "own" if name in declared else _kind(net, name))
+        for name, parameter in net.named_parameters()
+    ]
+
+
+def _kind(net: nn.Module, name: str) -> str:
+    path, _, leaf = name.rpartition(".")
+    if "bias" in leaf:
+        return "bias"
+    module = net.get_submodule(path)
+    if isinstance(module, _ConvNd):
+        return "depthwise" if module.weight.shape[1] == 1 else "conv"
+    return "fc" if isinstance(module, nn.Linear | nn.MultiheadAttention) else "norm"
+
+
+def decaying_kinds(args: argparse.Namespace) -> set[str]:
+    """The kinds that decay under ``--wd-all`` and ``--nowd-bn``, ``--nowd-fc``, ``--nowd-conv``."""
+    if args.wdall:
+        return {"conv", "depthwise", "fc", "norm", "bias", "own"}
+    switched = {"norm": args.nowd_bn, "fc": args.nowd_fc, "conv": args.nowd_conv, "depthwise": args.nowd_conv}
+    return {kind for kind, off in switched.items() if not off}
+
+
+def create_optimizer(net: nn.Module, args: argparse.Namespace) -> SGD:
+    """SGD as the command line says, in the published groups; prints them as a table.
+
+    The groups are, in this order, the parameters without and with decay; ``--wd-all`` makes one of all.
+    """
+    owned, decaying = classify(net), decaying_kinds(args)
+    shifted = {"conv"} if args.el2 else set()
+    without = [one for one in owned if one.kind not in decaying]
+    with_decay = [one for one in owned if one.kind in decaying]
+    groups = [
+        {
+            "params": [one.parameter for one in members],
+            "weight_decay": decay,
+            "shifted": [one.kind in shifted for one in members],
+        }
+        for members, decay in ((without, 0.0), (with_decay, args.weight_decay))
+        if members or not args.wdall
+    ]
+    print(describe_groups(owned, lambda kind: _decay_text(kind, decaying, shifted, args)))
+    settings: dict[str, Any] = {"lr": args.lr, "momentum": args.momentum, "nesterov": args.nesterov}
+    if args.el2:
+        return EShiftedSGD(groups, lam=args.lam, shift=args.mineps, **settings)
+    return SGD(groups, fused=True, **settings)
+
+
+def parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    """All parameters of an optimizer."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _decay_text(kind: str, decaying: set[str], shifted: set[str], args: argparse.Namespace) -> str:
+    if kind in shifted:
+        return f"e-shifted L2, lambda {args.lam:g}, e {args.mineps:g}"
+    return f"{args.weight_decay:g}" if kind in decaying else "0"
+
+
+def describe_groups(owned: Iterable[Owned], decay: Callable[[str], str]) -> str:
+    """A table of the kinds of parameters: tensors, parameters, weight decay."""
+    kinds: dict[str, list[int]] = {}
+    for one in owned:
+        kinds.setdefault(one.kind, []).append(one.parameter.numel())
+    rows = [f"{kind:>10} {len(sizes):>8} {sum(sizes):>12,}   {decay(kind)}" for kind, sizes in kinds.items()]
+    return "\n".join([f"{'kind':>10} {'tensors':>8} {'parameters':>12}   weight decay", *rows])
+
+
+class EShiftedSGD(SGD):
+    """SGD whose convolution filters are drawn to a sphere of standard deviation e, not to the origin.
+
+    For a filter w with mean mu and (unbiased) standard deviation s over its n weights the gradient gains
+    ``lam * ((1 - e / s) * (w - mu) + mu)``, that of
+    ``lam / 2 * ((||w - mu|| - e * sqrt(n - 1))^2 + n * mu^2)``; e = 0 is plain L2.
+
+    Li et al., Understanding the Disharmony between Weight Normalization Family and Weight Decay,
+    arXiv 1911.05920.
+
+    Args:
+        groups: parameter groups as torch takes them; in each a list ``shifted`` says which of its ``params``
+            are such weights (C_out, C_in / groups, ...), of at least two weights per filter. They must have
+            weight decay 0.
+        lam: strength, in place of weight decay.
+        shift: e, the standard deviation aimed at; a filter of less is pushed outwards.
+        **settings: ``lr``, ``momentum``, ``nesterov``, ``dampening``.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], lam: float, shift: float, **settings: Any) -> None:
+        super().__init__(groups, fused=True, **settings)
+        self.lam, self.shift = lam, shift
+
+    def filters(self) -> list[nn.Parameter]:
+        """The convolution weights under the regularizer, in registration order."""
+        return [
+            parameter
+            for group in self.param_groups
+            for parameter, shifted in zip(group["params"], group["shifted"], strict=True)
+            if shifted
+        ]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Add the regularizer's gradient to that of the loss (in ``.grad``) and step."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for weight in self.filters():
+            if weight.grad is not None:
+                self._regularize(weight, weight.grad)
+        super().step()
+        return loss
+
+    def _regularize(self, weight: Tensor, gradient: Tensor) -> None:
+        variance, mean = torch.var_mean(weight, dim=tuple(range(1, weight.dim())), keepdim=True)
+        std = variance.sqrt_()
+        # A filter of equal weights has no direction to be pushed in; its deviation is rounding.
+        pull = torch.where(std > torch.finfo(weight.dtype).eps * mean.abs(), self.shift / std, 0.0)
+        # (1 - e / s) * (w - mu) + mu without a tensor for w - mu
+        gradient.addcmul_(weight, 1 - pull, value=self.lam).add_(pull.mul_(mean), alpha=self.lam)
+
+    def filter_stds(self) -> list[float]:
+        """The mean standard deviation of each weight's filters, in registration order."""
+        return torch.stack(
+            [weight.detach().flatten(1).std(dim=1).mean() for weight in self.filters()]
+        ).tolist()
