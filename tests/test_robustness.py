@@ -143,10 +143,9 @@ def test_half_weights(name: str) -> None:
 @EACH
 @torch.no_grad()
 def test_export(name: str) -> None:
-    net = build(name).eval()
-    exported = torch.export.export(net, (images(),)).module()
-    expected = net(images())
-    assert torch.allclose(exported(images()), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+    net, x = build(name).double().eval(), images().double()  # float32 rounding grows in nets of 152 layers
+    exported = torch.export.export(net, (x,)).module()
+    assert torch.allclose(exported(x), net(x), rtol=1e-9, atol=1e-9)
 
 
 COMPILED = """

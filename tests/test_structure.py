@@ -2,6 +2,8 @@
 
 import ast
 import re
+from collections import defaultdict
+from pathlib import Path
 
 from conftest import REPOSITORY
 
@@ -29,3 +31,31 @@ def test_model_files_import_torch_and_torchvision_only() -> None:
             roots = {module.split(".")[0] for module in modules}
             if path.stem != "__init__":
                 assert roots <= standard | {"torch", "torchvision"}, path.name
+
+
+def runs_of_lines(path: Path, length: int) -> set[tuple[str, ...]]:
+    """All runs of so many lines, without indentation and empty lines."""
+    lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    return {tuple(lines[i : i + length]) for i in range(len(lines) - length + 1)}
+
+
+def test_no_eight_lines_stand_twice() -> None:
+    """In the scripts and what they share; files of models/ do repeat others: each works when copied alone."""
+    files = [
+        *REPOSITORY.glob("*.py"),
+        *(REPOSITORY / "utils").glob("*.py"),
+        *(REPOSITORY / "scripts").glob("*"),
+    ]
+    places = defaultdict(list)
+    for path in files:
+        for run in runs_of_lines(path, 8):
+            places[run].append(path.name)
+    assert not {names[0]: (names, run) for run, names in places.items() if len(names) > 1}
+
+
+def test_the_scripts_can_be_read_in_one_go() -> None:
+    for path in REPOSITORY.glob("imagenet*.py"):
+        assert len(path.read_text().splitlines()) <= 200, path.name
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 80, f"{path.name}: {node.name}"

@@ -1,0 +1,139 @@
+"""Several processes: the same weights, every image evaluated once, one voice, one mistake one line."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPOSITORY, Run, free_port, write_images
+
+from models import create_model
+from utils.distributed import is_main_process, launch_environment
+from utils.errors import UserError
+
+SCRIPT = "tests/small_training.py"
+
+
+@pytest.fixture(autouse=True)
+def path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)
+
+
+def test_one_process_and_two_and_parts_agree(launch: Run, run: Run, images: Path, tmp_path: Path) -> None:
+    """Up to the rounding of sums in another order; by both launchers and SLURM's variables bit for bit."""
+    assert run(images, "one.pt", "--train-batch", 8, script=SCRIPT).returncode == 0
+    assert run(images, "parts.pt", "--train-batch", 4, "--parts", 2, script=SCRIPT).returncode == 0
+    started = launch(SCRIPT, images, "two.pt", "--train-batch", 4)
+    assert started.returncode == 0, started.stderr
+    assert started.stdout.count("hello") == 1
+    old = launch(SCRIPT, images, "old.pt", "--train-batch", 4, launcher="torch.distributed.launch")
+    assert old.returncode == 0, old.stderr
+    assert launch(SCRIPT, images, "both.pt", "--train-batch", 2, "--parts", 2).returncode == 0
+    one, parts, two, both = (weights(tmp_path / f"{name}.pt") for name in ("one", "parts", "two", "both"))
+    for key, value in one.items():
+        for other in (parts, two, both):
+            assert torch.allclose(other[key], value, rtol=1e-5, atol=1e-6), key
+    assert all(torch.equal(value, two[key]) for key, value in weights(tmp_path / "old.pt").items())
+
+
+def test_under_slurm(images: Path, tmp_path: Path) -> None:
+    port = str(free_port())
+    processes = []
+    for rank in range(2):
+        slurm = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_STEP_NUM_TASKS": "2"}
+        slurm |= {"SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": "7", "MASTER_PORT": port}
+        command = [sys.executable, str(REPOSITORY / SCRIPT), str(images), "out.pt", "--train-batch", "4"]
+        environment = {**os.environ, **slurm, "OMP_NUM_THREADS": "1"}
+        processes.append(
+            subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+        )
+    assert [process.communicate(timeout=120)[0].count("hello") for process in processes] == [1, 0]
+    assert (tmp_path / "out.pt").exists()
+
+
+def test_where_a_process_stands() -> None:
+    torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    assert launch_environment(torchrun, None) == torchrun
+    old = {key: value for key, value in torchrun.items() if key != "LOCAL_RANK"}
+    assert launch_environment(old, 1) == torchrun
+    with pytest.raises(UserError, match="--local-rank"):
+        launch_environment(old, None)
+    with pytest.raises(UserError, match="MASTER_ADDR and MASTER_PORT"):
+        launch_environment({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, None)
+    assert launch_environment({}, None) == {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    slurm = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8", "SLURM_JOB_ID": "41"}
+    place = launch_environment({**slurm, "SLURM_STEP_NODELIST": "gpu1,gpu2"}, None)
+    assert place == {
+        **{"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "gpu1", "MASTER_PORT": "20041"}
+    }
+    # In the batch script itself, without srun, there is one process whatever the allocation.
+    assert launch_environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, None)["WORLD_SIZE"] == "1"
+
+
+def test_the_host_list_is_expanded_by_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "2"}
+    slurm["SLURM_STEP_NODELIST"] = "gpu[3-4]"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="MASTER_ADDR"):
+        launch_environment(slurm, None)
+    assert launch_environment({**slurm, "MASTER_ADDR": "gpu3"}, None)["MASTER_ADDR"] == "gpu3"
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho gpu3\necho gpu4\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    assert launch_environment(slurm, None)["MASTER_ADDR"] == "gpu3"
+
+
+def test_who_speaks_before_the_processes_have_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_main_process()
+    monkeypatch.setenv("RANK", "1")
+    assert not is_main_process()
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_evaluation_does_not_depend_on_the_processes(
+    call: Run, launch: Run, tmp_path: Path, processes: int
+) -> None:
+    """101 images in batches of 7."""
+    for label, count in enumerate((40, 33, 28)):
+        write_images(tmp_path / "images" / "val" / f"class{label}", count, label)
+    torch.manual_seed(0)
+    net = create_model("mobilenetv1", num_classes=3)
+    with torch.no_grad():
+        net(torch.randn(64, 3, 32, 32))
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    net_and_data = ("-a", "mobilenetv1", "--data", "images", "-e", "--resume", "net.pth")
+    flags = (*net_and_data, "--img-size", 32, "--test-batch", 7, "-j", 0)
+    alone = call(*flags, script="imagenet_fast.py").stdout.splitlines()[-1]
+    together = launch("imagenet_fast.py", *flags, processes=processes)
+    assert together.returncode == 0, together.stderr
+    spoken = together.stdout.splitlines()
+    assert len(spoken) == 2
+    expected, found = (list(map(float, re.findall(r"\d+\.\d+", line))) for line in (alone, spoken[-1]))
+    assert found[1:] == expected[1:]
+    assert found[0] == pytest.approx(expected[0], rel=1e-6)
+    assert 0 < expected[1] < 100
+
+
+def test_a_mistake_is_one_line_of_one_process(launch: Run, images: Path, tmp_path: Path) -> None:
+    flags = ("--data", images, "-a", "mobilenetv1", "--img-size", 32, "-c", "out")
+    for mistake, line in (
+        (("--resume", "nowhere.pth"), "imagenet_fast.py: error: --resume nowhere.pth: no such file"),
+        (("--lr", -1), "imagenet_fast.py: error: argument --lr"),
+    ):
+        result = launch("imagenet_fast.py", *flags, *mistake)
+        assert result.returncode != 0
+        assert result.stderr.count("imagenet_fast.py: error:") == 1
+        assert line in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_rank_that_fails_ends_the_job_with_its_message(launch: Run, images: Path) -> None:
+    result = launch(SCRIPT, images, "out.pt", "--train-batch", 4, "--fail", 1)
+    assert result.returncode != 0
+    assert "RuntimeError: trouble on rank 1" in result.stderr
