@@ -1,19 +1,23 @@
 #!/usr/bin/env python
-"""Time networks against each other on synthetic images.
+"""Time networks, or optimizers, against each other on synthetic images.
 
     python scripts/benchmark.py model se_resnet50 sge_resnet50
     python scripts/benchmark.py model sge_resnet50 --dtype bfloat16 --channels-last --batch 32
     python scripts/benchmark.py model mobilenetv1 --baseline mobilenet_v2 --mode eval
+    python scripts/benchmark.py optimizer --arch ws_resnet50
 
-Every round runs each network once, so that a machine whose speed drifts is fair to all; the ratio is the
-median of the rounds' ratios to the baseline.
+Every round runs each candidate once, so that a machine whose speed drifts is fair to all. Ratios to the
+baseline: the median of the rounds' ratios with its range, and that of the fastest rounds, which a busy
+machine disturbs least.
 """
 
 import argparse
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +26,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from models import create_model
 from utils import cli
+from utils.optim import EShiftedSGD, classify
 
 
-class Candidate:
+class Network:
     """One network with its input, and one step of it."""
 
     def __init__(self, name: str, args: argparse.Namespace) -> None:
@@ -39,23 +44,18 @@ class Candidate:
         shape = (args.batch, 3, args.img_size, args.img_size)
         self.images = torch.randn(shape, device=self.device).to(memory_format=layout)
         self.labels = torch.randint(1000, (args.batch,), device=self.device)
-        self.seconds: list[float] = []
 
     def loss(self) -> Tensor:
         autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
         with autocast, torch.set_grad_enabled(self.training):
             return nn.functional.cross_entropy(self.forward(self.images), self.labels)
 
-    def step(self) -> float:
-        """Seconds of one forward pass and, in training, one backward pass."""
+    def step(self) -> None:
+        """One forward pass and, in training, one backward pass."""
         self.net.zero_grad(set_to_none=True)
-        self._wait()
-        started = time.perf_counter()
         loss = self.loss()
         if self.training:
             loss.backward()
-        self._wait()
-        return time.perf_counter() - started
 
     def kept_megabytes(self) -> float:
         """What the forward pass keeps for the backward pass, parameters not counted."""
@@ -72,40 +72,95 @@ class Candidate:
             self.loss()
         return sum(sizes.values()) / 2**20
 
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+
+class Stepper(NamedTuple):
+    """An optimizer on a network's parameters, whose gradients stay the same."""
+
+    name: str
+    optimizer: torch.optim.Optimizer
+
+    def step(self) -> None:
+        self.optimizer.step()
+
+
+def wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def interleave(candidates: Sequence[Network | Stepper], args: argparse.Namespace) -> list[list[float]]:
+    """Seconds of every candidate's steps, taken in turns."""
+    seconds: list[list[float]] = [[] for _ in candidates]
+    for turn in tqdm(range(args.warmup + args.rounds), desc="rounds", leave=False):
+        for candidate, own in zip(candidates, seconds, strict=True):
+            wait(args.device)
+            started = time.perf_counter()
+            candidate.step()
+            wait(args.device)
+            if turn >= args.warmup:
+                own.append(time.perf_counter() - started)
+    return seconds
+
+
+def report(names: Sequence[str], seconds: list[list[float]], further: dict[str, Sequence[str]]) -> None:
+    """Print a row per candidate, the baseline first."""
+    heads = ("", "ms/step", "ratio", "from", "to", "fastest", *further)
+    print(f"{heads[0]:>24}" + "".join(f"{head:>10}" for head in heads[1:]))
+    for i, (name, own) in enumerate(zip(names, seconds, strict=True)):
+        ratios = [mine / base for mine, base in zip(own, seconds[0], strict=True)]
+        fastest = min(own) / min(seconds[0])
+        numbers = (statistics.median(ratios), min(ratios), max(ratios), fastest)
+        cells = [f"{1e3 * statistics.median(own):.1f}", *(f"{value:.3f}" for value in numbers)]
+        print(f"{name:>24}" + "".join(f"{cell:>10}" for cell in (*cells, *(c[i] for c in further.values()))))
+
+
+def machine(args: argparse.Namespace) -> str:
+    if args.device == "cuda":
+        return f"{torch.cuda.get_device_name()}, {args.rounds} rounds"
+    return f"CPU, {torch.get_num_threads()} threads, {args.rounds} rounds"
 
 
 def benchmark_models(args: argparse.Namespace) -> None:
-    """Print a row per network: time and speed of a step, ratio to the baseline, memory kept."""
+    """Print a row per network: time and speed of a step, ratios to the baseline, memory kept."""
     names = [args.baseline, *(name for name in args.names if name != args.baseline)]
-    candidates = [Candidate(name, args) for name in names]
-    for _ in tqdm(range(args.warmup), desc="warm-up", leave=False):
-        for candidate in candidates:
-            candidate.step()
-    for _ in tqdm(range(args.rounds), desc="rounds", leave=False):
-        for candidate in candidates:
-            candidate.seconds.append(candidate.step())
-
+    networks = [Network(name, args) for name in names]
+    seconds = interleave(networks, args)
     layout = "channels_last" if args.channels_last else "contiguous"
-    cpu = f"CPU, {torch.get_num_threads()} threads"
-    machine = torch.cuda.get_device_name() if args.device == "cuda" else cpu
-    print(
-        f"{args.mode}, batch {args.batch}, {args.img_size} px, {args.dtype}, {layout}, compile {args.compile}"
-    )
-    print(f"{machine}, {args.rounds} rounds")
-    print(f"{'network':>24} {'ms/step':>9} {'images/s':>9} {'ratio':>7} {'from':>7} {'to':>7} {'kept MB':>9}")
-    for candidate in candidates:
-        ratios = [own / base for own, base in zip(candidate.seconds, candidates[0].seconds, strict=True)]
-        spread = (statistics.median(ratios), min(ratios), max(ratios))
-        median = statistics.median(candidate.seconds)
-        measured = candidate.training and not args.compile  # a compiled net keeps what its compiler likes
-        kept = f"{candidate.kept_megabytes():.0f}" if measured else "-"
-        print(
-            f"{candidate.name:>24} {1e3 * median:9.1f} {args.batch / median:9.1f} "
-            f"{spread[0]:7.3f} {spread[1]:7.3f} {spread[2]:7.3f} {kept:>9}"
-        )
+    what = f"{args.mode}, batch {args.batch}, {args.img_size} px, {args.dtype}, {layout}"
+    print(f"{what}{', compiled' if args.compile else ''}, {machine(args)}")
+    speeds = [f"{args.batch / statistics.median(own):.1f}" for own in seconds]
+    further: dict[str, Sequence[str]] = {"images/s": speeds}
+    if args.mode == "train" and not args.compile:  # a compiled net keeps what its compiler likes
+        further["kept MB"] = [f"{network.kept_megabytes():.0f}" for network in networks]
+    report(names, seconds, further)
+
+
+def benchmark_optimizers(args: argparse.Namespace) -> None:
+    """Print a row per optimizer: torch's SGD, fused and by default, and that with the e-shifted L2."""
+    torch.manual_seed(0)
+    net = create_model(args.arch).to(args.device)
+    for parameter in net.parameters():
+        parameter.grad = 1e-3 * torch.randn_like(parameter)
+    owned = classify(net)
+    group = {"params": [one.parameter for one in owned], "weight_decay": 1e-4}
+    shifted = {**group, "weight_decay": 0.0, "shifted": [one.kind == "conv" for one in owned]}
+    settings: dict[str, Any] = {"lr": 1e-6, "momentum": 0.9}
+    steppers = [
+        Stepper("SGD, fused", torch.optim.SGD([dict(group)], fused=True, **settings)),
+        Stepper("SGD, default", torch.optim.SGD([dict(group)], **settings)),
+        Stepper("e-shifted SGD", EShiftedSGD([shifted], lam=1e-4, shift=1e-3, **settings)),
+    ]
+    seconds = interleave(steppers, args)
+    print(f"optimizer step on {args.arch}'s parameters, {machine(args)}")
+    report([stepper.name for stepper in steppers], seconds, {})
+
+
+def add_common_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
+    parser.add_argument("--rounds", type=cli.count_of, default=rounds)
+    parser.add_argument("--warmup", type=cli.whole, default=1, help="rounds not counted")
+    parser.add_argument("--threads", type=cli.count_of, help="threads of the CPU (default: torch's)")
+    devices = ("cpu", "cuda")
+    parser.add_argument("--device", choices=devices, default=devices[torch.cuda.is_available()])
 
 
 def main() -> None:
@@ -120,13 +175,12 @@ def main() -> None:
     model.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     model.add_argument("--channels-last", action="store_true")
     model.add_argument("--compile", action="store_true")
-    model.add_argument("--rounds", type=cli.count_of, default=7)
-    model.add_argument("--warmup", type=cli.whole, default=1, help="rounds not counted")
-    model.add_argument("--threads", type=cli.count_of, help="threads of the CPU (default: torch's)")
-    model.add_argument(
-        "--device", choices=("cpu", "cuda"), default=("cpu", "cuda")[torch.cuda.is_available()]
-    )
+    add_common_arguments(model, rounds=7)
     model.set_defaults(run=benchmark_models)
+    optimizer = kinds.add_parser("optimizer", help="optimizer steps on a network's parameters")
+    optimizer.add_argument("--arch", type=cli.architecture, default="ws_resnet50")
+    add_common_arguments(optimizer, rounds=15)
+    optimizer.set_defaults(run=benchmark_optimizers)
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -45,6 +45,45 @@ def test_command_line(
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "fragments"),
+    [
+        (("--alpha", "1"), ("--alpha goes with --mixup",)),
+        (("--cutmix_prob", "0.5"), ("--cutmix_prob goes with --cutmix",)),
+        (("--cutout_size", "8"), ("--cutout_size goes with --cutout",)),
+        (("--cutout", "--cutout_size", "8.5"), ("--cutout_size", "whole number")),
+        (("--distill-temp", "8"), ("--distill-temp goes with --teacher",)),
+        (("--mineps", "1e-3"), ("--mineps goes with --el2",)),
+        (("--print-always",), ("--print-always goes with --el2",)),
+        (("--el2",), ("--nowd-conv",)),
+        (("--el2", "--nowd-conv", "--wd-all"), ("not --wd-all",)),
+        (("--wd-all", "--nowd-bn"), ("--wd-all and --nowd-bn contradict",)),
+        (("--cutout", "--mixup"), ("--cutout does not go with",)),
+        (("--cos", "--schedule", "3"), ("--cos and --schedule contradict",)),
+        (("--nesterov", "--momentum", "0"), ("--nesterov needs --momentum",)),
+        (("--label-smoothing", "1"), ("--label-smoothing", "below 1")),
+        (("--loss-scale", "0"), ("--loss-scale", "above 0")),
+        (("--loss-scale", "128"), ("--loss-scale does nothing in --opt-level O0",)),
+        (("--opt-level", "O1", "--keep-batchnorm-fp32"), ("for --opt-level O2 and O3",)),
+        (("--ema", "--opt-level", "O3"), ("--ema averages float32 weights",)),
+        (("--amp-backend", "apex", "--opt-level", "O1"), ("CUDA only",)),
+        (("--finetune", "a.pth", "--resume", "b.pth"), ("without --resume",)),
+        (("--finetune", "a.pth"), ("--finetune a.pth: no such file",)),
+        (("--zero-gamma", "-a", "mobilenetv1"), ("mobilenetv1 does not take", "zero_init_residual=True")),
+        (("--accum-steps", "30"), ("24 training images are too few for 1 processes x 30 batches",)),
+        (("--device", "cuda"), ("no CUDA GPU is available",)),
+    ],
+    ids=lambda value: " ".join(value) if value and value[0].startswith("-") else "",
+)
+def test_command_line_of_the_fast_scripts(
+    call: Run, images: Path, tmp_path: Path, flags: tuple[str, ...], fragments: tuple[str, ...]
+) -> None:
+    assert_one_line_error(
+        call("--data", "images", "--img-size", 64, *flags, script="imagenet_fast.py"), *fragments
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
 def test_from_outside(run: Run, tmp_path: Path) -> None:
     assert_one_line_error(run("--data", "nowhere"), "imagenet.py: error: --data nowhere: no such folder")
     assert_one_line_error(run("--data", "nowhere", "--lr", "-1"), "imagenet.py: error: argument --lr")

@@ -101,6 +101,12 @@ def test_the_architecture_that_fits_is_found(name: str, classes: int) -> None:
     assert checkpoint.fitting_architectures(weights)[0].split()[0] == name
 
 
+def test_other_names_of_a_fitting_architecture_are_left_out() -> None:
+    with torch.device("meta"):
+        weights = create_model("ws_resnext50_32x4d").state_dict()
+    assert checkpoint.fitting_architectures(weights) == ["ws_resnext50"]
+
+
 def test_momentum_follows_the_parameters_and_flags_stay() -> None:
     net = create_model("se_resnet18", num_classes=2)
     old = torch.optim.SGD(net.parameters(), lr=0.5, momentum=0.9, weight_decay=0.1)

@@ -1,0 +1,86 @@
+"""The network of a run: started from other weights, averaged, taught."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Run, assert_one_line_error
+
+from models import create_model
+from utils.errors import UserError
+from utils.network import finetune
+
+FAST = "imagenet_fast.py"
+SMALL = ("-j", 0, "--epochs", 1, "--img-size", 32, "--train-batch", 8, "--manualSeed", 7, "-c", "out")
+
+
+def test_plain_weights_start_an_attention_net(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain, net = create_model("resnet18", num_classes=10), create_model("se_resnet18", num_classes=3)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    torch.save({f"module.{key}": value for key, value in plain.state_dict().items()}, tmp_path / "plain.pth")
+    finetune(net, str(tmp_path / "plain.pth"))
+    said = capsys.readouterr().out
+    for key, value in net.state_dict().items():
+        known = key in plain.state_dict() and not key.startswith("fc.")
+        assert torch.equal(value, plain.state_dict()[key] if known else before[key]), key
+    fitting = len(plain.state_dict()) - 2
+    assert f"{fitting} of {len(before)} tensors are from it" in said
+    assert f"new: {len(before) - fitting} (layer1.0.se.fc.0.weight, " in said
+    assert "not used from the file: 2 (fc.weight, fc.bias)" in said
+
+
+def test_weights_of_another_kind_are_refused(tmp_path: Path) -> None:
+    torch.save(create_model("mobilenetv1", num_classes=3).state_dict(), tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"--finetune .*other\.pth: no layer"):
+        finetune(create_model("resnet18", num_classes=3), str(tmp_path / "other.pth"))
+
+
+def test_the_average_is_evaluated_and_saved_and_continued(call: Run, images: Path, tmp_path: Path) -> None:
+    flags = ("--data", images, "-a", "mobilenetv1", *SMALL, "--ema", 0.5)
+    assert call(*flags, "--epochs", 2, script=FAST).returncode == 0
+    whole = torch.load(tmp_path / "out" / "checkpoint.pth.tar", weights_only=True)
+    assert whole["averaged_steps"] == 6
+    raw, averaged = whole["training_state_dict"], whole["state_dict"]
+    assert not torch.equal(raw["fc.weight"], averaged["fc.weight"])
+
+    evaluate = ("--data", images, "-a", "mobilenetv1", "--img-size", 32, "-e", "--resume")
+    for script in (FAST, "imagenet.py"):
+        result = call(*evaluate, "out/checkpoint.pth.tar", script=script)
+        assert f"Test Acc:  {whole['acc']:.2f}" in result.stdout
+
+    assert call(*flags, "-c", "half", script=FAST).returncode == 0
+    resumed = ("--resume", "half/checkpoint.pth.tar", "--epochs", 2, "-c", "half")
+    assert call(*flags, *resumed, script=FAST).returncode == 0
+    half = torch.load(tmp_path / "half" / "checkpoint.pth.tar", weights_only=True)
+    for part in ("state_dict", "training_state_dict"):
+        assert all(torch.equal(value, half[part][key]) for key, value in whole[part].items()), part
+
+
+def test_the_first_average_is_the_weights_after_the_first_step(
+    call: Run, images: Path, tmp_path: Path
+) -> None:
+    flags = ("--data", images, "-a", "mobilenetv1", *SMALL, "--train-batch", 24)  # one step
+    assert call(*flags, "--ema", 0.5, script=FAST).returncode == 0
+    saved = torch.load(tmp_path / "out" / "checkpoint.pth.tar", weights_only=True)
+    raw = saved["training_state_dict"]
+    assert all(torch.equal(value, raw[key]) for key, value in saved["state_dict"].items())
+
+
+@pytest.mark.parametrize(
+    ("teacher", "fragments"),
+    [
+        ("resnet81", ("--teacher: unknown architecture 'resnet81'",)),
+        ("sge_resnet18", ("--teacher sge_resnet18: there are no weights", "sge_resnet18:FILE")),
+        ("resnet18", ("--teacher resnet18: those to download have 1000 classes",)),
+        ("resnet18:nowhere.pth", ("--teacher nowhere.pth: no such file",)),
+        ("resnet18:small.pth", ("--teacher small.pth does not fit resnet18",)),
+    ],
+)
+def test_teachers_that_cannot_teach(
+    call: Run, images: Path, tmp_path: Path, teacher: str, fragments: tuple[str, ...]
+) -> None:
+    saved = {"state_dict": create_model("mobilenetv1", num_classes=3).state_dict(), "arch": "mobilenetv1"}
+    torch.save(saved, tmp_path / "small.pth")
+    flags = ("--data", images, "-a", "mobilenetv1", *SMALL, "--teacher", teacher)
+    assert_one_line_error(call(*flags, script=FAST), *fragments)
+    assert not (tmp_path / "out").exists()
