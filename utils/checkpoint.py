@@ -245,4 +245,14 @@ def load_optimizer(optimizer: Optimizer, saved: Mapping[str, Any] | None, path: 
             raise UserError(
                 f"--resume {path}: its optimizer state is in another order than this net; {remedy}"
             )
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    laid_out = {
+        i: {k: _laid_out_as(v, parameters[i]) for k, v in values.items()} for i, values in state.items()
+    }
+    optimizer.load_state_dict({"state": laid_out, "param_groups": groups})
+
+
+def _laid_out_as(value: Any, parameter: Tensor) -> Any:
+    """A tensor in the parameter's memory format: fused optimizers pair memory, not indices."""
+    if not isinstance(value, Tensor) or not value.dim():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)

@@ -26,7 +26,7 @@ from utils.sampling import EvalBatches, SampleKey, TrainBatches
 
 TRAIN_NAMES = ("train",)
 VAL_NAMES = ("val", "valf", "valid", "validation")
-SUBSTITUTES = 100  # files tried in place of one that cannot be decoded
+SUBSTITUTES = 100  # files drawn in place of one that cannot be decoded
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's training images, RGB in [0, 1]
 STD = (0.229, 0.224, 0.225)
 AUTO_AUGMENT = MappingProxyType(
@@ -184,9 +184,9 @@ def val_transform(size: int) -> v2.Transform:
 class ImageDataset(Dataset[Sample]):
     """Decoded and transformed samples, each a pure function of (seed, epoch, index).
 
-    A file that cannot be decoded is no exception: one bad file must not end a run of days. In training the
-    next file that can takes its place, so that every process has as many images in every step; in evaluation
-    its sample stays empty.
+    A file that cannot be decoded is no exception: one bad file must not end a run of days. In training
+    another file, drawn at random, takes its place, so that every process has as many images in every step; in
+    evaluation its sample stays empty.
 
     Args:
         split: files and labels.
@@ -205,15 +205,16 @@ class ImageDataset(Dataset[Sample]):
         self.split = split
         self.transform = transform
         self.seed = seed
-        self.tries = min(SUBSTITUTES, len(split.samples)) if substitute else 1
+        self.tries = SUBSTITUTES if substitute else 1
 
     def __len__(self) -> int:
         return len(self.split.samples)
 
     def __getitem__(self, key: SampleKey) -> Sample:
         broken: list[Broken] = []
-        for offset in range(self.tries):
-            path, label = self.split.samples[(key.sample + offset) % len(self)]
+        for attempt in range(self.tries):
+            drawn = derive_seed(self.seed, "substitute", key.epoch, key.sample, attempt) % len(self)
+            path, label = self.split.samples[drawn if attempt else key.sample]
             try:
                 image = decode(path)
             except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
@@ -296,7 +297,7 @@ class DeviceLoader(Generic[Batches]):
                 images = images.to(torch.float32, memory_format=self.layout).sub_(mean).div_(std)
                 yield images, labels.to(self.device, non_blocking=True)
             elif isinstance(self.batches, TrainBatches):
-                raise UserError(f"{_first_of(self.broken)}, nor can the files after it: nothing to train on")
+                raise UserError(f"{_first_of(self.broken)}, nor {SUBSTITUTES - 1} files drawn in its place")
 
     def report(self, ranks: Ranks) -> None:
         """Name the files that could not be decoded in the last pass, each once a run, and count them.
@@ -309,12 +310,12 @@ class DeviceLoader(Generic[Batches]):
         if not broken:
             return
         if not any(read for read, _ in passes):
-            raise UserError(f"none of {len(broken)} images could be decoded; {_first_of(broken)}")
+            ranks.refuse(f"none of {len(broken)} images could be decoded; {_first_of(broken)}")
         for path, reason in sorted(set(broken)):
             if path not in self.named:
                 tqdm.write(f"note: cannot decode {path} ({reason})")
         self.named.update(path for path, _ in broken)
-        instead = "replaced by the next file" if isinstance(self.batches, TrainBatches) else "left out"
+        instead = "replaced by others" if isinstance(self.batches, TrainBatches) else "left out"
         tqdm.write(f"note: {len(set(broken))} images could not be decoded and were {instead}")
 
 

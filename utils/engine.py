@@ -17,7 +17,7 @@ from utils.logger import Progress
 from utils.losses import Distillation
 from utils.metrics import Meter, Metrics
 from utils.mixing import MixedBatch, Mixer
-from utils.optim import EShiftedSGD, parameters
+from utils.optim import EShiftedSGD, parameters, start_momentum
 from utils.precision import Precision
 from utils.randomness import derive_seed
 from utils.schedule import Schedule, set_learning_rate
@@ -61,6 +61,10 @@ class Trainer:
     print_every: int | None = None
     print_filters: bool = False
 
+    def __post_init__(self) -> None:
+        start_momentum(self.optimizer)
+        self._buckets_settled = self.ranks.size <= 2
+
     @property
     def rate(self) -> float:
         """The rate of the last step."""
@@ -85,6 +89,8 @@ class Trainer:
             batch = self.mixer(
                 images, labels, derive_seed(self.seed, "mix", epoch, position, self.ranks.rank)
             )
+            if not self._buckets_settled:
+                self._settle_buckets(batch)
             last = part == self.accumulate - 1
             with nullcontext() if last else self._without_exchange():
                 logits = self.precision.forward(self.model, batch.images)
@@ -96,6 +102,22 @@ class Trainer:
             progress.step(meter, len(labels))
         loader.report(self.ranks)
         return meter.read(self.ranks), progress.close()
+
+    def _settle_buckets(self, batch: MixedBatch) -> None:
+        """Run a batch whose gradients are thrown away, at the start of a process of three or more.
+
+        DistributedDataParallel regroups the gradients after its first step; the order in which three or more
+        processes add them up depends on the groups. Without this a resumed run would differ from the
+        uninterrupted one by rounding.
+        """
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
+        state = torch.get_rng_state()
+        self._loss(self.precision.forward(self.model, batch.images), batch).backward()
+        self.optimizer.zero_grad()
+        torch.set_rng_state(state)
+        for buffer, value in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(value)
+        self._buckets_settled = True
 
     def _without_exchange(self) -> AbstractContextManager[None]:
         """DistributedDataParallel averages the gradients in the last part of a step only."""
@@ -112,7 +134,7 @@ class Trainer:
         if self.clip is not None:
             nn.utils.clip_grad_norm_(parameters(self.optimizer), self.clip)
         self.precision.step(self.optimizer)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update_parameters(self.model)
         if self.print_filters and isinstance(self.optimizer, EShiftedSGD):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import SGD, Optimizer
 
@@ -21,9 +21,9 @@ class Owned(NamedTuple):
 def classify(net: nn.Module) -> list[Owned]:
     """Every parameter of a network and its kind, in registration order.
 
-    A module with a method ``no_weight_decay() -> set[str]`` declares parameters that never decay, by their
-    names within the module. What belongs to no convolution and no linear layer scales or shifts channels
-    (batch norm, LayerNorm, SGE's weight): kind ``norm``.
+    A module with a method ``no_weight_decay() -> set[str]`` declares parameters that take no decay, by their
+    names within the module; only ``--wd-all`` reaches them. What belongs to no convolution and no linear
+    layer scales or shifts channels (batch norm, LayerNorm, SGE's weight): kind ``norm``.
     """
     declared = {
         f"{prefix}.{name}" if prefix else name
@@ -85,6 +85,16 @@ def parameters(optimizer: Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
+def start_momentum(optimizer: Optimizer) -> None:
+    """Begin the momentum of every parameter at 0, which is what SGD's first step amounts to.
+
+    Left to itself the fused kernel begins with uninitialised memory when an overflow skips its first step.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("momentum") else ():
+            optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+
+
 def _decay_text(kind: str, decaying: set[str], shifted: set[str], args: argparse.Namespace) -> str:
     if kind in shifted:
         return f"e-shifted L2, lambda {args.lam:g}, e {args.mineps:g}"
@@ -139,24 +149,39 @@ class EShiftedSGD(SGD):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for weight in self.filters():
-            if weight.grad is not None:
-                self._regularize(weight, weight.grad)
+        self._regularize([weight for weight in self.filters() if weight.grad is not None])
         super().step()
         return loss
 
-    def _regularize(self, weight: Tensor, gradient: Tensor) -> None:
-        """Four passes over memory; torch.var_mean alone takes as long as eight on a CPU."""
-        dims, count = tuple(range(1, weight.dim())), weight[0].numel()
-        mean = weight.mean(dims, keepdim=True)
-        square = torch.linalg.vector_norm(weight, dim=dims, keepdim=True).square_() / count
-        variance = square - mean * mean
-        std = (variance * (count / (count - 1))).clamp_min_(0).sqrt_()
-        # A filter of equal weights has no direction to be pushed in: its variance is rounding.
-        equal = variance <= 8 * torch.finfo(weight.dtype).eps * square
-        pull = torch.where(equal, 0.0, self.shift / std)
+    def _regularize(self, weights: list[nn.Parameter]) -> None:
+        """Four passes over memory; torch.var_mean alone takes as long as eight on a CPU.
+
+        The statistics of all filters are one vector, so that the small operations are few.
+        """
+        counts = [weight[0].numel() for weight in weights]
+        means, norms = [], []
+        for weight in weights:  # one after the other: the second finds the weights in the cache
+            means.append(weight.flatten(1).mean(dim=1))
+            norms.append(torch.linalg.vector_norm(weight.flatten(1), dim=1))
+        mean = torch.cat(means)
+        torch._foreach_div_(norms, [count**0.5 for count in counts])
+        square = torch.cat(norms).square_()
+        variance = (square - mean * mean).clamp_min_(0)  # biased, corrected below
+        # e / s as e s / s^2. A filter of equal weights has no direction to be pushed in, and its variance is
+        # rounding, about eps of the mean square: it must not be divided by.
+        rounding = torch.finfo(mean.dtype).eps * square + torch.finfo(mean.dtype).tiny
+        pull = self.shift * variance.sqrt() / (variance + rounding)
+        pulls = list(pull.split([len(weight) for weight in weights]))
+        torch._foreach_mul_(pulls, [((count - 1) / count) ** 0.5 for count in counts])
         # (1 - e / s) * (w - mu) + mu = (1 - e / s) * w + e / s * mu
-        gradient.addcmul_(weight, 1 - pull, value=self.lam).add_(pull.mul_(mean), alpha=self.lam)
+        factors, shifts = 1 - pull, pull * mean
+        at = 0
+        for weight in weights:
+            assert weight.grad is not None
+            own, shape = slice(at, at + len(weight)), (-1, *(1,) * (weight.dim() - 1))
+            weight.grad.addcmul_(weight, factors[own].view(shape), value=self.lam)
+            weight.grad.add_(shifts[own].view(shape), alpha=self.lam)
+            at += len(weight)
 
     def filter_stds(self) -> list[float]:
         """The mean standard deviation of each weight's filters, in registration order."""

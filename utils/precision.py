@@ -104,7 +104,7 @@ class Precision:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue with a saved loss scale; nothing to do where none was saved or none is used."""
-        if state and self.scaler.is_enabled():
+        if "scale" in state and self.scaler.is_enabled():
             self.scaler.load_state_dict(dict(state))
 
 
@@ -138,19 +138,22 @@ class HalfWeights(nn.Module):
     def __init__(self, net: nn.Module, half: torch.dtype, keep_batchnorm: bool) -> None:
         super().__init__()
         self.net, self.dtype = net, half
-        kept = [m for m in net.modules() if isinstance(m, _BatchNorm)]
-        self.kept = {id(p) for m in kept for p in m.parameters()} if keep_batchnorm else set()
-        if not keep_batchnorm:  # batch norm takes statistics of its weights' type only
-            for module in kept:
-                for name, buffer in module.named_buffers(recurse=False):
-                    if buffer.is_floating_point():
-                        setattr(module, name, buffer.to(half))
+        norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
+        if not keep_batchnorm:  # its running statistics must be of its weights' type, and stay where they are
+            for buffer in (buffer for module in norms for buffer in module.buffers()):
+                buffer.data = buffer.data.to(half) if buffer.is_floating_point() else buffer.data
+        kept = (tensor for module in norms for tensor in (*module.buffers(), *module.parameters()))
+        statistics = {id(buffer) for module in norms for buffer in module.buffers()}
+        self.kept = {id(tensor) for tensor in kept} if keep_batchnorm else statistics
 
     def forward(self, x: Tensor) -> Tensor:
-        weights = {
-            name: p if id(p) in self.kept else p.to(self.dtype) for name, p in self.net.named_parameters()
+        tensors = (*self.net.named_parameters(), *self.net.named_buffers())
+        half = {
+            name: value.to(self.dtype)
+            for name, value in tensors
+            if value.is_floating_point() and id(value) not in self.kept
         }
-        return functional_call(self.net, weights, (x.to(self.dtype),))
+        return functional_call(self.net, half, (x.to(self.dtype),))
 
 
 class ApexPrecision(Precision):
