@@ -14,9 +14,9 @@ from torch.optim import SGD
 
 from utils import arguments, checkpoint, cli, network
 from utils.data import open_data, train_transform, training_loader, validation_loader
-from utils.distributed import Ranks, describe, parallelize, select_devices
+from utils.distributed import Ranks, describe, parallelize, refuse_several_processes, select_devices
 from utils.engine import Trainer, evaluate
-from utils.run import Run, choose_seed
+from utils.run import Run, check_folder, choose_seed
 from utils.schedule import Schedule
 
 CROP_SCALES = {"large": (0.08, 1.0), "small": (0.2, 1.0)}  # share of the area that a training crop covers
@@ -32,8 +32,7 @@ def create_parser() -> cli.Parser:
         "-ms",
         "--modelsize",
         choices=CROP_SCALES,
-        default="large",
-        help="large: --scale 0.08 1, small: --scale 0.2 1",
+        help="large: --scale 0.08 1, small: --scale 0.2 1 (default: large)",
     )
     parser.add_argument("--gpu-id", default="0", help="GPUs to use, such as 0,1,2,3 (default: 0)")
     parser.set_defaults(epochs=90, test_batch=200, schedule=[150, 225])
@@ -44,13 +43,18 @@ def main() -> None:
     parser = create_parser()
     args = parser.parse_args()
     arguments.check(parser, args)
+    if args.scale and args.modelsize:
+        parser.error("--scale and --modelsize say the same: give one of them")
+    refuse_several_processes("imagenet.py")
     device, gpu_ids = select_devices(args.device, args.gpu_id)
     saved = checkpoint.load(args.resume) if args.resume else {}
     seed = choose_seed(args.manualSeed, saved.get("seed"))
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = True
 
-    splits = open_data(args.data, args.evaluate)
+    if not args.evaluate:
+        check_folder(args, saved)
+    splits = open_data(args.data, args.evaluate, saved.get("classes", ()))
     classes = network.class_count(args.num_classes, splits.val.classes)
     net, complexity = network.build_model(args, classes)
     network.load_weights(net, args, saved)
@@ -61,10 +65,10 @@ def main() -> None:
 
     val_loader = validation_loader(splits.val, args, seed, Ranks(device=device))
     if splits.train is None:
-        print(evaluate(model, val_loader).published())
+        print(evaluate(model, val_loader, print_every=args.print_freq).published())
         return
 
-    transform = train_transform(args, args.scale or CROP_SCALES[args.modelsize])
+    transform = train_transform(args, args.scale or CROP_SCALES[args.modelsize or "large"])
     train_loader = training_loader(splits.train, transform, args, seed, Ranks(device=device))
     print(f"{train_loader}, {val_loader}")
     optimizer = SGD(net.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
@@ -72,11 +76,11 @@ def main() -> None:
         checkpoint.load_optimizer(optimizer, saved.get("optimizer"), args.resume)
 
     schedule = Schedule(args.lr, args.epochs, milestones=args.schedule, gamma=args.gamma)
-    trainer = Trainer(model, optimizer, nn.CrossEntropyLoss(), schedule, seed)
+    trainer = Trainer(model, optimizer, nn.CrossEntropyLoss(), schedule, seed, print_every=args.print_freq)
     run = Run(args, saved, {"arch": args.arch, "seed": seed, "classes": list(splits.val.classes)})
     for epoch in range(run.start, args.epochs):
         trained, speed = trainer.epoch(train_loader, epoch)
-        validated = evaluate(model, val_loader)
+        validated = evaluate(model, val_loader, print_every=args.print_freq)
         state = {"state_dict": net.state_dict(), "optimizer": optimizer.state_dict()}
         run.finish_epoch(epoch, trainer.rate, trained, validated, speed, state)
     run.close()

@@ -15,17 +15,16 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from utils import arguments, checkpoint, cli, distributed, network
+from utils.averaging import create_average, weights
 from utils.data import open_data, train_transform, training_loader, validation_loader
 from utils.engine import Trainer, evaluate
 from utils.losses import LabelSmoothing
 from utils.mixing import Mixer
 from utils.optim import create_optimizer
 from utils.precision import choose_precision
-from utils.run import Run, choose_seed
+from utils.run import Run, check_folder, choose_seed
 from utils.schedule import Schedule
 
 DEFAULTS = MappingProxyType(
@@ -83,39 +82,21 @@ def create_mixer(args: argparse.Namespace) -> Mixer:
     )
 
 
-def create_average(net: nn.Module, decay: float | None, saved: Mapping[str, Any]) -> AveragedModel | None:
-    """The moving average of the weights, begun anew or continued; None without ``--ema``."""
-    if decay is None:
-        return None
-    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-    if "averaged_steps" in saved:
-        average.module.load_state_dict(saved["state_dict"])
-        average.n_averaged.fill_(saved["averaged_steps"])
-    return average
-
-
-def weights(net: nn.Module, average: AveragedModel | None) -> dict[str, Any]:
-    """What a checkpoint holds: ``state_dict`` is always the network that was evaluated."""
-    if average is None:
-        return {"state_dict": net.state_dict()}
-    return {
-        "state_dict": average.module.state_dict(),
-        "training_state_dict": net.state_dict(),
-        "averaged_steps": int(average.n_averaged),
-    }
-
-
 def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAULTS) -> None:
     args = parse_arguments(description, defaults)
     with distributed.start(args.device, args.local_rank) as ranks:
         with ranks.agree():
             precision = choose_precision(args, ranks.device.type)
             saved = checkpoint.load(args.resume) if args.resume else {}
-            splits = open_data(args.data, args.evaluate)
+            if not args.evaluate:
+                check_folder(args, saved)
+            splits = open_data(args.data, args.evaluate, saved.get("classes", ()))
+        ranks.same(str(splits), f"--data {args.data}")
         seed = ranks.gather(choose_seed(args.manualSeed, saved.get("seed")))[0]
         configure_torch(args.deterministic, seed)
         with ranks.agree():
             classes = network.class_count(args.num_classes, splits.val.classes)
+            criterion = LabelSmoothing(args.label_smoothing, classes)
             net, complexity = network.build_model(args, classes)
             network.load_weights(net, args, saved)
             distillation = network.create_distillation(args, classes, ranks.device, precision)
@@ -126,7 +107,7 @@ def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAUL
         val_loader = validation_loader(splits.val, args, seed, ranks, layout)
         if splits.train is None:
             model = network.compiled(precision.prepare(net), args)
-            print(evaluate(model, val_loader, ranks, precision).published())
+            print(evaluate(model, val_loader, ranks, precision, args.print_freq).published())
             return
 
         with ranks.agree():
@@ -149,7 +130,7 @@ def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAUL
         trainer = Trainer(
             precision.distribute(local, ranks),
             optimizer,
-            LabelSmoothing(args.label_smoothing),
+            criterion,
             schedule,
             seed,
             ranks=ranks,
@@ -166,7 +147,7 @@ def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAUL
         for epoch in range(run.start, args.epochs):
             trained, speed = trainer.epoch(train_loader, epoch)
             ranks.share_buffers(average or net)
-            validated = evaluate(evaluated, val_loader, ranks, precision)
+            validated = evaluate(evaluated, val_loader, ranks, precision, args.print_freq)
             reached = {"optimizer": optimizer.state_dict(), "precision": precision.state_dict()}
             state = {**weights(net, average), **reached}
             run.finish_epoch(epoch, trainer.rate, trained, validated, speed, state)

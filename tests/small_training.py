@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Three steps of a network without batch norm by the project's Trainer; rank 0 saves the weights.
+"""Some steps of a network without batch norm by the project's Trainer; rank 0 saves the weights.
 
 Started by tests/test_distributed.py, in one and in several processes.
 """
@@ -11,8 +11,11 @@ import torch
 from torch import nn
 
 from utils import distributed
+from utils.averaging import create_average
 from utils.data import open_data, train_transform, training_loader
 from utils.engine import Trainer
+from utils.losses import LabelSmoothing
+from utils.optim import create_optimizer
 from utils.schedule import Schedule
 
 
@@ -22,36 +25,44 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--train-batch", type=int, required=True)
     parser.add_argument("--parts", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--wrap-anew", action="store_true", help="as a resumed run does, before every epoch")
     parser.add_argument("--fail", type=int, help="a rank that raises an error")
     parser.add_argument("--local-rank", type=int)
     args = parser.parse_args()
-    args.__dict__.update(img_size=24, hflip=0.5, auto_augment="ta", random_erase=0.5, workers=0)
+    settings = {"img_size": 24, "hflip": 0.5, "auto_augment": "ta", "random_erase": 0.5, "workers": 0}
+    decay = {"wdall": False, "nowd_bn": False, "nowd_fc": False, "nowd_conv": True, "el2": True}
+    rates = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-3, "lam": 1e-3, "mineps": 1e-2}
+    args.__dict__.update({**settings, **decay, **rates})
     with distributed.start("cpu", args.local_rank) as ranks:
         print("hello")
         if args.fail == ranks.rank:
             raise RuntimeError(f"trouble on rank {ranks.rank}")
         torch.manual_seed(0)
-        layers = [
-            nn.Conv2d(3, 8, 3, 2),
-            nn.ReLU(),
-            nn.Conv2d(8, 8, 3, 2),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(200, 3),
-        ]
-        net = nn.Sequential(*layers)
+        net = small_net()
         split = open_data(args.data, evaluate=False).train
         assert split is not None
         transform = train_transform(args, (0.08, 1.0))
         loader = training_loader(split, transform, args, 1, ranks, parts=args.parts)
-        optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=1e-3)
-        criterion = nn.CrossEntropyLoss()
-        trainer = Trainer(
-            ranks.wrap(net), optimizer, criterion, Schedule(0.1, 1), 1, ranks, accumulate=args.parts
-        )
-        trained, _ = trainer.epoch(loader, 0)
+        optimizer, average = create_optimizer(net, args), create_average(net, 0.9, {})
+        model = ranks.wrap(net)
+        for epoch in range(args.epochs):
+            if args.wrap_anew:
+                model = ranks.wrap(net)
+            trainer = Trainer(model, optimizer, LabelSmoothing(0.1, 3), Schedule(0.1, 2), 1, ranks)
+            trainer.accumulate, trainer.clip, trainer.average = args.parts, 1.0, average
+            trained, _ = trainer.epoch(loader, epoch)
         if ranks.main:
-            torch.save({**net.state_dict(), "loss": torch.tensor(trained.loss)}, args.out)
+            assert average is not None
+            state = {**net.state_dict(), "loss": torch.tensor(trained.loss), **average.state_dict()}
+            torch.save(state, args.out)
+
+
+def small_net() -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for channels in (3, 16, 16, 16):
+        layers += [nn.Conv2d(channels, 16, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 3))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Every mistake of the user ends in one line that names the fix, code 2, and nothing written."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from conftest import Run, assert_one_line_error
 
 from models import create_model
+from utils.run import make_folder
 
 
 @pytest.mark.parametrize(
@@ -28,13 +30,26 @@ from models import create_model
         (("-e",), ("--resume FILE",)),
         (("--fresh-optimizer",), ("--resume FILE",)),
         (("--num-classes", "2"), ("--num-classes 2", "3 class folders")),
-        (("-a", "resnet18", "--cardinality", "32"), ("resnet18 does not take", "groups=32")),
-        (("-a", "mobilenet_v2", "--base-width", "4"), ("mobilenet_v2 does not take", "width_per_group=4")),
+        (("-a", "resnet18", "--cardinality", "32"), ("resnet18 does not take --cardinality 32",)),
+        (("-a", "mobilenet_v2", "--base-width", "4"), ("mobilenet_v2 does not take --base-width 4",)),
         (("-a", "se_resnet50", "--pretrained"), ("no weights of se_resnet50", "--resume")),
         (("-a", "resnet18", "--pretrained"), ("1000 classes", "3")),
         (("--resume", "missing.pth.tar"), ("missing.pth.tar: no such file",)),
-        (("--resume", "images"), ("images: no such file",)),
-        (("--no-such-flag",), ("unrecognized arguments: --no-such-flag",)),
+        (("--resume", "images"), ("images: is a folder",)),
+        (("--no-such-flag",), ("unrecognized arguments: --no-such-flag", "--help")),
+        (("--warmpu", "3", "--epohcs", "2"), ("unrecognized arguments: --warmpu",)),
+        (("--epohcs", "2"), ("unrecognized arguments: --epohcs 2", "did you mean --epochs?")),
+        (("--epoch", "2"), ("unrecognized arguments: --epoch 2", "did you mean --epochs?")),
+        (("--data", ""), ("--data: is empty",)),
+        (("--resume", ""), ("--resume: is empty",)),
+        (("-c", ""), ("--checkpoint: is empty",)),
+        (("--data", "images/train/cat/0.JPEG"), ("0.JPEG: not a folder",)),
+        (("--manualSeed", "9" * 30), ("--manualSeed", "below 2^63")),
+        (("--epochs", "9" * 5000), ("--epochs", "whole number")),
+        (("--momentum", "1.5"), ("--momentum", "below 1")),
+        (("--scale", "0.5", "1", "-ms", "small"), ("--scale and --modelsize",)),
+        (("--zero-gamma", "--resume", "a.pth"), ("--zero-gamma is for new weights",)),
+        (("--pretrained", "--resume", "a.pth"), ("give one of them",)),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith("-") else "",
 )
@@ -62,6 +77,9 @@ def test_command_line(
         (("--cos", "--schedule", "3"), ("--cos and --schedule contradict",)),
         (("--nesterov", "--momentum", "0"), ("--nesterov needs --momentum",)),
         (("--label-smoothing", "1"), ("--label-smoothing", "below 1")),
+        (("--label-smoothing", "0.7"), ("--label-smoothing 0.7 is too much for 3 classes",)),
+        (("--ema", "1"), ("--ema", "below 1")),
+        (("--teacher", ""), ("--teacher: is empty",)),
         (("--loss-scale", "0"), ("--loss-scale", "above 0")),
         (("--loss-scale", "128"), ("--loss-scale does nothing in --opt-level O0",)),
         (("--opt-level", "O1", "--keep-batchnorm-fp32"), ("for --opt-level O2 and O3",)),
@@ -69,8 +87,11 @@ def test_command_line(
         (("--amp-backend", "apex", "--opt-level", "O1"), ("CUDA only",)),
         (("--finetune", "a.pth", "--resume", "b.pth"), ("without --resume",)),
         (("--finetune", "a.pth"), ("--finetune a.pth: no such file",)),
-        (("--zero-gamma", "-a", "mobilenetv1"), ("mobilenetv1 does not take", "zero_init_residual=True")),
-        (("--accum-steps", "30"), ("24 training images are too few for 1 processes x 30 batches",)),
+        (("--zero-gamma", "-a", "mobilenetv1"), ("mobilenetv1 does not take --zero-gamma",)),
+        (
+            ("--accum-steps", "30"),
+            ("24 training images cannot fill 30 batches per step in 1 process", "--accum-steps"),
+        ),
         (("--device", "cuda"), ("no CUDA GPU is available",)),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith("-") else "",
@@ -196,6 +217,92 @@ def test_optimizer_state_that_is_missing(call: Run, images: Path, tmp_path: Path
     assert_one_line_error(call(*flags, "--resume", "weights.pth"), "no optimizer state", "--fresh-optimizer")
     assert not (tmp_path / "out").exists()
     assert call(*flags, "--resume", "weights.pth", "--fresh-optimizer").returncode == 0
+
+
+def test_one_class_and_label_smoothing(call: Run, images: Path) -> None:
+    for split in ("train", "valf"):
+        for name in ("dog", "owl"):
+            shutil.rmtree(images / split / name)
+    result = call("--data", images, "--img-size", 64, script="imagenet_fast.py")
+    assert_one_line_error(result, "--label-smoothing 0.1 is too much for 1 class")
+
+
+def test_a_teacher_of_another_size(call: Run, images: Path, tmp_path: Path) -> None:
+    torch.save(create_model("vit_b_32", num_classes=3).state_dict(), tmp_path / "vit.pth")
+    flags = ("--data", images, "--img-size", 64, "--teacher", "vit_b_32:vit.pth")
+    assert_one_line_error(
+        call(*flags, script="imagenet_fast.py"), "--teacher vit_b_32 does not take --img-size 64"
+    )
+
+
+@pytest.mark.parametrize(
+    "damage", [{"epoch": None}, {"seed": "x"}, {"seed": -1}, {"optimizer": [1]}, {"arch": 3}]
+)
+def test_fields_of_the_wrong_kind(call: Run, images: Path, tmp_path: Path, damage: dict[str, object]) -> None:
+    saved = {"state_dict": create_model("mobilenetv1", num_classes=3).state_dict(), **damage}
+    torch.save(saved, tmp_path / "odd.pth")
+    result = call("--data", images, "-a", "mobilenetv1", "--img-size", 32, "--resume", "odd.pth")
+    assert_one_line_error(result, f"--resume odd.pth: damaged ({next(iter(damage))}")
+
+
+def test_a_checkpoint_of_an_unknown_architecture_names_none(call: Run, images: Path, tmp_path: Path) -> None:
+    saved = {"state_dict": create_model("mobilenetv1", num_classes=3).state_dict(), "arch": "nonet50"}
+    torch.save(saved, tmp_path / "odd.pth")
+    result = call("--data", images, "-a", "resnet18", "--img-size", 32, "-e", "--resume", "odd.pth")
+    assert_one_line_error(result, "the file fits -a mobilenetv1 --num-classes 3")
+
+
+def test_classes_are_those_of_the_checkpoint(call: Run, images: Path, tmp_path: Path) -> None:
+    """A validation folder that lacks a class keeps the labels; other names are refused."""
+    torch.manual_seed(0)
+    net = create_model("mobilenetv1", num_classes=3)
+    saved = {"state_dict": net.state_dict(), "arch": "mobilenetv1", "classes": ["cat", "dog", "owl"]}
+    torch.save(saved, tmp_path / "net.pth")
+    flags = ("--data", images, "-a", "mobilenetv1", "--img-size", 32, "-e", "--resume", "net.pth")
+    shutil.rmtree(images / "valf" / "cat")
+    expected = call(*flags).stdout.splitlines()[-1]
+    (images / "train").rename(tmp_path / "train")
+    assert call(*flags).stdout.splitlines()[-1] == expected
+    (tmp_path / "train").rename(images / "train")
+    (images / "train" / "cat").rename(images / "train" / "yak")
+    for evaluate in (flags, tuple(flag for flag in flags if flag != "-e")):
+        assert_one_line_error(call(*evaluate), "other classes than the checkpoint", "cat missing, yak new")
+
+
+def test_a_launcher_is_not_for_imagenet_py(call: Run, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert_one_line_error(call("--data", images), "imagenet.py is one process", "imagenet_fast.py")
+
+
+def test_a_folder_in_use(call: Run, images: Path, tmp_path: Path) -> None:
+    lock = make_folder(tmp_path / "out")
+    flags = ("--data", images, "-a", "mobilenetv1", "--img-size", 32, "-c", "out", "--epochs", 1)
+    assert_one_line_error(call(*flags), "-c out: another process is training into it")
+    lock.close()
+    assert call(*flags).returncode == 0
+
+
+def test_overwriting_begins_with_the_first_complete_epoch(call: Run, images: Path, tmp_path: Path) -> None:
+    flags = ("--data", images, "-a", "mobilenetv1", "--img-size", 32, "-c", "out", "--epochs", 1)
+    assert call(*flags).returncode == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    for path in images.rglob("*.JPEG"):
+        path.write_bytes(b"")
+    assert_one_line_error(call(*flags, "--overwrite"), "cannot decode")
+    after = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert {name: after[name] for name in before} == before
+
+
+def test_another_checkpoint_in_the_folder_of_a_run(call: Run, images: Path, tmp_path: Path) -> None:
+    """Only checkpoint.pth.tar is continued in place: an earlier one would undo what came after it."""
+    flags = ("--data", images, "-a", "mobilenetv1", "--img-size", 32, "--epochs", 2)
+    assert call(*flags, "--epochs", 1, "-c", "out").returncode == 0
+    best = ("--resume", "out/model_best.pth.tar")
+    assert_one_line_error(call(*flags, *best), "-c out holds a run already")
+    result = call(*flags, *best, "-c", "new")
+    assert result.returncode == 0
+    assert (tmp_path / "new" / "model_best.pth.tar").exists()
+    assert "continuing out/model_best.pth.tar after epoch 1" in result.stdout
 
 
 def test_a_folder_that_cannot_be_made(call: Run, images: Path, tmp_path: Path) -> None:

@@ -120,6 +120,20 @@ def test_momentum_follows_the_parameters_and_flags_stay() -> None:
         assert torch.equal(new.state[parameter]["momentum_buffer"], old.state[parameter]["momentum_buffer"])
 
 
+def test_momentum_takes_the_layout_of_the_parameters() -> None:
+    net = create_model("mobilenetv1", num_classes=3)
+    plain = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    net(torch.randn(2, 3, 32, 32)).sum().backward()
+    plain.step()
+    other = create_model("mobilenetv1", num_classes=3).to(memory_format=torch.channels_last)
+    resumed = torch.optim.SGD(other.parameters(), 0.1, momentum=0.9, fused=True)
+    checkpoint.load_optimizer(resumed, plain.state_dict(), "x")
+    for ours, theirs in zip(other.parameters(), net.parameters(), strict=True):
+        momentum = resumed.state[ours]["momentum_buffer"]
+        assert torch.equal(momentum, plain.state[theirs]["momentum_buffer"])
+        assert momentum.stride() == ours.stride()
+
+
 def test_momentum_of_another_net_or_order_is_refused() -> None:
     def optimizer_of(*shapes: tuple[int, ...]) -> torch.optim.SGD:
         parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]

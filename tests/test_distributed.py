@@ -43,6 +43,33 @@ def test_one_process_and_two_and_parts_agree(launch: Run, run: Run, images: Path
     assert all(torch.equal(value, two[key]) for key, value in weights(tmp_path / "old.pt").items())
 
 
+def test_three_processes_that_start_anew_go_on_bit_for_bit(launch: Run, images: Path, tmp_path: Path) -> None:
+    """Three gradients are added in an order that DistributedDataParallel changes after its first step."""
+    flags = (images, "--train-batch", 4, "--epochs", 2)
+    for name, more in (("whole.pt", ()), ("anew.pt", ("--wrap-anew",))):
+        result = launch(SCRIPT, flags[0], name, *flags[1:], *more, processes=3)
+        assert result.returncode == 0, result.stderr
+    whole, anew = weights(tmp_path / "whole.pt"), weights(tmp_path / "anew.pt")
+    assert all(torch.equal(value, anew[key]) for key, value in whole.items())
+
+
+def test_processes_with_different_data(launch: Run, images: Path, tmp_path: Path) -> None:
+    """As when every machine has its own copy."""
+    write_images(tmp_path / "copy" / "train" / "cat", 3)
+    write_images(tmp_path / "copy" / "val" / "cat", 3)
+    script = tmp_path / "own_copy.py"
+    script.write_text(
+        "import os, sys, imagenet_fast\n"
+        "from utils import cli\n"
+        "sys.argv[sys.argv.index('--data') + 1] = ('images', 'copy')[int(os.environ['RANK'])]\n"
+        "cli.run(imagenet_fast.main)\n"
+    )
+    flags = ("-a", "mobilenetv1", "--img-size", 32, "--data", "images")
+    result = launch(script, *flags)
+    assert result.returncode != 0
+    assert result.stderr.count("error: --data images on rank 1 differs from that on rank 0: 3 training") == 1
+
+
 def test_under_slurm(images: Path, tmp_path: Path) -> None:
     port = str(free_port())
     processes = []
@@ -120,12 +147,20 @@ def test_evaluation_does_not_depend_on_the_processes(
     assert 0 < expected[1] < 100
 
 
-def test_a_mistake_is_one_line_of_one_process(launch: Run, images: Path, tmp_path: Path) -> None:
+def test_a_mistake_is_one_line_of_one_process(
+    launch: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when rank 0 is the slowest to start."""
+    slow = "import os, time\ntime.sleep(3 * (os.environ.get('RANK') == '0'))\n"
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "sitecustomize.py").write_text(slow)
     flags = ("--data", images, "-a", "mobilenetv1", "--img-size", 32, "-c", "out")
     for mistake, line in (
         (("--resume", "nowhere.pth"), "imagenet_fast.py: error: --resume nowhere.pth: no such file"),
         (("--lr", -1), "imagenet_fast.py: error: argument --lr"),
     ):
+        if mistake[0] == "--lr":
+            monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'slow'}:{REPOSITORY}")
         result = launch("imagenet_fast.py", *flags, *mistake)
         assert result.returncode != 0
         assert result.stderr.count("imagenet_fast.py: error:") == 1

@@ -43,7 +43,22 @@ OF_ALL: dict[str, tuple[Flags, Flags]] = {
     "--gamma": (("--schedule", 0), (0.5,)),
     "--start-epoch": (("--epochs", 2, "--schedule", 1), (1,)),
 }
-OF_PLAIN: dict[str, tuple[Flags, Flags]] = {**OF_ALL, "--modelsize": ((), ("small",))}
+OF_PLAIN: dict[str, tuple[Flags, Flags]] = {
+    **OF_ALL,
+    "--modelsize": ((), ("small",)),
+    "--finetune": ((), ("teacher.pth",)),
+}
+# They change the rate: it is compared too. For all others the first column is left out.
+OF_THE_RATE = {
+    "--schedule",
+    "--gamma",
+    "--start-epoch",
+    "--cos",
+    "--warmup",
+    "--per-iter",
+    "--lr",
+    "--epochs",
+}
 # No warm-up, so that the schedule and its flags show in the first epoch.
 OF_FAST: dict[str, tuple[Flags, Flags]] = {
     **OF_ALL,
@@ -62,7 +77,8 @@ OF_FAST: dict[str, tuple[Flags, Flags]] = {
     "--lam": (EL2, (2,)),
     "--nesterov": ((), ()),
     "--clip-grad": ((), (0.01,)),
-    "--accum-steps": ((), (2,)),
+    "--accum-steps": (("--lr", 0.1), (2, "--lr", 0.05)),  # the same rate
+    "--train-batch": (("--lr", 0.1), (4, "--lr", 0.2)),
     "--ema": ((), (0.5,)),
     "--opt-level": ((), ("O2",)),
     "--amp-dtype": (("--opt-level", "O1", "-a", "squeezenet1_1"), ("float16",)),
@@ -81,9 +97,9 @@ OF_FAST: dict[str, tuple[Flags, Flags]] = {
     "--finetune": ((), ("teacher.pth",)),
 }
 # What shows in another way than in the log: the tests below.
-ELSEWHERE_ALL = {"--help", "--data", "--workers", "--test-batch", "--pretrained", "--device"}
+ELSEWHERE_ALL = {"--help", "--print-freq", "--data", "--workers", "--test-batch", "--pretrained", "--device"}
 ELSEWHERE_ALL |= {"--checkpoint", "--overwrite", "--resume", "--fresh-optimizer", "--evaluate"}
-ELSEWHERE_PLAIN = ELSEWHERE_ALL | {"--gpu-id", "--finetune"}
+ELSEWHERE_PLAIN = ELSEWHERE_ALL | {"--gpu-id"}  # of CUDA; a wrong one: tests/test_bad_input.py
 ELSEWHERE_FAST = ELSEWHERE_ALL | {
     "--print-always",
     "--amp-backend",
@@ -91,7 +107,7 @@ ELSEWHERE_FAST = ELSEWHERE_ALL | {
     "--compile",
     "--channels-last",
 }
-ELSEWHERE_FAST |= {"--deterministic", "--print-freq", "--local-rank"}
+ELSEWHERE_FAST |= {"--deterministic", "--local-rank"}  # the latter: tests/test_distributed.py
 
 
 def names(parser: argparse.ArgumentParser) -> set[str]:
@@ -147,7 +163,12 @@ def test_the_log_changes(last_row: Callable[..., str], script: str, flag: str) -
         context = ("--epochs", 2, "--warmup", 0, "--schedule", 1)  # without it a cosine is the default
         assert last_row(script, *context) != last_row(script, *context[:-2])
         return
-    assert last_row(script, *context) != last_row(script, *context, flag, *value)
+    before, after = last_row(script, *context), last_row(script, *context, flag, *value)
+    if flag in OF_THE_RATE:
+        assert before != after
+    else:
+        assert before.split("\t")[1:] != after.split("\t")[1:]
+        assert before.split("\t")[0] == after.split("\t")[0]
 
 
 def test_no_per_iter_in_imagenet_mobile(last_row: Callable[..., str]) -> None:
@@ -166,6 +187,10 @@ def answer(call: Run, images: Path) -> Callable[..., Any]:
 
 def test_lines_of_progress(answer: Callable[..., Any]) -> None:
     assert "batch" not in answer().stdout
+    evaluation = ("-e", "--resume", "out/checkpoint.pth.tar", "--test-batch", 7, "--print-freq", 3)
+    for script in (FAST, PLAIN):
+        assert "evaluate: batch 3/3" in answer(*evaluation, script=script).stdout
+        assert "epoch 1: batch 3/3" in answer("--overwrite", "--print-freq", 3, script=script).stdout
     spoken = answer("--overwrite", "--print-freq", 2).stdout
     assert "epoch 1: batch 2/3" in spoken
     assert "batch 1/3" not in spoken

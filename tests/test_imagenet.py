@@ -180,4 +180,4 @@ def test_a_broken_training_image_is_replaced_and_named(call: Run, images: Path) 
     result = call("-a", "resnet18", "--data", images, "--epochs", 1, *SMALL)
     assert result.returncode == 0, result.stderr
     assert "dog/3.JPEG" in result.stdout
-    assert "1 images could not be decoded and were replaced by the next file" in result.stdout
+    assert "1 image could not be decoded: replaced by others" in result.stdout

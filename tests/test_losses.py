@@ -19,7 +19,7 @@ def test_smoothing_meets_the_published_loss_and_gradient(smoothing: float) -> No
     golden = GOLDEN["label_smoothing_0.1" if smoothing else "label_smoothing_0"]
     values = 2 * np.random.default_rng(3).standard_normal((4, 1000))
     logits = torch.tensor(values, requires_grad=True)
-    loss = LabelSmoothing(smoothing)(logits, torch.tensor([0, 1, 2, 999]))
+    loss = LabelSmoothing(smoothing, 1000)(logits, torch.tensor([0, 1, 2, 999]))
     loss.backward()
     assert loss.item() == pytest.approx(golden["loss"], rel=1e-12)
     assert logits.grad is not None
@@ -32,7 +32,7 @@ def test_smoothing_of_any_number_of_classes(classes: int) -> None:
     smoothing, label = 0.3, 1
     target = torch.full((1, classes), smoothing / (classes - 1), dtype=torch.float64)
     target[0, label] = 1 - smoothing
-    assert LabelSmoothing(smoothing)(target.log(), torch.tensor([label])).item() == pytest.approx(
+    assert LabelSmoothing(smoothing, classes)(target.log(), torch.tensor([label])).item() == pytest.approx(
         0, abs=1e-12
     )
 

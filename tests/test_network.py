@@ -71,7 +71,7 @@ def test_the_first_average_is_the_weights_after_the_first_step(
     [
         ("resnet81", ("--teacher: unknown architecture 'resnet81'",)),
         ("sge_resnet18", ("--teacher sge_resnet18: there are no weights", "sge_resnet18:FILE")),
-        ("resnet18", ("--teacher resnet18: those to download have 1000 classes",)),
+        ("resnet18", ("--teacher resnet18: ImageNet's weights have 1000 classes",)),
         ("resnet18:nowhere.pth", ("--teacher nowhere.pth: no such file",)),
         ("resnet18:small.pth", ("--teacher small.pth does not fit resnet18",)),
     ],

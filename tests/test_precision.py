@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from test_optim import command_line
 from torch import nn
 from torch.nn import functional as F
 
 from utils.errors import UserError
+from utils.optim import create_optimizer, start_momentum
 from utils.precision import ApexPrecision, Precision, choose_precision
 
 HALF = (torch.float16, torch.bfloat16)
@@ -118,6 +120,42 @@ def test_an_overflow_skips_the_step_and_lowers_the_scale() -> None:
     restored = Precision("O1", torch.float16, loss_scale="dynamic")
     restored.load_state_dict(precision.state_dict())
     assert restored.scaler.get_scale() == scale / 2
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_an_overflow_at_the_first_step_leaves_no_trace(nesterov: bool) -> None:
+    """The fused kernel, left to itself, makes momentum of uninitialised memory then."""
+    ends = []
+    for overflows in (True, False):
+        net = small_net()
+        args = command_line(el2=True, nowd_conv=True, nesterov=nesterov)
+        optimizer = create_optimizer(net, args)
+        precision = Precision("O1", torch.float16, loss_scale="dynamic")
+        start_momentum(optimizer)
+        images = torch.ones(4, 3, 12, 12)
+        for factor in ([1e38] if overflows else []) + [1.0, 1.0]:
+            precision.backward(precision.forward(net.eval(), images).square().mean() * factor, optimizer)
+            precision.unscale(optimizer)
+            precision.step(optimizer)
+            optimizer.zero_grad()
+        ends.append([p.detach().clone() for p in net.parameters()])
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-6) for a, b in zip(*ends, strict=True))
+
+
+def test_buffers_of_other_modules_are_half_in_o2() -> None:
+    class Shift(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", torch.ones(12, 12))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.table  # type: ignore[operator]
+
+    net = nn.Sequential(Shift(), small_net())
+    precision = Precision("O2", torch.bfloat16)
+    precision.forward(precision.prepare(net).train(), torch.randn(4, 3, 12, 12)).sum().backward()
+    assert {value.dtype for value in net.state_dict().values()} == {torch.float32, torch.int64}
+    assert net.state_dict()["1.1.running_mean"].abs().sum() > 0
 
 
 def flags(**changes: Any) -> argparse.Namespace:

@@ -51,7 +51,7 @@ def test_a_step_reads_the_same_samples_however_it_is_spread(processes: int, part
 
 
 def test_more_processes_than_samples() -> None:
-    with pytest.raises(UserError, match="3 training images are too few for 2 processes x 2 batches"):
+    with pytest.raises(UserError, match="3 training images cannot fill 2 batches per step in 2 processes"):
         TrainBatches(3, 8, seed=1, parts=2, processes=2)
 
 

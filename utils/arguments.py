@@ -4,7 +4,18 @@ import argparse
 import os
 from types import MappingProxyType
 
-from utils.cli import Parser, architecture, count_of, fraction, non_negative, number, positive, whole
+from utils.cli import (
+    Parser,
+    architecture,
+    below_one,
+    count_of,
+    fraction,
+    name_of_file,
+    non_negative,
+    positive,
+    seed,
+    whole,
+)
 from utils.data import AUTO_AUGMENT
 
 
@@ -15,6 +26,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "-d",
         "--data",
         required=True,
+        type=name_of_file,
         metavar="PATH",
         help="folder with train/ and val/ (or valf/, valid/, validation/), a folder per class in each; "
         "'digits' is embedded: 1,797 handwritten digits, written to data/digits on first use",
@@ -26,7 +38,9 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         default=min(32, os.cpu_count() or 1),
         help="processes that decode images; does not change the result (default: one per core, at most 32)",
     )
-    group.add_argument("--img-size", type=count_of, default=224, help="side of the square input in pixels")
+    group.add_argument(
+        "--img-size", type=count_of, default=224, help="side of the square input in pixels (default: 224)"
+    )
     group.add_argument(
         "--scale",
         type=fraction,
@@ -35,7 +49,10 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of the image's area that a training crop covers (default: 0.08 1)",
     )
     group.add_argument(
-        "--hflip", type=fraction, default=0.5, help="probability of a horizontal flip in training"
+        "--hflip",
+        type=fraction,
+        default=0.5,
+        help="probability of a horizontal flip in training (default: 0.5)",
     )
     group.add_argument(
         "--auto-augment",
@@ -43,7 +60,11 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         help="ra: RandAugment, ta: TrivialAugment, imagenet: AutoAugment's policy for ImageNet",
     )
     group.add_argument(
-        "--random-erase", type=fraction, default=0.0, metavar="P", help="probability of random erasing"
+        "--random-erase",
+        type=fraction,
+        default=0.0,
+        metavar="P",
+        help="probability of random erasing (default: 0)",
     )
     group.add_argument(
         "--num-classes", type=count_of, help="outputs of the network (default: the number of class folders)"
@@ -54,13 +75,20 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Which network."""
     group = parser.add_argument_group("model")
     group.add_argument(
-        "-a", "--arch", default="resnet18", type=architecture, help="see models/ and torchvision.models"
+        "-a",
+        "--arch",
+        default="resnet18",
+        type=architecture,
+        help="see models/ and torchvision.models (default: resnet18)",
     )
     group.add_argument("--cardinality", type=count_of, help="groups of the 3x3 convolutions (resnext: 32)")
     group.add_argument("--base-width", type=count_of, help="width of each group (resnext: 4)")
     group.add_argument("--pretrained", action="store_true", help="start from torchvision's ImageNet weights")
     group.add_argument(
-        "--finetune", metavar="FILE", help="start from this checkpoint's weights, where they fit"
+        "--finetune",
+        type=name_of_file,
+        metavar="FILE",
+        help="start from this checkpoint's weights, where they fit",
     )
     group.add_argument("--zero-gamma", action="store_true", help="residual branches start at 0")
 
@@ -76,10 +104,10 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         "--train-batch",
         type=count_of,
         default=256,
-        help="images per step: in imagenet.py over all GPUs, in the others of each process (default: 256)",
+        help="images per batch: in imagenet.py over all GPUs, in the others of each process (default: 256)",
     )
     group.add_argument(
-        "--test-batch", type=count_of, help="images per step of evaluation (default: %(default)s)"
+        "--test-batch", type=count_of, help="images per batch of evaluation (default: %(default)s)"
     )
     group.add_argument(
         "--lr",
@@ -87,20 +115,20 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=0.1,
         help="learning rate; in imagenet_fast.py and imagenet_mobile.py for 256 images per step, scaled "
-        "linearly with the images of all processes (default: 0.1)",
+        "linearly with the images of all processes and of --accum-steps (default: 0.1)",
     )
     group.add_argument(
         "--schedule",
         type=whole,
         nargs="+",
         metavar="EPOCH",
-        help="epochs, from 0, at whose start the rate is multiplied by --gamma (default: 150 225 in "
-        "imagenet.py, 30 60 90 in imagenet_fast.py, a cosine in imagenet_mobile.py)",
+        help="epochs, from 0, at whose start the rate is multiplied by --gamma; those within --warmup do not "
+        "count (default: 150 225 in imagenet.py, 30 60 90 in imagenet_fast.py, cosine in imagenet_mobile.py)",
     )
     group.add_argument(
         "--gamma", type=positive, default=0.1, help="the factor at each epoch of --schedule (default: 0.1)"
     )
-    group.add_argument("--momentum", type=non_negative, default=0.9, help="(default: 0.9)")
+    group.add_argument("--momentum", type=below_one, default=0.9, help="(default: 0.9)")
     group.add_argument("--weight-decay", "--wd", type=non_negative, default=1e-4, help="(default: 1e-4)")
 
 
@@ -110,19 +138,27 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "-c",
         "--checkpoint",
+        type=name_of_file,
         metavar="DIR",
         help="folder of the run's files (default: checkpoint; with --resume, that file's folder)",
     )
     group.add_argument("--overwrite", action="store_true", help="replace the run that DIR holds already")
     group.add_argument(
-        "--resume", default="", metavar="FILE", help="checkpoint to continue from or to evaluate"
+        "--resume", type=name_of_file, metavar="FILE", help="checkpoint to continue from or to evaluate"
     )
     group.add_argument(
         "--fresh-optimizer", action="store_true", help="resume the weights but not the momentum"
     )
     group.add_argument("-e", "--evaluate", action="store_true", help="evaluate only: writes nothing")
     group.add_argument(
-        "--manualSeed", type=whole, help="seed of everything random (default: drawn, and printed)"
+        "--manualSeed", type=seed, help="seed of everything random (default: drawn, and printed)"
+    )
+    group.add_argument(
+        "-p",
+        "--print-freq",
+        type=count_of,
+        metavar="N",
+        help="batches between two lines of progress (default: a line every ten seconds)",
     )
     group.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if there is one"
@@ -166,11 +202,11 @@ def add_optimizer_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--ema",
-        type=fraction,
+        type=below_one,
         nargs="?",
         const=0.9999,
         metavar="DECAY",
-        help="evaluate and save a moving average of the weights (decay 0.9999 unless given)",
+        help="evaluate and save a moving average of the weights (0.9999; less in the first steps)",
     )
 
 
@@ -217,9 +253,10 @@ def add_loss_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--label-smoothing",
         "--ls",
-        type=number(float, lambda value: 0 <= value < 1, "a number from 0 to below 1"),
+        type=below_one,
         default=0.1,
-        help="share of a label given to the other classes (default: 0.1)",
+        help="share of a label given to the other classes; the training loss is then the divergence from the "
+        "smoothed label (default: 0.1)",
     )
     group.add_argument("--mixup", action="store_true", help="mix pairs of images")
     group.add_argument("--alpha", type=non_negative, help="of mixup's Beta distribution (default: 0.2)")
@@ -235,7 +272,10 @@ def add_loss_arguments(parser: argparse.ArgumentParser) -> None:
         help="its side in pixels (default: half of --img-size)",
     )
     group.add_argument(
-        "--teacher", metavar="ARCH[:FILE]", help="distil from this network (no FILE: torchvision's weights)"
+        "--teacher",
+        type=name_of_file,
+        metavar="ARCH[:FILE]",
+        help="distil from this network (no FILE: torchvision's weights)",
     )
     group.add_argument("--distill-alpha", type=fraction, help="the teacher's weight (default: 0.5)")
     group.add_argument("--distill-temp", type=positive, help="temperature (default: 20)")
@@ -248,13 +288,6 @@ def add_running_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--compile", action="store_true", help="compile the network with torch.compile")
     group.add_argument("--channels-last", action="store_true", help="NHWC layout of images and weights")
     group.add_argument("--deterministic", action="store_true", help="deterministic algorithms only")
-    group.add_argument(
-        "-p",
-        "--print-freq",
-        type=count_of,
-        metavar="N",
-        help="batches between two lines of progress (default: a line every ten seconds)",
-    )
     group.add_argument("--local-rank", "--local_rank", type=whole, help=argparse.SUPPRESS)
 
 
@@ -270,6 +303,10 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("--fresh-optimizer goes with --resume FILE")
     if args.finetune and (args.resume or args.pretrained):
         parser.error("--finetune FILE starts anew: without --resume and --pretrained")
+    if args.resume and args.pretrained:
+        parser.error("--resume and --pretrained are two different weights: give one of them")
+    if args.zero_gamma and (args.resume or args.pretrained):
+        parser.error("--zero-gamma is for new weights: without --resume and --pretrained")
 
 
 # A flag that says more about another one: that other one, and what holds when it is not given.

@@ -38,7 +38,7 @@ def save(state: Mapping[str, Any], folder: Path, is_best: bool) -> None:
     """
     _write_atomically(state, folder / LAST)
     if is_best:
-        _copy_atomically(folder / LAST, folder / BEST)
+        copy_atomically(folder / LAST, folder / BEST)
 
 
 def _write_atomically(state: Mapping[str, Any], path: Path) -> None:
@@ -54,7 +54,7 @@ def _write_atomically(state: Mapping[str, Any], path: Path) -> None:
         raise
 
 
-def _copy_atomically(source: Path, path: Path) -> None:
+def copy_atomically(source: Path, path: Path) -> None:
     """Make ``path`` a second name of the file ``source``; a copy where there are no hard links."""
     temporary = path.with_name(f".{path.name}-{os.getpid()}")
     temporary.unlink(missing_ok=True)
@@ -102,7 +102,8 @@ def load(path: str, flag: str = "--resume") -> dict[str, Any]:
         UserError: the file is missing, unreadable, or holds something else.
     """
     if not Path(path).is_file():
-        raise UserError(f"{flag} {path}: no such file")
+        what = "is a folder: give a file in it" if Path(path).is_dir() else "no such file"
+        raise UserError(f"{flag} {path}: {what}")
     try:
         with torch.serialization.safe_globals(_numpy_scalars()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # old formats make torch warn about its own internals
@@ -121,8 +122,8 @@ def load(path: str, flag: str = "--resume") -> dict[str, Any]:
 
 
 def _first_sentence(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text.split(". ")[0][:120]
+    text = " ".join(str(error).split()).split(". ")[0][:120]
+    return text if " " in text else f"{type(error).__name__} {text}".strip()
 
 
 def _normalize(content: object, source: str) -> dict[str, Any]:
@@ -131,7 +132,21 @@ def _normalize(content: object, source: str) -> dict[str, Any]:
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(content, dict) or not isinstance(state, dict) or not _all_tensors(state):
         raise UserError(f"{source}: it holds no network weights ('state_dict')")
+    _check_fields(content, source)
     return {**content, "state_dict": {_plain_key(key): value for key, value in state.items()}}
+
+
+def _check_fields(content: Mapping[Any, Any], source: str) -> None:
+    """What training goes on from must be of its type."""
+    kinds = {"epoch": int, "seed": int, "arch": str, "classes": list, "averaged_steps": int}
+    wrong = [key for key, kind in kinds.items() if not isinstance(content.get(key, kind()), kind)]
+    parts = {"state", "param_groups"}
+    optimizer = content.get("optimizer", dict.fromkeys(parts))
+    if not isinstance(optimizer, dict) or not parts <= set(optimizer):
+        wrong.append("optimizer")
+    wrong += [key for key in ("epoch", "seed") if key not in wrong and content.get(key, 0) < 0]
+    if wrong:
+        raise UserError(f"{source}: damaged ({' and '.join(wrong)} not of the kind expected)")
 
 
 def _all_tensors(values: Mapping[Any, Any]) -> bool:
@@ -171,7 +186,7 @@ def load_weights(
         if items
     ]
     if problems:
-        if "arch" in saved:
+        if saved.get("arch") in list_models():
             fits = [saved["arch"] + _class_flag(state)]
         else:
             print(f"{path} does not fit {arch}; looking for the architecture that it fits", flush=True)
@@ -181,7 +196,7 @@ def load_weights(
         )
         raise UserError(f"{flag} {path} does not fit {arch}: {'; '.join(problems)}; {hint}")
     written_as = saved.get("arch", arch)
-    if resolve(written_as) != resolve(arch):
+    if written_as in list_models() and resolve(written_as) != resolve(arch):
         raise UserError(f"{flag} {path} holds {written_as}, not {arch}; give -a {written_as}")
     model.load_state_dict(state)
 
@@ -234,7 +249,8 @@ def load_optimizer(optimizer: Optimizer, saved: Mapping[str, Any] | None, path: 
     sizes, saved_sizes = ([len(group["params"]) for group in g] for g in (groups, saved["param_groups"]))
     if sizes != saved_sizes:
         groups_differ = f"its optimizer has groups of {saved_sizes} parameters, this run {sizes}"
-        raise UserError(f"--resume {path}: {groups_differ}; {remedy}")
+        cause = "other --wd-all, --nowd-*, or another script"
+        raise UserError(f"--resume {path}: {groups_differ} ({cause}); {remedy}")
     position = {
         key: i for i, key in enumerate(key for group in saved["param_groups"] for key in group["params"])
     }

@@ -3,21 +3,40 @@
 import argparse
 import difflib
 import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from models import list_models
-from utils.distributed import is_main_process
+from utils.distributed import is_main_process, leave_quietly
 from utils.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line (argparse prints the usage of fifty flags before it)."""
+    """Says what is wrong in one line (argparse prints the usage of fifty flags before it).
+
+    Flags are not to be abbreviated. Of several processes only rank 0 speaks.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n" if is_main_process() else None)
+        unknown = message.removeprefix("unrecognized arguments: ").split()[0]
+        near = difflib.get_close_matches(unknown, self._option_string_actions, n=1, cutoff=0.7)
+        hint = f"did you mean {near[0]}?" if "unrecognized" in message and near else "see --help"
+        self.exit(2, f"{self.prog}: error: {message} ({hint})\n")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        if not is_main_process():
+            leave_quietly()
+        super().exit(status, message)
+
+    def print_help(self, file: Any = None) -> None:
+        if is_main_process():
+            super().print_help(file)
 
 
 def run(main: Callable[[], None]) -> NoReturn:
@@ -28,8 +47,12 @@ def run(main: Callable[[], None]) -> NoReturn:
         print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if is_main_process():
+            print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # whoever read the output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     sys.exit(0)
 
 
@@ -40,7 +63,7 @@ def number(kind: type, accepts: Callable[[float], bool], description: str) -> Ca
         try:
             value = kind(text)
             good = math.isfinite(value) and accepts(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             good = False
         if not good:
             raise argparse.ArgumentTypeError(f"must be {description}, not '{text}'")
@@ -54,6 +77,15 @@ whole = number(int, lambda value: value >= 0, "a whole number of at least 0")
 positive = number(float, lambda value: value > 0, "a number above 0")
 non_negative = number(float, lambda value: value >= 0, "a number of at least 0")
 fraction = number(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+below_one = number(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+seed = number(int, lambda value: 0 <= value < 2**63, "a whole number from 0 to below 2^63")
+
+
+def name_of_file(text: str) -> str:
+    """An argparse type: a path; an empty one is a variable of the shell that was not set."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty")
+    return text
 
 
 def architecture(name: str) -> str:

@@ -4,6 +4,7 @@ Samples stay uint8 until they are on the device; there they are cast and normali
 """
 
 import argparse
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from utils.distributed import Ranks
 from utils.errors import UserError
 from utils.randomness import derive_seed, seeded_cpu
 from utils.sampling import EvalBatches, SampleKey, TrainBatches
+from utils.text import plural
 
 TRAIN_NAMES = ("train",)
 VAL_NAMES = ("val", "valf", "valid", "validation")
@@ -76,9 +78,8 @@ def find_split(root: Path, names: Sequence[str]) -> Path:
         UserError: there is none.
     """
     if not root.is_dir():
-        raise UserError(
-            f"--data {root}: no such folder; give an ImageNet folder (train/ and val/), or 'digits'"
-        )
+        what = "not a folder" if root.exists() else "no such folder"
+        raise UserError(f"--data {root}: {what}; give an ImageNet folder (train/ and val/), or 'digits'")
     for name in names:
         if (root / name).is_dir():
             return root / name
@@ -108,7 +109,10 @@ def read_split(split: Path, classes: Sequence[str]) -> ImageSplit:
     present = class_names(split)
     unknown = [name for name in present if name not in set(classes)]
     if unknown:
-        raise UserError(f"{split} has class folders that the training split lacks: {', '.join(unknown[:5])}")
+        raise UserError(
+            f"{split} has class folders that the training split lacks: {', '.join(unknown[:5])}; "
+            "both need the same names"
+        )
     label = {name: index for index, name in enumerate(classes) if name in set(present)}
     samples = make_dataset(str(split), label, extensions=IMG_EXTENSIONS, allow_empty=True)
     empty = sorted(set(label.values()) - {target for _, target in samples})
@@ -126,22 +130,44 @@ class Splits(NamedTuple):
     train: ImageSplit | None
     val: ImageSplit
 
+    def __str__(self) -> str:
+        training = plural(len(self.train.samples), "training image") + ", " if self.train else ""
+        digest = zlib.crc32("/".join(self.val.classes).encode())
+        of_classes = f"{plural(len(self.val.classes), 'class')} (names {digest:08x})"
+        return f"{training}{plural(len(self.val.samples), 'validation image')}, {of_classes}"
 
-def open_data(name: str, evaluate: bool) -> Splits:
+
+def open_data(name: str, evaluate: bool, known: Sequence[str] = ()) -> Splits:
     """Index the splits of ``--data``.
 
     Classes are those of the training folder; evaluation goes without one.
 
+    Args:
+        name: the folder, or ``digits``.
+        evaluate: whether the validation split is enough.
+        known: class names of the resumed checkpoint, in order; none if it does not say.
+
     Raises:
-        UserError: a split is missing or unusable.
+        UserError: a split is missing or unusable, or its classes are not the known ones.
     """
     root = data_root(name)
     val = find_split(root, VAL_NAMES)
     if evaluate and not (root / TRAIN_NAMES[0]).is_dir():
-        return Splits(None, read_split(val, class_names(val)))
-    train = find_split(root, TRAIN_NAMES)
-    classes = class_names(train)
-    return Splits(None if evaluate else read_split(train, classes), read_split(val, classes))
+        train, classes = None, class_names(val)
+        if set(classes) < set(known):  # some classes have no images here; labels count all
+            classes = tuple(known)
+    else:
+        train = find_split(root, TRAIN_NAMES)
+        classes = class_names(train)
+    if known and classes != tuple(known):
+        theirs, ours = (
+            ", ".join(sorted(set(a) - set(b))[:3]) for a, b in ((known, classes), (classes, known))
+        )
+        raise UserError(
+            f"--data {root} has other classes than the checkpoint was trained on: "
+            f"{theirs or 'none'} missing, {ours or 'none'} new; give the data of that run"
+        )
+    return Splits(None if evaluate or train is None else read_split(train, classes), read_split(val, classes))
 
 
 def decode(path: str) -> Image.Image:
@@ -316,7 +342,7 @@ class DeviceLoader(Generic[Batches]):
                 tqdm.write(f"note: cannot decode {path} ({reason})")
         self.named.update(path for path, _ in broken)
         instead = "replaced by others" if isinstance(self.batches, TrainBatches) else "left out"
-        tqdm.write(f"note: {len(set(broken))} images could not be decoded and were {instead}")
+        tqdm.write(f"note: {plural(len(set(broken)), 'image')} could not be decoded: {instead}")
 
 
 def _first_of(broken: Sequence[Broken]) -> str:

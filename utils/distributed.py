@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from inspect import signature
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,11 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.errors import UserError
+from utils.text import plural
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)  # of a process that waits for another
+SECONDS_TO_SPEAK = 10.0  # more than processes differ in the time of their start
 
 
 @dataclass(frozen=True)
@@ -89,16 +92,44 @@ class Ranks:
             yield
         except UserError as error:
             mistake = str(error)
-        found = [
-            f"rank {rank}: {text}" if rank else text for rank, text in enumerate(self.gather(mistake)) if text
-        ]
-        if found and self.main:
-            raise UserError(found[0])
-        if found:
-            sys.exit(2)
+        for rank, text in enumerate(self.gather(mistake)):
+            if text:
+                self.refuse(f"rank {rank}: {text}" if rank else text)
+
+    def refuse(self, message: str) -> NoReturn:
+        """End all processes, which have all come here, with one line."""
+        if self.main:
+            raise UserError(message)
+        leave_quietly()
+
+    def same(self, value: object, what: str) -> None:
+        """Refuse to go on when a value differs between the processes."""
+        values = self.gather(value)
+        for rank, other in enumerate(values):
+            if other != values[0]:
+                self.refuse(f"{what} on rank {rank} differs from that on rank 0: {other} and {values[0]}")
 
 
 ONE_PROCESS = Ranks()
+
+
+def leave_quietly() -> NoReturn:
+    """End a process for which another one speaks; it must not be the first to end, or nobody would."""
+    time.sleep(SECONDS_TO_SPEAK)
+    sys.exit(2)
+
+
+def refuse_several_processes(script: str) -> None:
+    """For a script that is one process, whatever the GPUs.
+
+    Raises:
+        UserError: a launcher has started several.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return
+    if not is_main_process():
+        leave_quietly()
+    raise UserError(f"{script} is one process for all GPUs: start it with python, or use imagenet_fast.py")
 
 
 def is_main_process() -> bool:
@@ -170,11 +201,13 @@ def start(device: str, local_rank: int | None) -> Iterator[Ranks]:
     rank, size, local = (int(place[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     cuda = gpus > 0 if device == "auto" else device == "cuda"
+    if "SLURM_LOCALID" in os.environ and gpus == 1:
+        local = 0  # SLURM may show every task its own GPU only
     if cuda and local >= gpus:
         if local > gpus:  # the first process without a GPU speaks for those after it
-            sys.exit(2)
-        have = f"only {gpus} GPUs are" if gpus else "no CUDA GPU is"
-        raise UserError(f"--device {device}: {have} available; start fewer processes, or use --device cpu")
+            leave_quietly()
+        have = f"only {plural(gpus, 'GPU')} for process {local + 1}" if gpus else "no CUDA GPU is available"
+        raise UserError(f"--device {device}: {have}; start fewer processes, or use --device cpu")
     chosen = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(chosen)
@@ -227,6 +260,7 @@ def select_devices(device: str, gpu_ids: str) -> tuple[torch.device, list[int]]:
     absent = [i for i in ids if not 0 <= i < count]
     if absent or len(set(ids)) != len(ids):
         raise UserError(f"--gpu-id {gpu_ids}: name each GPU at most once, from 0 to {count - 1} here")
+    torch.cuda.set_device(ids[0])
     return torch.device("cuda", ids[0]), ids
 
 
@@ -238,5 +272,5 @@ def parallelize(model: nn.Module, gpu_ids: list[int]) -> nn.Module:
 def describe(device: torch.device, gpu_ids: list[int]) -> str:
     """The devices in words, for the first lines of a run."""
     if device.type == "cpu":
-        return f"CPU ({torch.get_num_threads()} threads)"
+        return f"CPU ({plural(torch.get_num_threads(), 'thread')})"
     return f"{max(len(gpu_ids), 1)} x {torch.cuda.get_device_name(device)}"

@@ -148,12 +148,13 @@ def evaluate(
     loader: DeviceLoader,
     ranks: Ranks = ONE_PROCESS,
     precision: Precision | None = None,
+    print_every: int | None = None,
 ) -> Metrics:
     """Cross-entropy and accuracy over every image, each once, whatever the batches and the processes."""
     precision = precision or Precision()
     model.eval()
     meter = Meter(loader.device)
-    progress = Progress("evaluate", len(loader), ranks.size)
+    progress = Progress("evaluate", len(loader), ranks.size, print_every)
     for images, labels in loader:
         logits = precision.forward(model, images)
         meter.add(nn.functional.cross_entropy(logits, labels), logits, labels, labels, 1.0)

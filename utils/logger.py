@@ -1,5 +1,6 @@
 """What a run leaves behind (log.txt, TensorBoard events) and what it says on the way."""
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -35,8 +36,15 @@ def read_rows(path: Path) -> list[str]:
     return path.read_text().splitlines()[1:] if path.is_file() else []
 
 
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a text file: at any moment its name leads to the whole old or the whole new one."""
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
 class RunLog:
-    """log.txt, TensorBoard events and the console table of one training run.
+    """log.txt, TensorBoard events and the console table of one training run; no file before its first epoch.
 
     log.txt is tab-separated, every field ends in a tab (the published format). It holds nothing that depends
     on the clock, so two identical runs write identical files.
@@ -52,10 +60,8 @@ class RunLog:
         self.path = folder / LOG
         self.epochs, self.first_epoch = epochs, first_epoch
         self.started = time.perf_counter()
-        header = "".join(f"{name}\t" for name in COLUMNS)
-        self.path.write_text("".join(f"{line}\n" for line in (header, *previous)))
-        # Events of epochs that a resumed run repeats are hidden.
-        self.events = SummaryWriter(str(folder), purge_step=first_epoch + 1 if first_epoch else None)
+        self.rows = ["".join(f"{name}\t" for name in COLUMNS), *previous]
+        self.events: SummaryWriter | None = None
         self._print(
             "epoch",
             "rate",
@@ -75,8 +81,12 @@ class RunLog:
         """Record an epoch, counted from 1: the rate used, the two passes, the speed of training."""
         losses, top1 = (trained.loss, validated.loss), (trained.top1, validated.top1)
         row = (rate, *losses, *top1, trained.top5, validated.top5)
-        with self.path.open("a") as file:
-            file.write("".join(f"{value:.6f}\t" for value in row) + "\n")
+        self.rows.append("".join(f"{value:.6f}\t" for value in row))
+        write_atomically(self.path, "".join(f"{line}\n" for line in self.rows))
+        if self.events is None:
+            # Events of epochs that a resumed run repeats are hidden.
+            purge = self.first_epoch + 1 if self.first_epoch else None
+            self.events = SummaryWriter(str(self.path.parent), purge_step=purge)
         for tag, value in zip(COLUMNS.values(), row, strict=True):
             self.events.add_scalar(tag, value, epoch)
         self.events.add_scalar("images_per_second", images_per_second, epoch)
@@ -96,10 +106,13 @@ class RunLog:
 
     @staticmethod
     def _print(*cells: str) -> None:
-        print("".join(f"{cell:>{width}}" for cell, width in zip(cells, _WIDTHS, strict=True)), flush=True)
+        print(
+            " ".join(f"{cell:>{width - 1}}" for cell, width in zip(cells, _WIDTHS, strict=True)), flush=True
+        )
 
     def close(self) -> None:
-        self.events.close()
+        if self.events is not None:
+            self.events.close()
 
 
 def clock(seconds: float) -> str:

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from utils.errors import UserError
+from utils.text import plural
+
 
 class LabelSmoothing(nn.Module):
     """KL divergence between smoothed labels and the prediction, the published training loss.
@@ -19,15 +22,23 @@ class LabelSmoothing(nn.Module):
 
     Args:
         smoothing: s, from 0 (plain cross-entropy) to below (K - 1) / K.
+        classes: K.
+
+    Raises:
+        UserError: s is too much for so few classes.
     """
 
-    def __init__(self, smoothing: float) -> None:
+    def __init__(self, smoothing: float, classes: int) -> None:
         super().__init__()
-        self.smoothing = smoothing
+        if smoothing and smoothing >= 1 - 1 / classes:
+            raise UserError(
+                f"--label-smoothing {smoothing:g} is too much for {plural(classes, 'class')}: give 0"
+            )
+        self.smoothing, self.classes = smoothing, classes
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean loss of logits (B, K) and labels (B,)."""
-        s, classes = self.smoothing, logits.shape[1]
+        s, classes = self.smoothing, self.classes
         if s == 0:
             return F.cross_entropy(logits, labels)
         entropy = -(1 - s) * math.log(1 - s) - s * math.log(s / (classes - 1))

@@ -37,7 +37,8 @@ class Meter:
         than five classes top-5 is 100 %.
         """
         ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        hits = weight * (ranked == labels[:, None]).double() + (1 - weight) * (ranked == partners[:, None])
+        on_label, on_partner = ((ranked == wanted[:, None]).double() for wanted in (labels, partners))
+        hits = weight * on_label + (1 - weight) * on_partner
         images = torch.full_like(self.sums[0], len(labels))
         self.sums += torch.stack([images, loss.double() * len(labels), hits[:, 0].sum(), hits.sum()])
 

@@ -24,7 +24,7 @@ def class_count(requested: int | None, classes: tuple[str, ...]) -> int:
         UserError: fewer outputs than folders.
     """
     if requested is not None and requested < len(classes):
-        raise UserError(f"--num-classes {requested}: the data has {len(classes)} class folders")
+        raise UserError(f"--num-classes {requested} is too few: the data has {len(classes)} class folders")
     return requested or len(classes)
 
 
@@ -45,8 +45,11 @@ def build_model(args: argparse.Namespace, classes: int) -> tuple[nn.Module, Comp
         model = create_model(args.arch, **kwargs, **_pretrained(args, classes))
         return model, count(model, (3, args.img_size, args.img_size))
     except (TypeError, ValueError, NotImplementedError, RuntimeError, AssertionError) as error:
-        settings = ", ".join(f"{key}={value}" for key, value in kwargs.items())
-        raise UserError(f"-a {args.arch} does not take {settings} at {args.img_size} px: {error}") from None
+        given = (("--cardinality", args.cardinality), ("--base-width", args.base_width))
+        flags = [f"{flag} {value}" for flag, value in given if value is not None]
+        flags += ["--zero-gamma"] if args.zero_gamma else []
+        size = f"--img-size {args.img_size}"
+        raise UserError(f"-a {args.arch} does not take {' '.join([*flags, size])}: {error}") from None
     except OSError as error:
         raise UserError(f"--pretrained: the weights of {args.arch} cannot be downloaded: {error}") from None
 
@@ -59,7 +62,9 @@ def _pretrained(args: argparse.Namespace, classes: int) -> dict[str, str]:
             f"--pretrained: there are no weights of {args.arch} to download; give a file with --resume"
         )
     if classes != 1000:
-        raise UserError(f"--pretrained: those weights have 1000 classes, the data has {classes}")
+        raise UserError(
+            f"--pretrained: ImageNet's weights have 1000 classes, the data has {classes}; use --finetune FILE"
+        )
     return {"weights": "IMAGENET1K_V1"}
 
 
@@ -131,23 +136,26 @@ def create_distillation(
     """
     if args.teacher is None:
         return None
-    teacher = place(_build_teacher(args.teacher, classes), args, device)
+    teacher = place(_build_teacher(args.teacher, classes, args.img_size), args, device)
     teacher = precision.prepare(teacher.eval().requires_grad_(False))
     return Distillation(partial(precision.forward, teacher), args.distill_alpha, args.distill_temp)
 
 
-def _build_teacher(text: str, classes: int) -> nn.Module:
+def _build_teacher(text: str, classes: int, img_size: int) -> nn.Module:
     name, _, path = text.partition(":")
     try:
         arch = architecture(name)
     except argparse.ArgumentTypeError as error:
         raise UserError(f"--teacher: {error}") from None
     if not path and (is_own(arch) or classes != 1000):
-        what = "there are no weights to download" if is_own(arch) else "those to download have 1000 classes"
+        what = "there are no weights to download" if is_own(arch) else "ImageNet's weights have 1000 classes"
         raise UserError(f"--teacher {arch}: {what}; give --teacher {arch}:FILE")
     try:
         weights = {} if path else {"weights": "IMAGENET1K_V1"}
         teacher = create_model(arch, num_classes=classes, **weights)
+        count(teacher, (3, img_size, img_size))
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--teacher {arch} does not take --img-size {img_size}: {error}") from None
     except OSError as error:
         raise UserError(f"--teacher {arch}: its weights cannot be downloaded: {error}") from None
     if path:

@@ -7,6 +7,7 @@ from torch.utils.data import Sampler
 
 from utils.errors import UserError
 from utils.randomness import permutation
+from utils.text import plural
 
 
 class SampleKey(NamedTuple):
@@ -40,7 +41,10 @@ class TrainBatches(Sampler[list[SampleKey]]):
         self, size: int, batch: int, seed: int, parts: int = 1, rank: int = 0, processes: int = 1
     ) -> None:
         if size < parts * processes:
-            raise UserError(f"{size} training images are too few for {processes} processes x {parts} batches")
+            raise UserError(
+                f"{plural(size, 'training image')} cannot fill {plural(parts, 'batch')} per step in "
+                f"{plural(processes, 'process')}: start fewer, or lower --accum-steps"
+            )
         self.size, self.seed, self.parts, self.wanted = size, seed, parts, batch
         self.batch = min(batch, size // (parts * processes))
         self.rank, self.processes = rank, processes
@@ -60,7 +64,7 @@ class TrainBatches(Sampler[list[SampleKey]]):
 
     def __str__(self) -> str:
         few = f" (too few for --train-batch {self.wanted})" if self.batch < self.wanted else ""
-        return f"{self.size:,} training images in steps of {self.samples_per_step:,}{few}"
+        return f"{plural(self.size, 'training image')} in steps of {self.samples_per_step:,}{few}"
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         order = permutation(self.size, self.seed, "order", self.epoch)
@@ -84,7 +88,7 @@ class EvalBatches(Sampler[list[SampleKey]]):
         """Evaluation is the same in every epoch."""
 
     def __str__(self) -> str:
-        return f"{self.size:,} validation images"
+        return plural(self.size, "validation image")
 
     def __len__(self) -> int:
         return -(-len(self.mine) // self.batch)

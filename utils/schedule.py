@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch.optim import Optimizer
 
+from utils.text import plural
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -47,7 +49,11 @@ class Schedule:
 
     def __str__(self) -> str:
         name = "cosine" if self.cosine else f"times {self.gamma:g} at epochs {list(self.milestones)}"
-        warmup = f"{self.warmup} epochs of warm-up, " if self.warmup else ""
+        warmup = f"{plural(self.warmup, 'epoch')} of warm-up, " if self.warmup else ""
+        if self.warmup >= self.epochs:
+            warmup = (
+                f"of which --warmup {self.warmup} leaves {plural(self.epochs, 'epoch')} of warm-up only, "
+            )
         return f"learning rate {self.base:g}, {warmup}{name}, by {'step' if self.per_iteration else 'epoch'}"
 
 
