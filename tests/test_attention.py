@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from models import create_model
 from models.resnet_bam import BAM
 from models.resnet_cbam import CBAM
+from models.resnet_se import SELayer
 from models.resnet_sge import SpatialGroupEnhance
 
 
@@ -20,7 +21,7 @@ def value_and_gradients(module: nn.Module, forward: str, x: Tensor) -> list[Tens
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("module", [CBAM(32), BAM(32), SpatialGroupEnhance(8)])
+@pytest.mark.parametrize("module", [SELayer(32), CBAM(32), BAM(32), SpatialGroupEnhance(8)])
 def test_what_runs_eagerly_equals_the_formula(module: nn.Module, layout: torch.memory_format) -> None:
     torch.manual_seed(0)
     module.double()
