@@ -55,10 +55,7 @@ class _Similarity(torch.autograd.Function):
         x, mean = ctx.saved_tensors
         along = grad_similarity.to(x.dtype)
         grad_mean = torch.bmm(x, along.transpose(1, 2))  # (N, c, 1)
-        # grad += mean * along + grad_mean / P, both outer products at once.
-        left = torch.cat((mean.transpose(1, 2), grad_mean / x.shape[2]), 2)  # (N, c, 2)
-        right = torch.cat((along, torch.ones_like(along)), 1)  # (N, 2, P)
-        return grad.baddbmm_(left, right), None
+        return grad.baddbmm_(mean.transpose(1, 2), along).add_(grad_mean / x.shape[2]), None
 
 
 class _Normalise(torch.autograd.Function):
