@@ -36,17 +36,17 @@ __all__ = [
 
 
 class _Squeeze(torch.autograd.Function):
-    """x, and its mean over the positions: (B, C, H, W) to the same and (B, C)."""
+    """x (B, C, H, W) and its mean over the positions (B, C), whose gradient is counted here."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
         ctx.positions = x.shape[2] * x.shape[3]
-        return x, x.mean((2, 3))
+        return x, mean.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, grad_mean: Tensor) -> Tensor:
-        return grad.add_((grad_mean / ctx.positions)[:, :, None, None])
+    def backward(ctx: Any, grad: Tensor, grad_mean: Tensor) -> tuple[Tensor, None]:
+        return grad.add_((grad_mean / ctx.positions)[:, :, None, None]), None
 
 
 class _Excite(torch.autograd.Function):
@@ -101,7 +101,9 @@ class SELayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
             return self.formula(x)
-        x, squeezed = _Squeeze.apply(x)  # (B, C)
+        with torch.no_grad():
+            mean = self.avg_pool(x).flatten(1)
+        x, squeezed = _Squeeze.apply(x, mean)  # (B, C)
         return _Excite.apply(x, self.fc(squeezed).to(x.dtype))
 
 
