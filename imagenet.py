@@ -47,6 +47,7 @@ def main() -> None:
         parser.error("--scale and --modelsize say the same: give one of them")
     refuse_several_processes("imagenet.py")
     device, gpu_ids = select_devices(args.device, args.gpu_id)
+    ranks = Ranks(device=device)
     saved = checkpoint.load(args.resume) if args.resume else {}
     seed = choose_seed(args.manualSeed, saved.get("seed"))
     torch.manual_seed(seed)
@@ -63,13 +64,13 @@ def main() -> None:
     )
     model = parallelize(net.to(device), gpu_ids)
 
-    val_loader = validation_loader(splits.val, args, seed, Ranks(device=device))
+    val_loader = validation_loader(splits.val, args, seed, ranks)
     if splits.train is None:
         print(evaluate(model, val_loader, print_every=args.print_freq).published())
         return
 
     transform = train_transform(args, args.scale or CROP_SCALES[args.modelsize or "large"])
-    train_loader = training_loader(splits.train, transform, args, seed, Ranks(device=device))
+    train_loader = training_loader(splits.train, transform, args, seed, ranks)
     print(f"{train_loader}, {val_loader}")
     optimizer = SGD(net.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
     if saved and not args.fresh_optimizer:

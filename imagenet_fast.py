@@ -96,10 +96,8 @@ def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAUL
         configure_torch(args.deterministic, seed)
         with ranks.agree():
             classes = network.class_count(args.num_classes, splits.val.classes)
-            criterion = LabelSmoothing(args.label_smoothing, classes)
             net, complexity = network.build_model(args, classes)
             network.load_weights(net, args, saved)
-            distillation = network.create_distillation(args, classes, ranks.device, precision)
             net = network.place(net, args, ranks.device)
         print(f"{args.arch}: {complexity} at {args.img_size} px, {classes} classes, on {ranks}, {precision}")
 
@@ -111,6 +109,8 @@ def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAUL
             return
 
         with ranks.agree():
+            criterion = LabelSmoothing(args.label_smoothing, classes)
+            distillation = network.create_distillation(args, classes, ranks.device, precision)
             transform = train_transform(args, args.scale or (0.08, 1.0))
             train_loader = training_loader(
                 splits.train, transform, args, seed, ranks, layout, args.accum_steps

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from models import create_model
-from utils import cli
+from utils import cli, network
 from utils.optim import EShiftedSGD, classify
 
 
@@ -34,7 +34,7 @@ class Network:
 
     def __init__(self, name: str, args: argparse.Namespace) -> None:
         torch.manual_seed(0)
-        layout = torch.channels_last if args.channels_last else torch.contiguous_format
+        layout = network.layout(args)
         self.name = name
         self.device = torch.device(args.device)
         self.dtype = getattr(torch, args.dtype)

@@ -5,10 +5,7 @@ A file is a dict of plain tensors, scalars, strings and lists. ``epoch`` (epochs
 fields.
 """
 
-import os
 import pickle
-import shutil
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +18,7 @@ from torch.optim import Optimizer
 
 from models import create_model, is_own, list_models, resolve
 from utils.errors import UserError
+from utils.files import copy_atomically, write_atomically
 
 LAST = "checkpoint.pth.tar"
 BEST = "model_best.pth.tar"
@@ -33,47 +31,11 @@ _WRAPPERS = ("module", "_orig_mod")
 def save(state: Mapping[str, Any], folder: Path, is_best: bool) -> None:
     """Write ``checkpoint.pth.tar`` and, for the best so far, ``model_best.pth.tar``.
 
-    Each file is written under a temporary name, flushed to the disk and renamed: at any moment the name leads
-    to a whole checkpoint, the previous or the new one.
+    At any moment either name leads to a whole checkpoint, the previous or the new one.
     """
-    _write_atomically(state, folder / LAST)
+    write_atomically(folder / LAST, lambda file: torch.save(dict(state), file))
     if is_best:
         copy_atomically(folder / LAST, folder / BEST)
-
-
-def _write_atomically(state: Mapping[str, Any], path: Path) -> None:
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        _publish(Path(temporary), path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def copy_atomically(source: Path, path: Path) -> None:
-    """Make ``path`` a second name of the file ``source``; a copy where there are no hard links."""
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        shutil.copyfile(source, temporary)
-    _publish(temporary, path)
-
-
-def _publish(temporary: Path, path: Path) -> None:
-    """Rename, and flush the folder so that the rename survives a power cut."""
-    temporary.chmod(0o644)
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _numpy_scalars() -> list[Any]:

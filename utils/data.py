@@ -31,9 +31,10 @@ VAL_NAMES = ("val", "valf", "valid", "validation")
 SUBSTITUTES = 100  # files drawn in place of one that cannot be decoded
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's training images, RGB in [0, 1]
 STD = (0.229, 0.224, 0.225)
+# arXiv 1909.13719, 2103.10158, 1805.09501
 AUTO_AUGMENT = MappingProxyType(
-    {"ra": v2.RandAugment, "ta": v2.TrivialAugmentWide, "imagenet": v2.AutoAugment}  # arXiv 1909.13719,
-)  # 2103.10158, 1805.09501
+    {"ra": v2.RandAugment, "ta": v2.TrivialAugmentWide, "imagenet": v2.AutoAugment}
+)
 
 
 class Broken(NamedTuple):

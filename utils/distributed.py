@@ -199,26 +199,46 @@ def start(device: str, local_rank: int | None) -> Iterator[Ranks]:
     """
     place = launch_environment(os.environ, local_rank)
     rank, size, local = (int(place[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    cuda = gpus > 0 if device == "auto" else device == "cuda"
-    if "SLURM_LOCALID" in os.environ and gpus == 1:
-        local = 0  # SLURM may show every task its own GPU only
-    if cuda and local >= gpus:
-        if local > gpus:  # the first process without a GPU speaks for those after it
-            leave_quietly()
-        have = f"only {plural(gpus, 'GPU')} for process {local + 1}" if gpus else "no CUDA GPU is available"
-        raise UserError(f"--device {device}: {have}; start fewer processes, or use --device cpu")
-    chosen = torch.device("cuda", local) if cuda else torch.device("cpu")
-    if cuda:
+    chosen = process_device(device, local, "SLURM_LOCALID" in os.environ)
+    if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if size == 1:
         yield Ranks(device=chosen)
         return
     os.environ.update(place)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
+    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=TIMEOUT)
     with silence(rank > 0):
         yield Ranks(rank, size, chosen)
     dist.destroy_process_group()  # not after an error: the others may be waiting, and are to be ended
+
+
+def gpu_count() -> int:
+    """GPUs that this process can use."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def process_device(device: str, local: int, under_slurm: bool) -> torch.device:
+    """What one of a machine's processes computes on.
+
+    Args:
+        device: ``auto`` (CUDA when there is one), ``cpu`` or ``cuda``.
+        local: the process among those of its machine, from 0.
+        under_slurm: whether srun started it, which may show every process its own GPU only.
+
+    Raises:
+        UserError: there is no GPU for it.
+    """
+    gpus = gpu_count()
+    if device == "cpu" or (device == "auto" and not gpus):
+        return torch.device("cpu")
+    index = 0 if under_slurm and gpus == 1 else local
+    if index > gpus:  # the first process without a GPU speaks for those after it
+        leave_quietly()
+    if index == gpus:
+        have = f"only {plural(gpus, 'GPU')} for process {local + 1}" if gpus else "no CUDA GPU is available"
+        raise UserError(f"--device {device}: {have}; start fewer processes, or use --device cpu")
+    return torch.device("cuda", index)
 
 
 @contextmanager
@@ -252,7 +272,7 @@ def select_devices(device: str, gpu_ids: str) -> tuple[torch.device, list[int]]:
         ids = [int(text) for text in gpu_ids.split(",")]
     except ValueError:
         raise UserError(f"--gpu-id takes indices such as 0 or 0,1, not '{gpu_ids}'") from None
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = gpu_count()
     if device == "cuda" and not count:
         raise UserError("--device cuda: no CUDA GPU is available here; use --device cpu")
     if device == "cpu" or not count:

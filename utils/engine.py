@@ -84,13 +84,11 @@ class Trainer:
         for position, (images, labels) in enumerate(loader):
             step, part = divmod(position, self.accumulate)
             set_learning_rate(self.optimizer, self.schedule(epoch, step, steps))
-            # Dropout and the like; and what is mixed
-            torch.manual_seed(derive_seed(self.seed, "step", epoch, position, self.ranks.rank))
-            batch = self.mixer(
-                images, labels, derive_seed(self.seed, "mix", epoch, position, self.ranks.rank)
-            )
+            place = (epoch, position, self.ranks.rank)
+            batch = self.mixer(images, labels, derive_seed(self.seed, "mix", *place))
             if not self._buckets_settled:
                 self._settle_buckets(batch)
+            torch.manual_seed(derive_seed(self.seed, "step", *place))  # dropout and the like
             last = part == self.accumulate - 1
             with nullcontext() if last else self._without_exchange():
                 logits = self.precision.forward(self.model, batch.images)
@@ -111,10 +109,8 @@ class Trainer:
         uninterrupted one by rounding.
         """
         buffers = [buffer.clone() for buffer in self.model.buffers()]
-        state = torch.get_rng_state()
         self._loss(self.precision.forward(self.model, batch.images), batch).backward()
         self.optimizer.zero_grad()
-        torch.set_rng_state(state)
         for buffer, value in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(value)
         self._buckets_settled = True

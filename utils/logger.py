@@ -1,6 +1,5 @@
 """What a run leaves behind (log.txt, TensorBoard events) and what it says on the way."""
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from types import MappingProxyType
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from utils.files import write_atomically
 from utils.metrics import Meter, Metrics
 
 LOG = "log.txt"
@@ -34,13 +34,6 @@ COLUMNS = MappingProxyType(
 def read_rows(path: Path) -> list[str]:
     """The rows of a log.txt without its header; none when there is no such file."""
     return path.read_text().splitlines()[1:] if path.is_file() else []
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a text file: at any moment its name leads to the whole old or the whole new one."""
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 class RunLog:
@@ -82,7 +75,8 @@ class RunLog:
         losses, top1 = (trained.loss, validated.loss), (trained.top1, validated.top1)
         row = (rate, *losses, *top1, trained.top5, validated.top5)
         self.rows.append("".join(f"{value:.6f}\t" for value in row))
-        write_atomically(self.path, "".join(f"{line}\n" for line in self.rows))
+        text = "".join(f"{line}\n" for line in self.rows)
+        write_atomically(self.path, lambda file: file.write(text.encode()))
         if self.events is None:
             # Events of epochs that a resumed run repeats are hidden.
             purge = self.first_epoch + 1 if self.first_epoch else None

@@ -42,7 +42,10 @@ def build_model(args: argparse.Namespace, classes: int) -> tuple[nn.Module, Comp
     if args.zero_gamma:
         kwargs["zero_init_residual"] = True
     try:
-        model = create_model(args.arch, **kwargs, **_pretrained(args, classes))
+        if args.pretrained:
+            instead = "give a file with --finetune or --resume"
+            kwargs |= _imagenet_weights(args.arch, classes, "--pretrained", instead)
+        model = create_model(args.arch, **kwargs)
         return model, count(model, (3, args.img_size, args.img_size))
     except (TypeError, ValueError, NotImplementedError, RuntimeError, AssertionError) as error:
         given = (("--cardinality", args.cardinality), ("--base-width", args.base_width))
@@ -54,17 +57,12 @@ def build_model(args: argparse.Namespace, classes: int) -> tuple[nn.Module, Comp
         raise UserError(f"--pretrained: the weights of {args.arch} cannot be downloaded: {error}") from None
 
 
-def _pretrained(args: argparse.Namespace, classes: int) -> dict[str, str]:
-    if not args.pretrained:
-        return {}
-    if is_own(args.arch):
-        raise UserError(
-            f"--pretrained: there are no weights of {args.arch} to download; give a file with --resume"
-        )
+def _imagenet_weights(arch: str, classes: int, flag: str, instead: str) -> dict[str, str]:
+    """The keyword that makes torchvision's builders download weights."""
+    if is_own(arch):
+        raise UserError(f"{flag}: there are no weights of {arch} to download; {instead}")
     if classes != 1000:
-        raise UserError(
-            f"--pretrained: ImageNet's weights have 1000 classes, the data has {classes}; use --finetune FILE"
-        )
+        raise UserError(f"{flag}: ImageNet's weights have 1000 classes, the data has {classes}; {instead}")
     return {"weights": "IMAGENET1K_V1"}
 
 
@@ -147,11 +145,9 @@ def _build_teacher(text: str, classes: int, img_size: int) -> nn.Module:
         arch = architecture(name)
     except argparse.ArgumentTypeError as error:
         raise UserError(f"--teacher: {error}") from None
-    if not path and (is_own(arch) or classes != 1000):
-        what = "there are no weights to download" if is_own(arch) else "ImageNet's weights have 1000 classes"
-        raise UserError(f"--teacher {arch}: {what}; give --teacher {arch}:FILE")
+    instead = f"give --teacher {arch}:FILE"
     try:
-        weights = {} if path else {"weights": "IMAGENET1K_V1"}
+        weights = {} if path else _imagenet_weights(arch, classes, f"--teacher {arch}", instead)
         teacher = create_model(arch, num_classes=classes, **weights)
         count(teacher, (3, img_size, img_size))
     except (RuntimeError, AssertionError) as error:

@@ -139,12 +139,13 @@ class HalfWeights(nn.Module):
         super().__init__()
         self.net, self.dtype = net, half
         norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
-        if not keep_batchnorm:  # its running statistics must be of its weights' type, and stay where they are
-            for buffer in (buffer for module in norms for buffer in module.buffers()):
-                buffer.data = buffer.data.to(half) if buffer.is_floating_point() else buffer.data
-        kept = (tensor for module in norms for tensor in (*module.buffers(), *module.parameters()))
-        statistics = {id(buffer) for module in norms for buffer in module.buffers()}
-        self.kept = {id(tensor) for tensor in kept} if keep_batchnorm else statistics
+        statistics = [buffer for module in norms for buffer in module.buffers()]
+        self.kept = {id(buffer) for buffer in statistics}  # batch norm changes them in place
+        if keep_batchnorm:
+            self.kept |= {id(parameter) for module in norms for parameter in module.parameters()}
+            return
+        for buffer in statistics:  # they must be of the weights' type
+            buffer.data = buffer.data.to(half) if buffer.is_floating_point() else buffer.data
 
     def forward(self, x: Tensor) -> Tensor:
         tensors = (*self.net.named_parameters(), *self.net.named_buffers())

@@ -12,6 +12,7 @@ from utils import checkpoint
 from utils.checkpoint import BEST, LAST
 from utils.distributed import ONE_PROCESS, Ranks
 from utils.errors import UserError
+from utils.files import copy_atomically
 from utils.logger import LOG, RunLog, read_rows
 from utils.metrics import Metrics
 
@@ -38,13 +39,13 @@ class Run:
         fields: Mapping[str, Any],
         ranks: Ranks = ONE_PROCESS,
     ) -> None:
-        check_folder(args, saved)
         self.start, self.best = start_of_training(args, saved)
         self.folder, self.fields = choose_folder(args), fields
         self.log: RunLog | None = None
         if not ranks.main:
             return
         self.lock = make_folder(self.folder)
+        check_folder(args, saved)  # again: another run may have ended since the script looked
         self.replaced = (
             [] if continues(args, self.folder) else list(self.folder.glob("events.out.tfevents.*"))
         )
@@ -82,7 +83,7 @@ class Run:
         if is_best or self.best_before is None or self.best_before.parent.resolve() == self.folder.resolve():
             return
         if self.best_before.exists():
-            checkpoint.copy_atomically(self.best_before, self.folder / BEST)
+            copy_atomically(self.best_before, self.folder / BEST)
         else:
             (self.folder / BEST).unlink(missing_ok=True)
 

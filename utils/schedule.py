@@ -51,9 +51,7 @@ class Schedule:
         name = "cosine" if self.cosine else f"times {self.gamma:g} at epochs {list(self.milestones)}"
         warmup = f"{plural(self.warmup, 'epoch')} of warm-up, " if self.warmup else ""
         if self.warmup >= self.epochs:
-            warmup = (
-                f"of which --warmup {self.warmup} leaves {plural(self.epochs, 'epoch')} of warm-up only, "
-            )
+            warmup = f"{plural(self.warmup, 'epoch')} of warm-up (the run ends within them), "
         return f"learning rate {self.base:g}, {warmup}{name}, by {'step' if self.per_iteration else 'epoch'}"
 
 
