@@ -1,11 +1,13 @@
 """Every mistake of the user ends in one line that names the fix, code 2, and nothing written."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import Run, assert_one_line_error
+from conftest import REPOSITORY, Run, assert_one_line_error
 
 from models import create_model
 from utils.run import make_folder
@@ -109,6 +111,17 @@ def test_from_outside(run: Run, tmp_path: Path) -> None:
     assert_one_line_error(run("--data", "nowhere"), "imagenet.py: error: --data nowhere: no such folder")
     assert_one_line_error(run("--data", "nowhere", "--lr", "-1"), "imagenet.py: error: argument --lr")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_leaves(images: Path, tmp_path: Path) -> None:
+    """As ``python imagenet.py ... | head -1`` does."""
+    script, flags = REPOSITORY / "imagenet.py", f"--data {images} -a mobilenetv1 --img-size 32 --epochs 1"
+    command = f"set -o pipefail; '{sys.executable}' '{script}' {flags} -j 0 | head -0"
+    result = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 141
+    assert result.stderr == ""
 
 
 def test_an_empty_class_folder(call: Run, images: Path) -> None:

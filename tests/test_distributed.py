@@ -11,6 +11,7 @@ import torch
 from conftest import REPOSITORY, Run, free_port, write_images
 
 from models import create_model
+from utils import distributed
 from utils.distributed import is_main_process, launch_environment
 from utils.errors import UserError
 
@@ -114,6 +115,33 @@ def test_the_host_list_is_expanded_by_slurm(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "scontrol").write_text("#!/bin/sh\necho gpu3\necho gpu4\n")
     (tmp_path / "scontrol").chmod(0o755)
     assert launch_environment(slurm, None)["MASTER_ADDR"] == "gpu3"
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "local", "under_slurm", "expected"),
+    [
+        ("auto", 0, 3, False, "cpu"),
+        ("cpu", 4, 1, False, "cpu"),
+        ("auto", 4, 3, False, "cuda:3"),
+        ("cuda", 1, 2, True, "cuda:0"),  # srun shows every process its own GPU
+        ("cuda", 4, 2, True, "cuda:2"),
+    ],
+)
+def test_the_device_of_a_process(
+    monkeypatch: pytest.MonkeyPatch, device: str, gpus: int, local: int, under_slurm: bool, expected: str
+) -> None:
+    monkeypatch.setattr(distributed, "gpu_count", lambda: gpus)
+    assert distributed.process_device(device, local, under_slurm) == torch.device(expected)
+
+
+def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them says so."""
+    monkeypatch.setattr(distributed, "gpu_count", lambda: 2)
+    monkeypatch.setattr(distributed, "SECONDS_TO_SPEAK", 0.0)
+    with pytest.raises(UserError, match="only 2 GPUs for process 3"):
+        distributed.process_device("auto", 2, False)
+    with pytest.raises(SystemExit):
+        distributed.process_device("auto", 3, False)
 
 
 def test_who_speaks_before_the_processes_have_joined(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The network of a run: started from other weights, averaged, taught."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from conftest import Run, assert_one_line_error
 
 from models import create_model
+from utils.averaging import create_average
 from utils.errors import UserError
 from utils.network import finetune
 
@@ -64,6 +66,44 @@ def test_the_first_average_is_the_weights_after_the_first_step(
     saved = torch.load(tmp_path / "out" / "checkpoint.pth.tar", weights_only=True)
     raw = saved["training_state_dict"]
     assert all(torch.equal(value, raw[key]) for key, value in saved["state_dict"].items())
+
+
+def test_the_average_forgets_the_first_weights_soon() -> None:
+    """At step n the decay is (1 + n) / (10 + n), until it is the one asked for."""
+    net = torch.nn.Linear(1, 1, bias=False)
+    average = create_average(net, 0.5, {})
+    assert average is not None
+    expected = 0.0
+    for step in range(20):
+        torch.nn.init.constant_(net.weight, float(step))
+        average.update_parameters(net)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step if step else 0.0
+        assert next(average.module.parameters()).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_changes_at_a_resume_is_said(call: Run, images: Path) -> None:
+    flags = ("--data", images, "-a", "mobilenetv1", *SMALL)
+    assert call(*flags, "--ema", 0.5, script=FAST).returncode == 0
+    resume = ("--resume", "out/checkpoint.pth.tar", "--epochs", 2, "--manualSeed", 8)
+    said = call(*flags, *resume, script=FAST).stdout
+    assert "continuing out/checkpoint.pth.tar after epoch 1" in said
+    assert "note: that run's seed is 7" in said
+    assert "note: without --ema the average of the resumed run" in said
+
+
+def test_evaluation_asks_for_nothing_that_only_training_needs(
+    call: Run, images: Path, tmp_path: Path
+) -> None:
+    """One class cannot be smoothed in training."""
+    for split in ("train", "valf"):
+        for name in ("dog", "owl"):
+            shutil.rmtree(images / split / name)
+    torch.save(create_model("mobilenetv1", num_classes=1).state_dict(), tmp_path / "one.pth")
+    flags = ("--data", images, "-a", "mobilenetv1", "--img-size", 32, "-e", "--resume", "one.pth")
+    result = call(*flags, script=FAST)
+    assert result.returncode == 0, result.stderr
+    assert "Test Acc:  100.00" in result.stdout
 
 
 @pytest.mark.parametrize(
