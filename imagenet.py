@@ -7,16 +7,19 @@ python imagenet.py -a sge_resnet101 --data /path/to/imagenet -e --resume sge_res
 """
 
 import argparse
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import SGD
 
-from utils import arguments, checkpoint, cli, network
+from utils import arguments, cli, fitting, network
 from utils.data import open_data, train_transform, training_loader, validation_loader
 from utils.distributed import Ranks, describe, parallelize, refuse_several_processes, select_devices
 from utils.engine import Trainer, evaluate
-from utils.run import Run, check_folder, choose_seed
+from utils.folder import check_folder
+from utils.resume import check_start, choose_seed, resumed
+from utils.run import Run
 from utils.schedule import Schedule
 
 CROP_SCALES = {"large": (0.08, 1.0), "small": (0.2, 1.0)}  # share of the area that a training crop covers
@@ -48,13 +51,14 @@ def main() -> None:
     refuse_several_processes("imagenet.py")
     device, gpu_ids = select_devices(args.device, args.gpu_id)
     ranks = Ranks(device=device)
-    saved = checkpoint.load(args.resume) if args.resume else {}
+    saved = resumed(args)
     seed = choose_seed(args.manualSeed, saved.get("seed"))
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = True
 
     if not args.evaluate:
-        check_folder(args, saved)
+        check_start(args, saved)
+        check_folder(args)
     splits = open_data(args.data, args.evaluate, saved.get("classes", ()))
     classes = network.class_count(args.num_classes, splits.val.classes)
     net, complexity = network.build_model(args, classes)
@@ -72,19 +76,25 @@ def main() -> None:
     transform = train_transform(args, args.scale or CROP_SCALES[args.modelsize or "large"])
     train_loader = training_loader(splits.train, transform, args, seed, ranks)
     print(f"{train_loader}, {val_loader}")
-    optimizer = SGD(net.parameters(), args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
+    settings = {"momentum": args.momentum, "weight_decay": args.weight_decay}
+    optimizer = SGD(net.named_parameters(), args.lr, fused=True, **settings)
     if saved and not args.fresh_optimizer:
-        checkpoint.load_optimizer(optimizer, saved.get("optimizer"), args.resume)
+        fitting.load_optimizer(optimizer, saved.get("optimizer"), net, args.resume)
 
     schedule = Schedule(args.lr, args.epochs, milestones=args.schedule, gamma=args.gamma)
     trainer = Trainer(model, optimizer, nn.CrossEntropyLoss(), schedule, seed, print_every=args.print_freq)
-    run = Run(args, saved, {"arch": args.arch, "seed": seed, "classes": list(splits.val.classes)})
-    for epoch in range(run.start, args.epochs):
-        trained, speed = trainer.epoch(train_loader, epoch)
-        validated = evaluate(model, val_loader, print_every=args.print_freq)
-        state = {"state_dict": net.state_dict(), "optimizer": optimizer.state_dict()}
-        run.finish_epoch(epoch, trainer.rate, trained, validated, speed, state)
-    run.close()
+    trainer.skip_nan = args.on_nan == "skip"
+    fields = {"arch": args.arch, "seed": seed, "classes": list(splits.val.classes)}
+
+    def state() -> dict[str, Any]:
+        return {"state_dict": net.state_dict(), "optimizer": optimizer.state_dict()}
+
+    with Run(args, saved, train_loader.batches, fields, state) as run:
+        for begin in run.epochs():
+            trained, speed = trainer.epoch(train_loader, begin, run)
+            validated = evaluate(model, val_loader, print_every=args.print_freq, keeper=run)
+            run.finish_epoch(begin.epoch, trainer.rate, trained, validated, speed)
+    run.finish()
 
 
 if __name__ == "__main__":

@@ -16,15 +16,17 @@ from typing import Any
 
 import torch
 
-from utils import arguments, checkpoint, cli, distributed, network
+from utils import arguments, cli, distributed, fitting, network
 from utils.averaging import create_average, weights
 from utils.data import open_data, train_transform, training_loader, validation_loader
 from utils.engine import Trainer, evaluate
+from utils.folder import check_folder
 from utils.losses import LabelSmoothing
 from utils.mixing import Mixer
 from utils.optim import create_optimizer
 from utils.precision import choose_precision
-from utils.run import Run, check_folder, choose_seed
+from utils.resume import check_start, choose_seed, resumed
+from utils.run import Run
 from utils.schedule import Schedule
 
 DEFAULTS = MappingProxyType(
@@ -85,11 +87,12 @@ def create_mixer(args: argparse.Namespace) -> Mixer:
 def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAULTS) -> None:
     args = parse_arguments(description, defaults)
     with distributed.start(args.device, args.local_rank) as ranks:
+        saved = resumed(args, ranks)
         with ranks.agree():
             precision = choose_precision(args, ranks.device.type)
-            saved = checkpoint.load(args.resume) if args.resume else {}
             if not args.evaluate:
-                check_folder(args, saved)
+                check_start(args, saved)
+                check_folder(args)
             splits = open_data(args.data, args.evaluate, saved.get("classes", ()))
         ranks.same(str(splits), f"--data {args.data}")
         seed = ranks.gather(choose_seed(args.manualSeed, saved.get("seed")))[0]
@@ -121,12 +124,17 @@ def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAUL
         optimizer = create_optimizer(net, args)
         local = network.compiled(precision.prepare(net, optimizer), args)
         average = create_average(net, args.ema, saved)
+
+        def state() -> dict[str, Any]:
+            reached = {"optimizer": optimizer.state_dict(), "precision": precision.state_dict()}
+            return {**weights(net, average), **reached}
+
         with ranks.agree():
             if saved and not args.fresh_optimizer:
-                checkpoint.load_optimizer(optimizer, saved.get("optimizer"), args.resume)
+                fitting.load_optimizer(optimizer, saved.get("optimizer"), net, args.resume)
                 precision.load_state_dict(saved.get("precision", {}))
             fields = {"arch": args.arch, "seed": seed, "classes": list(splits.val.classes)}
-            run = Run(args, saved, fields, ranks)
+            run = Run(args, saved, train_loader.batches, fields, state, ranks)
         trainer = Trainer(
             precision.distribute(local, ranks),
             optimizer,
@@ -142,16 +150,16 @@ def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAUL
             distillation=distillation,
             print_every=args.print_freq,
             print_filters=args.print_always,
+            skip_nan=args.on_nan == "skip",
         )
         evaluated = precision.prepare(average.module) if average else local
-        for epoch in range(run.start, args.epochs):
-            trained, speed = trainer.epoch(train_loader, epoch)
-            ranks.share_buffers(average or net)
-            validated = evaluate(evaluated, val_loader, ranks, precision, args.print_freq)
-            reached = {"optimizer": optimizer.state_dict(), "precision": precision.state_dict()}
-            state = {**weights(net, average), **reached}
-            run.finish_epoch(epoch, trainer.rate, trained, validated, speed, state)
-        run.close()
+        with run:
+            for begin in run.epochs():
+                trained, speed = trainer.epoch(train_loader, begin, run)
+                ranks.share_buffers(average or net)
+                validated = evaluate(evaluated, val_loader, ranks, precision, args.print_freq, run)
+                run.finish_epoch(begin.epoch, trainer.rate, trained, validated, speed)
+        run.finish()
 
 
 if __name__ == "__main__":

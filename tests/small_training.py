@@ -16,6 +16,7 @@ from utils.data import open_data, train_transform, training_loader
 from utils.engine import Trainer
 from utils.losses import LabelSmoothing
 from utils.optim import create_optimizer
+from utils.sampling import Position
 from utils.schedule import Schedule
 
 
@@ -30,7 +31,14 @@ def main() -> None:
     parser.add_argument("--fail", type=int, help="a rank that raises an error")
     parser.add_argument("--local-rank", type=int)
     args = parser.parse_args()
-    settings = {"img_size": 24, "hflip": 0.5, "auto_augment": "ta", "random_erase": 0.5, "workers": 0}
+    settings = {
+        "img_size": 24,
+        "hflip": 0.5,
+        "auto_augment": "ta",
+        "random_erase": 0.5,
+        "workers": 0,
+        "max_bad": 0.01,
+    }
     decay = {"wdall": False, "nowd_bn": False, "nowd_fc": False, "nowd_conv": True, "el2": True}
     rates = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-3, "lam": 1e-3, "mineps": 1e-2}
     args.__dict__.update({**settings, **decay, **rates})
@@ -51,7 +59,7 @@ def main() -> None:
                 model = ranks.wrap(net)
             trainer = Trainer(model, optimizer, LabelSmoothing(0.1, 3), Schedule(0.1, 2), 1, ranks)
             trainer.accumulate, trainer.clip, trainer.average = args.parts, 1.0, average
-            trained, _ = trainer.epoch(loader, epoch)
+            trained, _ = trainer.epoch(loader, Position(epoch))
         if ranks.main:
             assert average is not None
             state = {**net.state_dict(), "loss": torch.tensor(trained.loss), **average.state_dict()}

@@ -10,7 +10,6 @@ import torch
 from conftest import REPOSITORY, Run, assert_one_line_error
 
 from models import create_model
-from utils.run import make_folder
 
 
 @pytest.mark.parametrize(
@@ -203,7 +202,7 @@ def test_a_run_is_not_overwritten(call: Run, images: Path, tmp_path: Path) -> No
     assert {path.name: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()} == before
 
     finished = call(*flags, "--resume", "checkpoint/checkpoint.pth.tar")
-    assert_one_line_error(finished, "1 epochs are done", "--epochs")
+    assert_one_line_error(finished, "1 epoch is done", "--epochs")
     assert {path.name: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()} == before
 
     other = call(*flags, "--epochs", 2, "--resume", "checkpoint/checkpoint.pth.tar", "-a", "se_resnet18")
@@ -288,10 +287,19 @@ def test_a_launcher_is_not_for_imagenet_py(call: Run, images: Path, monkeypatch:
 
 
 def test_a_folder_in_use(call: Run, images: Path, tmp_path: Path) -> None:
-    lock = make_folder(tmp_path / "out")
+    hold = "import pathlib, sys; from utils.folder import make_folder; "
+    hold += "lock = make_folder(pathlib.Path(sys.argv[1])); print(flush=True); sys.stdin.read()"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path / "out")],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout is not None
+    holder.stdout.readline()
     flags = ("--data", images, "-a", "mobilenetv1", "--img-size", 32, "-c", "out", "--epochs", 1)
     assert_one_line_error(call(*flags), "-c out: another process is training into it")
-    lock.close()
+    holder.communicate()
     assert call(*flags).returncode == 0
 
 
@@ -301,7 +309,7 @@ def test_overwriting_begins_with_the_first_complete_epoch(call: Run, images: Pat
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     for path in images.rglob("*.JPEG"):
         path.write_bytes(b"")
-    assert_one_line_error(call(*flags, "--overwrite"), "cannot decode")
+    assert_one_line_error(call(*flags, "--overwrite"), "cannot be decoded")
     after = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert {name: after[name] for name in before} == before
 

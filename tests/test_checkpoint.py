@@ -1,8 +1,12 @@
 """Saving and loading below the scripts: what a crash leaves, what a file may hold."""
 
+import errno
+import io
 import os
+import re
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -14,59 +18,113 @@ from utils.errors import UserError
 
 
 def state(epoch: int) -> dict[str, Any]:
-    return {"epoch": epoch, "state_dict": {"w": torch.full((3,), float(epoch))}}
+    return {"epoch": epoch, "images": 0, "state_dict": {"w": torch.full((3,), float(epoch))}}
+
+
+def save(epoch: int, folder: Path, is_best: bool, keep: int = 2) -> None:
+    checkpoint.publish(checkpoint.save(state(epoch), folder), is_best, keep)
 
 
 def test_best_is_kept_when_later_epochs_are_worse(tmp_path: Path) -> None:
-    checkpoint.save(state(1), tmp_path, is_best=True)
-    checkpoint.save(state(2), tmp_path, is_best=False)
-    assert checkpoint.load(str(tmp_path / checkpoint.LAST))["epoch"] == 2
+    for epoch in (1, 2, 3):
+        save(epoch, tmp_path, is_best=epoch == 1)
+    assert checkpoint.load(str(tmp_path / checkpoint.LAST))["epoch"] == 3
     assert checkpoint.load(str(tmp_path / checkpoint.BEST))["epoch"] == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == [checkpoint.LAST, checkpoint.BEST]
+    kept = ["checkpoint-0002-0000000.pth.tar", "checkpoint-0003-0000000.pth.tar"]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [*kept, checkpoint.LAST, checkpoint.BEST]
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace"])
+class FailingFile:
+    """A file on a disk that is full after so many bytes."""
+
+    def __init__(self, file: IO[bytes], room: int) -> None:
+        self.file, self.room = file, room
+
+    def write(self, data: Any) -> int:
+        if len(memoryview(data).cast("B")) > self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.room -= len(memoryview(data).cast("B"))
+        return self.file.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def __enter__(self) -> "FailingFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+
+def size_of_a_checkpoint() -> int:
+    buffer = io.BytesIO()
+    torch.save(state(1), buffer)
+    return len(buffer.getvalue())
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["mkstemp", "fsync", "replace", "link", "chmod", *(f"write {share}" for share in (0, 1, 10, 50, 90, 99))],
+)
 def test_a_failure_while_saving_keeps_the_previous(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    checkpoint.save(state(1), tmp_path, is_best=True)
+    """At every step of a save, and with a disk that is full after a share of the file."""
+    save(1, tmp_path, is_best=True)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def fail(*_: object) -> None:
-        raise OSError("disk full")
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, call, fail)
-    with pytest.raises(OSError, match="disk full"):
-        checkpoint.save(state(2), tmp_path, is_best=True)
+    call, _, share = fault.partition(" ")
+    if call == "write":
+        room, fdopen = size_of_a_checkpoint() * int(share) // 100, os.fdopen
+        monkeypatch.setattr(os, "fdopen", lambda fd, _: FailingFile(fdopen(fd, "wb"), room))
+    else:
+        monkeypatch.setattr({"mkstemp": tempfile, "chmod": Path}.get(call, os), call, fail)
+    if fault == "link":  # a file system without hard links gets a copy
+        save(2, tmp_path, is_best=True)
+    else:
+        with pytest.raises(OSError, match="No space left"):
+            save(2, tmp_path, is_best=True)
     monkeypatch.undo()
+    expected = 2 if fault == "link" else 1
     for name in (checkpoint.LAST, checkpoint.BEST):
-        assert checkpoint.load(str(tmp_path / name))["epoch"] == 1
-    assert len(list(tmp_path.iterdir())) == 2
+        assert checkpoint.load(str(tmp_path / name))["epoch"] == expected
+    after = {path.name for path in tmp_path.iterdir()}
+    assert after == set(before) | ({"checkpoint-0002-0000000.pth.tar"} if fault == "link" else set())
 
 
-class Attack:
-    """Runs a command when unpickled by a careless loader."""
+def test_the_newest_that_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert checkpoint.newest(tmp_path) is None
+    for epoch in (1, 2, 3):
+        save(epoch, tmp_path, is_best=epoch == 1, keep=2)
+    newest, before = sorted(tmp_path.glob("checkpoint-*"), reverse=True)
+    assert checkpoint.newest(tmp_path) == str(newest)
+    newest.write_bytes(newest.read_bytes()[:-100])  # and checkpoint.pth.tar, the same file
+    assert checkpoint.newest(tmp_path) == str(before)
+    assert f"note: --resume auto: {newest}: damaged" in capsys.readouterr().out
+    before.unlink()
+    assert checkpoint.newest(tmp_path) == str(tmp_path / checkpoint.BEST)
+    (tmp_path / checkpoint.BEST).write_bytes(b"")
+    with pytest.raises(UserError, match="none of the 3 checkpoints"):
+        checkpoint.newest(tmp_path)
 
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (f"touch {self.marker}",)
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_file_cannot_run_code(tmp_path: Path, zipped: bool) -> None:
-    path = tmp_path / "evil.pth.tar"
-    torch.save({"state_dict": {}, "x": Attack(tmp_path / "ran")}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(UserError, match="not a checkpoint of tensors and numbers"):
-        checkpoint.load(str(path))
-    assert not (tmp_path / "ran").exists()
+def test_order_of_kept_checkpoints_is_by_position(tmp_path: Path) -> None:
+    positions = [(9, 0), (10, 0), (10, 64), (10, 128), (10, 12_345_678), (11, 0)]
+    for epoch, images in positions:
+        checkpoint.save({**state(epoch), "images": images}, tmp_path)
+    (tmp_path / "checkpoint-mine.pth.tar").touch()
+    assert [checkpoint.position_of(path) for path in checkpoint.kept(tmp_path)] == positions[::-1]
 
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("rate", [np.float64(0.1), np.float32(0.1)])
 def test_numpy_scalars_of_published_files_load(tmp_path: Path, zipped: bool, rate: np.floating[Any]) -> None:
     path = tmp_path / "old.pth.tar"
-    content = {**state(1), "optimizer": {"state": {}, "param_groups": [{"lr": rate}]}}
+    content = {**state(1), "optimizer": {"state": {}, "param_groups": [{"lr": rate, "params": []}]}}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     data = path.read_bytes()
     if not zipped:  # numpy 1 had this module under another name, of another length: patch the plain pickle
@@ -87,63 +145,17 @@ def test_wrapper_parts_of_keys_are_removed(tmp_path: Path) -> None:
     ]
 
 
+def test_old_names_of_densenet(tmp_path: Path) -> None:
+    """torchvision before 0.3 had a point in the names."""
+    state = create_model("densenet121", num_classes=3).state_dict()
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", key): state[key] for key in state}
+    assert set(old) != set(state)
+    torch.save({f"module.{key}": value for key, value in old.items()}, tmp_path / "x.pth")
+    assert list(checkpoint.load(str(tmp_path / "x.pth"))["state_dict"]) == list(state)
+
+
 def test_no_registered_net_has_a_wrapper_part_in_its_keys() -> None:
     for name in (*list_models("*resnet50*"), "alexnet", "vgg11", "vit_b_16", "densenet121"):
         with torch.device("meta"):
             keys = create_model(name).state_dict()
         assert not [key for key in keys if {"module", "_orig_mod"} & set(key.split("."))]
-
-
-@pytest.mark.parametrize(("name", "classes"), [("se_resnet50", 7), ("mobilenet_v2", 1000)])
-def test_the_architecture_that_fits_is_found(name: str, classes: int) -> None:
-    with torch.device("meta"):
-        weights = create_model(name, num_classes=classes).state_dict()
-    assert checkpoint.fitting_architectures(weights)[0].split()[0] == name
-
-
-def test_other_names_of_a_fitting_architecture_are_left_out() -> None:
-    with torch.device("meta"):
-        weights = create_model("ws_resnext50_32x4d").state_dict()
-    assert checkpoint.fitting_architectures(weights) == ["ws_resnext50"]
-
-
-def test_momentum_follows_the_parameters_and_flags_stay() -> None:
-    net = create_model("se_resnet18", num_classes=2)
-    old = torch.optim.SGD(net.parameters(), lr=0.5, momentum=0.9, weight_decay=0.1)
-    net(torch.randn(2, 3, 64, 64)).sum().backward()
-    old.step()
-    new = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.8, weight_decay=0.2)
-    checkpoint.load_optimizer(new, old.state_dict(), "x")
-    group = new.param_groups[0]
-    assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.1, 0.8, 0.2)
-    for parameter in net.parameters():
-        assert torch.equal(new.state[parameter]["momentum_buffer"], old.state[parameter]["momentum_buffer"])
-
-
-def test_momentum_takes_the_layout_of_the_parameters() -> None:
-    net = create_model("mobilenetv1", num_classes=3)
-    plain = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
-    net(torch.randn(2, 3, 32, 32)).sum().backward()
-    plain.step()
-    other = create_model("mobilenetv1", num_classes=3).to(memory_format=torch.channels_last)
-    resumed = torch.optim.SGD(other.parameters(), 0.1, momentum=0.9, fused=True)
-    checkpoint.load_optimizer(resumed, plain.state_dict(), "x")
-    for ours, theirs in zip(other.parameters(), net.parameters(), strict=True):
-        momentum = resumed.state[ours]["momentum_buffer"]
-        assert torch.equal(momentum, plain.state[theirs]["momentum_buffer"])
-        assert momentum.stride() == ours.stride()
-
-
-def test_momentum_of_another_net_or_order_is_refused() -> None:
-    def optimizer_of(*shapes: tuple[int, ...]) -> torch.optim.SGD:
-        parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
-        optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
-        for parameter in parameters:
-            parameter.grad = torch.ones_like(parameter)
-        optimizer.step()
-        return optimizer
-
-    ours = optimizer_of((2,), (3,))
-    for other in (optimizer_of((3,), (2,)), optimizer_of((2,))):
-        with pytest.raises(UserError, match="--fresh-optimizer"):
-            checkpoint.load_optimizer(ours, other.state_dict(), "x")

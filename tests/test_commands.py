@@ -51,7 +51,7 @@ def adapt(words: list[str], images: Path, folder: Path) -> list[str]:
         elif word == "--nproc_per_node=8":
             word = "--nproc_per_node=2"
         adapted.append(word.replace("/path/to/imagenet1k/", str(images)))
-    if "--resume" in adapted:
+    if "--resume" in adapted and "auto" not in adapted:
         file, arch = (adapted[adapted.index(flag) + 1] for flag in ("--resume", "-a"))
         published_checkpoint(folder / file, arch)
     return [*adapted, *SMALL]
@@ -62,7 +62,7 @@ def test_the_readme_has_the_published_commands() -> None:
         (Path(next(w for w in words if "imagenet" in w)).name, "-e" in words) for words in readme_commands()
     }
     assert found == {(f"imagenet{kind}.py", e) for kind in ("", "_fast", "_mobile") for e in (False, True)}
-    assert len(readme_commands()) == 8
+    assert len(readme_commands()) == 9
 
 
 @pytest.mark.parametrize("words", readme_commands(), ids=lambda words: " ".join(words)[:90])
@@ -72,7 +72,9 @@ def test_command_of_the_readme(words: list[str], images: Path, tmp_path: Path) -
     result = start_process(tmp_path, *command)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("processes, each on CPU") == ("torch.distributed.launch" in words)
-    written = {path.name.split(".")[0] for path in set(tmp_path.rglob("*")) - before if path.is_file()}
+    written = {
+        re.split(r"[.-]", path.name)[0] for path in set(tmp_path.rglob("*")) - before if path.is_file()
+    }
     if "-e" in words:
         assert result.stdout.count(" Test Loss:  ") == 1
         assert not written

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Run
+from conftest import Run, assert_one_line_error
 from tensorboardX.proto.event_pb2 import Event
 from torch import nn
 
@@ -177,7 +177,9 @@ def test_a_batch_larger_than_the_training_set(call: Run, images: Path) -> None:
 
 def test_a_broken_training_image_is_replaced_and_named(call: Run, images: Path) -> None:
     (images / "train" / "dog" / "3.JPEG").write_bytes(b"\xff\xd8 no picture")
-    result = call("-a", "resnet18", "--data", images, "--epochs", 1, *SMALL)
+    flags = ("-a", "resnet18", "--data", images, "--epochs", 1, *SMALL)
+    assert_one_line_error(call(*flags), "1 of 24 images cannot be decoded, more than --max-bad", "dog/3.JPEG")
+    result = call(*flags, "--max-bad", 0.05)
     assert result.returncode == 0, result.stderr
     assert "dog/3.JPEG" in result.stdout
     assert "1 image could not be decoded: replaced by others" in result.stdout

@@ -5,7 +5,7 @@ import torch
 
 from utils.errors import UserError
 from utils.randomness import derive_seed, permutation, seeded_cpu
-from utils.sampling import EvalBatches, TrainBatches
+from utils.sampling import EvalBatches, Position, TrainBatches
 
 
 def samples(batches: TrainBatches | EvalBatches) -> list[list[int]]:
@@ -17,8 +17,8 @@ def test_training_order_depends_on_seed_and_epoch_alone() -> None:
     list(first)  # an earlier pass must not matter
     torch.rand(7)
     for epoch in (0, 4):
-        first.set_epoch(epoch)
-        again.set_epoch(epoch)
+        first.set_position(Position(epoch))
+        again.set_position(Position(epoch))
         assert samples(first) == samples(again)
     assert samples(TrainBatches(50, 8, seed=4)) != samples(TrainBatches(50, 8, seed=3))
     assert samples(first) != samples(TrainBatches(50, 8, seed=3))
@@ -27,7 +27,7 @@ def test_training_order_depends_on_seed_and_epoch_alone() -> None:
 def test_training_leaves_out_the_last_smaller_batch() -> None:
     batches = TrainBatches(50, 8, seed=0)
     seen = [sample for batch in samples(batches) for sample in batch]
-    assert len(batches) == len(list(batches)) == 6
+    assert len(batches) == len(list(batches)) == batches.steps == 6
     assert len(seen) == len(set(seen)) == 48
     assert set(seen) <= set(range(50))
 
@@ -55,6 +55,30 @@ def test_more_processes_than_samples() -> None:
         TrainBatches(3, 8, seed=1, parts=2, processes=2)
 
 
+def test_the_rest_of_an_epoch_is_what_was_left() -> None:
+    """From any step, for any number of processes, without reading what is skipped."""
+    whole = samples(TrainBatches(100, 8, seed=3))
+    rest = TrainBatches(100, 8, seed=3)
+    for done in range(13):
+        rest.set_position(Position(0, 8 * done))
+        assert samples(rest) == whole[done:]
+        assert (rest.first_step, rest.steps, len(rest)) == (done, 12, 12 - done)
+        assert [rest.of_step(step) for step in range(done, 12)] == whole[done:]
+
+
+def test_the_rest_of_an_epoch_with_another_number_of_processes() -> None:
+    order = [sample for step in samples(TrainBatches(1000, 8, seed=3)) for sample in step]
+    read = []
+    for rank in range(3):
+        batches = TrainBatches(1000, 5, 3, parts=2, rank=rank, processes=3)
+        batches.set_position(Position(0, 400))
+        read += [sample for batch in samples(batches) for sample in batch]
+        of_step = batches.of_step(batches.first_step + 1)
+        assert of_step == [sample for batch in samples(batches)[2:4] for sample in batch]
+    assert sorted(read) == sorted(order[400:])  # 600 images in steps of 30
+    assert batches.steps == 400 // 30 + 20
+
+
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])
 def test_evaluation_is_shared_without_padding(processes: int) -> None:
     read = [s for rank in range(processes) for b in samples(EvalBatches(5, 2, rank, processes)) for s in b]
@@ -74,7 +98,7 @@ def test_seeds_differ_by_purpose_and_position() -> None:
     }
     assert len(seeds) == 2 * 9 * 9
     assert all(0 <= seed < 2**63 for seed in seeds)
-    assert sorted(permutation(9, 0, "order", 1)) == list(range(9))
+    assert sorted(permutation(9, 0, "order", 1).tolist()) == list(range(9))
 
 
 def test_a_seeded_block_leaves_the_generator_as_it_was() -> None:

@@ -67,6 +67,13 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         help="probability of random erasing (default: 0)",
     )
     group.add_argument(
+        "--max-bad",
+        type=fraction,
+        default=0.01,
+        metavar="SHARE",
+        help="share of the images that may be undecodable before the run stops (default: 0.01)",
+    )
+    group.add_argument(
         "--num-classes", type=count_of, help="outputs of the network (default: the number of class folders)"
     )
 
@@ -130,6 +137,12 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--momentum", type=below_one, default=0.9, help="(default: 0.9)")
     group.add_argument("--weight-decay", "--wd", type=non_negative, default=1e-4, help="(default: 1e-4)")
+    group.add_argument(
+        "--on-nan",
+        choices=("stop", "skip"),
+        default="stop",
+        help="a step whose loss is not finite: stop, saved as before it, or skip it (default: stop)",
+    )
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -144,7 +157,19 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--overwrite", action="store_true", help="replace the run that DIR holds already")
     group.add_argument(
-        "--resume", type=name_of_file, metavar="FILE", help="checkpoint to continue from or to evaluate"
+        "--resume",
+        type=name_of_file,
+        metavar="FILE",
+        help="checkpoint to continue from or to evaluate; 'auto': the newest of DIR, or a start without any",
+    )
+    group.add_argument(
+        "--save-every",
+        type=count_of,
+        metavar="N",
+        help="save every N steps, besides after every epoch; the resumed run is exact (default: epochs only)",
+    )
+    group.add_argument(
+        "--keep", type=count_of, default=2, metavar="N", help="newest checkpoints that are kept (default: 2)"
     )
     group.add_argument(
         "--fresh-optimizer", action="store_true", help="resume the weights but not the momentum"
@@ -301,12 +326,15 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("--scale takes the least share of the area, above 0, and then the largest")
     if args.fresh_optimizer and not args.resume:
         parser.error("--fresh-optimizer goes with --resume FILE")
-    if args.finetune and (args.resume or args.pretrained):
-        parser.error("--finetune FILE starts anew: without --resume and --pretrained")
-    if args.resume and args.pretrained:
+    file = args.resume if args.resume != "auto" else None  # auto goes with whatever the first start is from
+    if args.finetune and (file or args.pretrained):
+        parser.error("--finetune FILE starts anew: without --resume FILE and --pretrained")
+    if file and args.pretrained:
         parser.error("--resume and --pretrained are two different weights: give one of them")
-    if args.zero_gamma and (args.resume or args.pretrained):
-        parser.error("--zero-gamma is for new weights: without --resume and --pretrained")
+    if args.zero_gamma and (file or args.pretrained):
+        parser.error("--zero-gamma is for new weights: without --resume FILE and --pretrained")
+    if args.overwrite and args.resume == "auto":
+        parser.error("--overwrite and --resume auto contradict each other: auto continues what DIR holds")
 
 
 # A flag that says more about another one: that other one, and what holds when it is not given.

@@ -1,86 +1,118 @@
-"""Checkpoints: a crash cannot lose one, a file cannot run code, a mismatch is explained.
+"""Checkpoints: a crash cannot lose one, a file cannot run code.
 
-A file is a dict of plain tensors, scalars, strings and lists. ``epoch`` (epochs completed), ``state_dict``
-(keys without ``module.``), ``acc``, ``best_acc`` (top-1 in percent) and ``optimizer`` are the published
-fields.
+A file is a dict of plain tensors, scalars, strings, lists and dicts. ``epoch`` (epochs completed),
+``state_dict`` (keys without ``module.``), ``acc``, ``best_acc`` (top-1 in percent) and ``optimizer`` are the
+published fields; ``images`` of the next epoch are done beside them. ``checksum`` is over all the rest.
 """
 
 import pickle
-import warnings
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
-from models import create_model, is_own, list_models, resolve
+from utils import archive
 from utils.errors import UserError
 from utils.files import copy_atomically, write_atomically
 
 LAST = "checkpoint.pth.tar"
 BEST = "model_best.pth.tar"
+VERSION = 1  # of the format
 
 # Parts that wrappers add to a parameter's name: DataParallel and DDP (published files have it),
 # torch.compile.
 _WRAPPERS = ("module", "_orig_mod")
 
 
-def save(state: Mapping[str, Any], folder: Path, is_best: bool) -> None:
-    """Write ``checkpoint.pth.tar`` and, for the best so far, ``model_best.pth.tar``.
+def kept(folder: Path) -> list[Path]:
+    """The checkpoints of a folder that are kept under the name of their position, the newest first."""
+    found = [(position_of(path), path) for path in folder.glob("checkpoint-*.pth.tar")]
+    return [path for _, path in sorted((at, path) for at, path in found if at is not None)][::-1]
 
-    At any moment either name leads to a whole checkpoint, the previous or the new one.
+
+def position_of(path: Path) -> tuple[int, int] | None:
+    """Epochs completed and images of the next one, by a kept file's name; None for other names."""
+    match = re.fullmatch(r"checkpoint-(\d+)-(\d+)\.pth\.tar", path.name)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def save(state: Mapping[str, Any], folder: Path) -> Path:
+    """Write a checkpoint under the name of its position, ``checkpoint-EPOCHS-IMAGES.pth.tar``."""
+    path = folder / f"checkpoint-{state['epoch']:04d}-{state['images']:07d}.pth.tar"
+    content = {**state, "version": VERSION}
+    content["checksum"] = archive.checksum(content)
+    write_atomically(path, lambda file: torch.save(content, file))
+    return path
+
+
+def publish(path: Path, is_best: bool, keep: int) -> None:
+    """Give the newest checkpoint its plain names and remove the oldest of more than ``keep``.
+
+    At any moment each name leads to a whole checkpoint, the previous or the new one. The best comes first:
+    whoever continues from ``checkpoint.pth.tar`` then has the best of all epochs before it.
     """
-    write_atomically(folder / LAST, lambda file: torch.save(dict(state), file))
     if is_best:
-        copy_atomically(folder / LAST, folder / BEST)
+        copy_atomically(path, path.parent / BEST)
+    copy_atomically(path, path.parent / LAST)
+    for old in kept(path.parent)[keep:]:
+        old.unlink()
 
 
-def _numpy_scalars() -> list[Any]:
-    """What a numpy float pickles to: published files hold a learning rate of that type."""
-    scalar = np.float64(0).__reduce__()[0]
-    return [
-        (scalar, "numpy.core.multiarray.scalar"),
-        (scalar, "numpy._core.multiarray.scalar"),
-        np.dtype,
-        type(np.dtype(np.float64)),
-        type(np.dtype(np.float32)),
-    ]
+def newest(folder: Path) -> str | None:
+    """The newest checkpoint of a folder that can be read, or None in a folder without any.
+
+    A damaged one is named, and the one before it tried.
+
+    Raises:
+        UserError: there are some, and none can be read.
+    """
+    candidates = [path for path in (*kept(folder), folder / LAST, folder / BEST) if path.exists()]
+    for path in candidates:
+        try:
+            load(str(path), "--resume auto:")
+        except UserError as error:
+            print(f"note: {error}; trying the one before it", flush=True)
+        else:
+            return str(path)
+    if candidates:
+        raise UserError(
+            f"--resume auto: none of the {len(candidates)} checkpoints in {folder} can be read; "
+            "start anew in another folder with -c"
+        )
+    return None
 
 
 def load(path: str, flag: str = "--resume") -> dict[str, Any]:
     """Read a checkpoint onto the CPU, running no code from it.
 
     A bare state dict becomes ``{"state_dict": ...}``. Wrapper parts (``module.``, ``_orig_mod.``) are removed
-    from the keys of ``state_dict``.
+    from the keys of ``state_dict``, and old names (DenseNet's ``norm.1``) replaced.
 
     Args:
         path: the file.
         flag: what named it, for messages.
 
     Raises:
-        UserError: the file is missing, unreadable, or holds something else.
+        UserError: the file is missing, unreadable, damaged, or holds something else.
     """
     if not Path(path).is_file():
         what = "is a folder: give a file in it" if Path(path).is_dir() else "no such file"
         raise UserError(f"{flag} {path}: {what}")
     try:
-        with torch.serialization.safe_globals(_numpy_scalars()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # old formats make torch warn about its own internals
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        return _normalize(archive.read(path), f"{flag} {path}")
+    except (UserError, KeyboardInterrupt):
+        raise
     except PermissionError:
         raise UserError(f"{flag} {path}: no permission to read it") from None
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{flag} {path}: not a checkpoint of tensors and numbers ({_first_sentence(error)})"
         ) from None
-    except (
-        Exception
-    ) as error:  # damage shows up as nearly any exception: EOFError, RuntimeError, KeyError, ...
+    except Exception as error:  # damage shows up as nearly any: EOFError, RuntimeError, KeyError, ...
         raise UserError(f"{flag} {path}: damaged or not a checkpoint ({_first_sentence(error)})") from None
-    return _normalize(content, f"{flag} {path}")
 
 
 def _first_sentence(error: Exception) -> str:
@@ -98,17 +130,48 @@ def _normalize(content: object, source: str) -> dict[str, Any]:
     return {**content, "state_dict": {_plain_key(key): value for key, value in state.items()}}
 
 
+# What training goes on from must be of its type.
+_KINDS: dict[str, type] = {
+    "epoch": int,
+    "images": int,
+    "seed": int,
+    "arch": str,
+    "classes": list,
+    "sums": list,
+    "rows": list,
+    "best_epoch": int,
+    "averaged_steps": int,
+    "training_state_dict": dict,
+    "precision": dict,
+    "arguments": dict,
+    "training_images": int,
+    "images_per_step": int,
+    "processes": int,
+}
+
+
 def _check_fields(content: Mapping[Any, Any], source: str) -> None:
-    """What training goes on from must be of its type."""
-    kinds = {"epoch": int, "seed": int, "arch": str, "classes": list, "averaged_steps": int}
-    wrong = [key for key, kind in kinds.items() if not isinstance(content.get(key, kind()), kind)]
-    parts = {"state", "param_groups"}
-    optimizer = content.get("optimizer", dict.fromkeys(parts))
-    if not isinstance(optimizer, dict) or not parts <= set(optimizer):
+    wrong = [key for key, kind in _KINDS.items() if not isinstance(content.get(key, kind()), kind)]
+    if "optimizer" in content and not _is_optimizer_state(content["optimizer"]):
         wrong.append("optimizer")
-    wrong += [key for key in ("epoch", "seed") if key not in wrong and content.get(key, 0) < 0]
+    if not all(isinstance(sums, list) and len(sums) in (0, 4) for sums in content.get("sums", [])):
+        wrong.append("sums")
+    counts = ("epoch", "images", "seed")
+    wrong += [key for key in counts if key not in wrong and content.get(key, 0) < 0]
     if wrong:
         raise UserError(f"{source}: damaged ({' and '.join(wrong)} not of the kind expected)")
+
+
+def _is_optimizer_state(value: object) -> bool:
+    state = value.get("state") if isinstance(value, dict) else None
+    groups = value.get("param_groups") if isinstance(value, dict) else None
+    return (
+        isinstance(state, dict)
+        and all(isinstance(of_parameter, dict) for of_parameter in state.values())
+        and isinstance(groups, list)
+        and all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups)
+        and all(len(group.get("param_names", group["params"])) == len(group["params"]) for group in groups)
+    )
 
 
 def _all_tensors(values: Mapping[Any, Any]) -> bool:
@@ -116,121 +179,6 @@ def _all_tensors(values: Mapping[Any, Any]) -> bool:
 
 
 def _plain_key(key: str) -> str:
-    return ".".join(part for part in key.split(".") if part not in _WRAPPERS)
-
-
-def load_weights(
-    model: nn.Module, saved: Mapping[str, Any], arch: str, path: str, flag: str = "--resume"
-) -> None:
-    """Load a checkpoint's weights, which must fit exactly; nothing is filled in and nothing dropped.
-
-    Args:
-        model: the network, built as ``arch``.
-        saved: from :func:`load`.
-        path: where the checkpoint came from, for messages.
-        flag: what named it, for messages.
-
-    Raises:
-        UserError: it does not fit; the message counts what differs and names the architecture that fits.
-    """
-    state = saved["state_dict"]
-    expected = model.state_dict()
-    missing = [key for key in expected if key not in state]
-    extra = [key for key in state if key not in expected]
-    shapes = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
-        for key in expected
-        if key in state and state[key].shape != expected[key].shape
-    ]
-    problems = [
-        f"{len(items)} keys {what} ({', '.join(items[:2])}{', ...' if len(items) > 2 else ''})"
-        for what, items in (("missing", missing), ("unexpected", extra), ("of another shape", shapes))
-        if items
-    ]
-    if problems:
-        if saved.get("arch") in list_models():
-            fits = [saved["arch"] + _class_flag(state)]
-        else:
-            print(f"{path} does not fit {arch}; looking for the architecture that it fits", flush=True)
-            fits = fitting_architectures(state)
-        hint = (
-            f"the file fits -a {' or '.join(fits)}" if fits else "no registered architecture was found to fit"
-        )
-        raise UserError(f"{flag} {path} does not fit {arch}: {'; '.join(problems)}; {hint}")
-    written_as = saved.get("arch", arch)
-    if written_as in list_models() and resolve(written_as) != resolve(arch):
-        raise UserError(f"{flag} {path} holds {written_as}, not {arch}; give -a {written_as}")
-    model.load_state_dict(state)
-
-
-def fitting_architectures(state: Mapping[str, Tensor]) -> list[str]:
-    """The registered architectures with the keys and shapes of ``state``, as flags; our own only, if any.
-
-    Networks are built on the ``meta`` device: no memory, no initialisation.
-    """
-    classes = _class_count(state)
-    shapes = {key: value.shape for key, value in state.items()}
-    fits: list[str] = []
-    for name in list_models():
-        if is_own(resolve(name)) and resolve(name) != name:
-            continue
-        if fits and not is_own(name) and resolve(name) == name:
-            break  # torchvision's own names come last
-        try:
-            with torch.device("meta"), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                model = create_model(name, num_classes=classes)
-        except NotImplementedError:  # RegNets compute their widths with tensors, which meta tensors cannot
-            continue
-        if {key: value.shape for key, value in model.state_dict().items()} == shapes:
-            fits.append(name + _class_flag(state))
-    return fits
-
-
-def _class_count(state: Mapping[str, Tensor]) -> int:
-    """Outputs of the classifier, which is the last matrix of every registered net."""
-    matrices = [value for value in state.values() if value.dim() >= 2]
-    return matrices[-1].shape[0] if matrices else 1000
-
-
-def _class_flag(state: Mapping[str, Tensor]) -> str:
-    classes = _class_count(state)
-    return "" if classes == 1000 else f" --num-classes {classes}"
-
-
-def load_optimizer(optimizer: Optimizer, saved: Mapping[str, Any] | None, path: str) -> None:
-    """Restore momentum and other per-parameter state; rates and decay stay those of the command line.
-
-    Raises:
-        UserError: there is no state, or it is for another network or other parameter groups.
-    """
-    remedy = "--fresh-optimizer goes on with fresh momentum"
-    if saved is None:
-        raise UserError(f"--resume {path}: it holds no optimizer state; {remedy}")
-    groups = optimizer.state_dict()["param_groups"]
-    sizes, saved_sizes = ([len(group["params"]) for group in g] for g in (groups, saved["param_groups"]))
-    if sizes != saved_sizes:
-        groups_differ = f"its optimizer has groups of {saved_sizes} parameters, this run {sizes}"
-        cause = "other --wd-all, --nowd-*, or another script"
-        raise UserError(f"--resume {path}: {groups_differ} ({cause}); {remedy}")
-    position = {
-        key: i for i, key in enumerate(key for group in saved["param_groups"] for key in group["params"])
-    }
-    state = {position[key]: value for key, value in saved["state"].items()}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for i, values in state.items():
-        if any(isinstance(v, Tensor) and v.dim() and v.shape != parameters[i].shape for v in values.values()):
-            raise UserError(
-                f"--resume {path}: its optimizer state is in another order than this net; {remedy}"
-            )
-    laid_out = {
-        i: {k: _laid_out_as(v, parameters[i]) for k, v in values.items()} for i, values in state.items()
-    }
-    optimizer.load_state_dict({"state": laid_out, "param_groups": groups})
-
-
-def _laid_out_as(value: Any, parameter: Tensor) -> Any:
-    """A tensor in the parameter's memory format: fused optimizers pair memory, not indices."""
-    if not isinstance(value, Tensor) or not value.dim():
-        return value
-    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
+    plain = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
+    # torchvision before 0.3 wrote DenseNet's norm1 and conv1 as norm.1 and conv.1
+    return re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", plain)

@@ -2,8 +2,11 @@
 
 import argparse
 import difflib
+import io
 import math
+import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -41,10 +44,21 @@ class Parser(argparse.ArgumentParser):
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Call a script's ``main``; a mistake of the user ends in one line on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be text
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        _complain(str(error))
+        sys.exit(2)
+    except RuntimeError as error:
+        if (killed := _killed_worker(error)) is None:
+            raise
+        _complain(
+            f"a process that decodes images was killed ({killed}); if memory is short, give fewer --workers; "
+            "go on with --resume auto"
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         if is_main_process():
@@ -53,7 +67,30 @@ def run(main: Callable[[], None]) -> NoReturn:
     except BrokenPipeError:  # whoever read the output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    finally:
+        _end_workers()
     sys.exit(0)
+
+
+def _end_workers() -> None:
+    """Data workers ignore the signals that stop a run; Python would wait for them at its end for ever."""
+    if workers := multiprocessing.active_children():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes their end for a failure
+        for worker in workers:
+            worker.kill()
+
+
+def _complain(message: str) -> None:
+    print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr)
+
+
+def _killed_worker(error: BaseException | None) -> str | None:
+    """What torch says of a killed data worker, wherever its signal handler has interrupted this process."""
+    while error is not None:
+        if str(error).startswith("DataLoader worker"):
+            return str(error).splitlines()[0].strip()
+        error = error.__context__
+    return None
 
 
 def number(kind: type, accepts: Callable[[float], bool], description: str) -> Callable[[str], Any]:

@@ -5,7 +5,7 @@ Samples stay uint8 until they are on the device; there they are cast and normali
 
 import argparse
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -24,6 +24,7 @@ from utils.distributed import Ranks
 from utils.errors import UserError
 from utils.randomness import derive_seed, seeded_cpu
 from utils.sampling import EvalBatches, SampleKey, TrainBatches
+from utils.signals import ignore_signals
 from utils.text import plural
 
 TRAIN_NAMES = ("train",)
@@ -133,7 +134,7 @@ class Splits(NamedTuple):
 
     def __str__(self) -> str:
         training = plural(len(self.train.samples), "training image") + ", " if self.train else ""
-        digest = zlib.crc32("/".join(self.val.classes).encode())
+        digest = zlib.crc32("/".join(self.val.classes).encode("utf-8", "surrogateescape"))
         of_classes = f"{plural(len(self.val.classes), 'class')} (names {digest:08x})"
         return f"{training}{plural(len(self.val.samples), 'validation image')}, {of_classes}"
 
@@ -151,7 +152,13 @@ def open_data(name: str, evaluate: bool, known: Sequence[str] = ()) -> Splits:
     Raises:
         UserError: a split is missing or unusable, or its classes are not the known ones.
     """
-    root = data_root(name)
+    try:
+        return _open_splits(data_root(name), evaluate, known)
+    except OSError as error:
+        raise UserError(f"--data {name}: {error.strerror} ({error.filename})") from None
+
+
+def _open_splits(root: Path, evaluate: bool, known: Sequence[str]) -> Splits:
     val = find_split(root, VAL_NAMES)
     if evaluate and not (root / TRAIN_NAMES[0]).is_dir():
         train, classes = None, class_names(val)
@@ -267,7 +274,7 @@ Batches = TypeVar("Batches", TrainBatches, EvalBatches)
 class DeviceLoader(Generic[Batches]):
     """Batches on the device: images (B, 3, H, W) normalised float32, labels (B,) int64.
 
-    The content does not depend on ``workers``. A batch of which no file can be decoded is left out.
+    The content does not depend on ``workers``. In evaluation a batch may be empty.
 
     Args:
         dataset: the samples.
@@ -276,6 +283,7 @@ class DeviceLoader(Generic[Batches]):
         workers: processes that decode.
         device: where the batches go.
         layout: memory format of the images.
+        max_bad: share of the files that may be undecodable.
     """
 
     def __init__(
@@ -286,11 +294,14 @@ class DeviceLoader(Generic[Batches]):
         workers: int,
         device: torch.device,
         layout: torch.memory_format = torch.contiguous_format,
+        max_bad: float = 1.0,
     ) -> None:
+        self.dataset = dataset
         self.batches: Batches = batches
         self.device = device
         self.layout = layout
-        self.broken: list[Broken] = []
+        self.most_bad = max_bad * len(dataset)
+        self.broken: set[Broken] = set()
         self.read = 0
         self.named: set[str] = set()
         self.loader = DataLoader(
@@ -300,11 +311,8 @@ class DeviceLoader(Generic[Batches]):
             collate_fn=partial(collate, size=size),
             pin_memory=device.type == "cuda",
             persistent_workers=workers > 0,
+            worker_init_fn=ignore_signals,
         )
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next pass."""
-        self.batches.set_epoch(epoch)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -315,39 +323,46 @@ class DeviceLoader(Generic[Batches]):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         mean = 255 * torch.tensor(MEAN, device=self.device).view(1, 3, 1, 1)
         std = 255 * torch.tensor(STD, device=self.device).view(1, 3, 1, 1)
-        self.read, self.broken = 0, []
+        self.read, self.broken = 0, set()
         for images, labels, broken in self.loader:
             self.read += len(labels)
-            self.broken += broken
-            if len(labels):
-                images = images.to(self.device, non_blocking=True)
-                images = images.to(torch.float32, memory_format=self.layout).sub_(mean).div_(std)
-                yield images, labels.to(self.device, non_blocking=True)
-            elif isinstance(self.batches, TrainBatches):
-                raise UserError(f"{_first_of(self.broken)}, nor {SUBSTITUTES - 1} files drawn in its place")
+            self.broken.update(broken)
+            short = isinstance(self.batches, TrainBatches) and len(labels) < self.batches.batch
+            if short or len(self.broken) > self.most_bad:
+                raise UserError(self._too_many(self.broken))
+            images = images.to(self.device, non_blocking=True)
+            images = images.to(torch.float32, memory_format=self.layout).sub_(mean).div_(std)
+            yield images, labels.to(self.device, non_blocking=True)
+
+    def _too_many(self, broken: Collection[Broken]) -> str:
+        first = min(broken)
+        return (
+            f"{len(broken)} of {plural(len(self.dataset), 'image')} cannot be decoded, more than --max-bad "
+            f"allows; the first: {first.path} ({first.reason}); scripts/check_data.py lists all"
+        )
+
+    def files(self: "DeviceLoader[TrainBatches]", step: int) -> list[str]:
+        """The files of this process in a step; those that were replaced are still named."""
+        return [self.dataset.split.samples[sample][0] for sample in self.batches.of_step(step)]
 
     def report(self, ranks: Ranks) -> None:
         """Name the files that could not be decoded in the last pass, each once a run, and count them.
 
         Raises:
-            UserError: no file could be.
+            UserError: they are more than ``max_bad`` of all, or all.
         """
         passes = ranks.gather((self.read, self.broken))
-        broken = [file for _, files in passes for file in files]
+        broken = set().union(*(files for _, files in passes))
         if not broken:
             return
-        if not any(read for read, _ in passes):
-            ranks.refuse(f"none of {len(broken)} images could be decoded; {_first_of(broken)}")
-        for path, reason in sorted(set(broken)):
+        if len(broken) > self.most_bad or not any(read for read, _ in passes):
+            ranks.refuse(self._too_many(broken))
+        for path, reason in sorted(broken):
             if path not in self.named:
                 tqdm.write(f"note: cannot decode {path} ({reason})")
         self.named.update(path for path, _ in broken)
         instead = "replaced by others" if isinstance(self.batches, TrainBatches) else "left out"
-        tqdm.write(f"note: {plural(len(set(broken)), 'image')} could not be decoded: {instead}")
-
-
-def _first_of(broken: Sequence[Broken]) -> str:
-    return f"cannot decode {broken[0].path} ({broken[0].reason})"
+        tqdm.write(f"note: {plural(len(broken), 'image')} could not be decoded: {instead}")
 
 
 def training_loader(
@@ -366,7 +381,7 @@ def training_loader(
     """
     dataset = ImageDataset(split, transform, seed, substitute=True)
     batches = TrainBatches(len(dataset), args.train_batch, seed, parts, ranks.rank, ranks.size)
-    return DeviceLoader(dataset, batches, args.img_size, args.workers, ranks.device, layout)
+    return DeviceLoader(dataset, batches, args.img_size, args.workers, ranks.device, layout, args.max_bad)
 
 
 def validation_loader(
@@ -379,4 +394,4 @@ def validation_loader(
     """This process's share of the images, in batches of ``--test-batch``."""
     dataset = ImageDataset(split, val_transform(args.img_size), seed)
     batches = EvalBatches(len(dataset), args.test_batch, ranks.rank, ranks.size)
-    return DeviceLoader(dataset, batches, args.img_size, args.workers, ranks.device, layout)
+    return DeviceLoader(dataset, batches, args.img_size, args.workers, ranks.device, layout, args.max_bad)

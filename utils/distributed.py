@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -18,6 +18,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from utils.errors import UserError
+from utils.rendezvous import fresh_store
 from utils.text import plural
 
 T = TypeVar("T")
@@ -54,6 +55,14 @@ class Ranks:
             values = values.clone()
             dist.all_reduce(values)
         return values
+
+    def largest(self, values: Sequence[int]) -> list[int]:
+        """The largest of each of some small numbers over all processes, exchanged between the CPUs."""
+        if self.size == 1:
+            return list(values)
+        shared = torch.tensor(values)
+        dist.all_reduce(shared, dist.ReduceOp.MAX)
+        return shared.tolist()
 
     def gather(self, value: T) -> list[T]:
         """The values of all processes, by rank."""
@@ -207,8 +216,9 @@ def start(device: str, local_rank: int | None) -> Iterator[Ranks]:
         return
     os.environ.update(place)
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=TIMEOUT)
-    with silence(rank > 0):
+    with silence(rank > 0), _losses_in_one_line(rank):
+        store, rank, size = fresh_store(TIMEOUT)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
         yield Ranks(rank, size, chosen)
     dist.destroy_process_group()  # not after an error: the others may be waiting, and are to be ended
 
@@ -239,6 +249,21 @@ def process_device(device: str, local: int, under_slurm: bool) -> torch.device:
         have = f"only {plural(gpus, 'GPU')} for process {local + 1}" if gpus else "no CUDA GPU is available"
         raise UserError(f"--device {device}: {have}; start fewer processes, or use --device cpu")
     return torch.device("cuda", index)
+
+
+@contextmanager
+def _losses_in_one_line(rank: int) -> Iterator[None]:
+    """The end of another process is no error of this one."""
+    try:
+        yield
+    except RuntimeError as error:
+        signs = ("by peer", "Broken pipe", "Connection", "Timed out", "remote process")
+        if not isinstance(error, dist.DistError) and not any(sign in str(error) for sign in signs):
+            raise
+        first = str(error).splitlines()[0][-120:]
+        raise UserError(
+            f"rank {rank}: another process has ended or hangs ({first}); go on with --resume auto"
+        ) from None
 
 
 @contextmanager

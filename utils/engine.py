@@ -1,8 +1,9 @@
 """One epoch of training, one pass of evaluation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from utils.data import DeviceLoader
 from utils.distributed import ONE_PROCESS, Ranks
+from utils.errors import UserError
 from utils.logger import Progress
 from utils.losses import Distillation
 from utils.metrics import Meter, Metrics
@@ -20,9 +22,32 @@ from utils.mixing import MixedBatch, Mixer
 from utils.optim import EShiftedSGD, parameters, start_momentum
 from utils.precision import Precision
 from utils.randomness import derive_seed
+from utils.sampling import EvalBatches, Position, TrainBatches
 from utils.schedule import Schedule, set_learning_rate
+from utils.snapshot import Snapshot, finite_later
+from utils.text import plural
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
+SKIPPED_IN_A_ROW = 20  # steps whose loss is not finite; more will not come right by themselves
+
+
+class Keeper:
+    """What happens between two steps: here nothing, in ``utils.run.Run`` a run is saved and stopped."""
+
+    @property
+    def signal(self) -> int:
+        """The number of the signal that asks this process to stop; 0: none."""
+        return 0
+
+    def after_step(self, reached: Position, steps: int, signal: int) -> None:
+        """``steps`` of the epoch are done; some process got ``signal``, if it is not 0."""
+
+    def between_batches(self) -> None:
+        """In an evaluation."""
+
+    def give_up(self, reached: Position, why: str, files: Sequence[str]) -> NoReturn:
+        """End with one line; ``files`` are those of the batch that is to blame."""
+        raise UserError(why)
 
 
 @dataclass
@@ -44,6 +69,7 @@ class Trainer:
         distillation: the teacher's part in the loss.
         print_every: batches between two lines of progress; None: ten seconds.
         print_filters: say the spread of the filters after every step (of :class:`EShiftedSGD`).
+        skip_nan: leave out a step whose loss is not finite, in place of ending the run.
     """
 
     model: nn.Module
@@ -60,31 +86,46 @@ class Trainer:
     distillation: Distillation | None = None
     print_every: int | None = None
     print_filters: bool = False
+    skip_nan: bool = False
+    rate: float = field(init=False, default=0.0)  # of the last step
 
     def __post_init__(self) -> None:
         start_momentum(self.optimizer)
         self._buckets_settled = self.ranks.size <= 2
+        self._skipped = 0  # steps in a row
 
-    @property
-    def rate(self) -> float:
-        """The rate of the last step."""
-        return float(self.optimizer.param_groups[0]["lr"])
+    def epoch(
+        self, loader: DeviceLoader[TrainBatches], begin: Position, keeper: Keeper | None = None
+    ) -> tuple[Metrics, float]:
+        """Train on every batch of an epoch, or what an interrupted run left of it.
 
-    def epoch(self, loader: DeviceLoader, epoch: int) -> tuple[Metrics, float]:
-        """Train on every batch of an epoch, counted from 0.
+        Args:
+            loader: the batches.
+            begin: where the epoch, counted from 0, begins.
+            keeper: is called after every step.
 
         Returns:
             Averages over the images as the network saw them (training mode, mixed), and images per second.
+
+        Raises:
+            UserError: a loss is not finite (unless ``skip_nan``), or files are missing.
         """
         self.model.train()
-        loader.set_epoch(epoch)
-        meter = Meter(loader.device)
-        progress = Progress(f"epoch {epoch + 1}", len(loader), self.ranks.size, self.print_every)
-        steps = len(loader) // self.accumulate
-        for position, (images, labels) in enumerate(loader):
+        keeper, batches = keeper or Keeper(), loader.batches
+        batches.set_position(begin)
+        meter = Meter(loader.device, begin.sums)
+        before = Snapshot([*self.model.buffers(), meter.sums])
+        steps, first = batches.steps, batches.first_step
+        done, total = first * self.accumulate, steps * self.accumulate
+        progress = Progress(f"epoch {begin.epoch + 1}", total, self.ranks.size, self.print_every, done)
+        finite: list[Callable[[], bool]] = []
+        for position, (images, labels) in enumerate(loader, done):
             step, part = divmod(position, self.accumulate)
-            set_learning_rate(self.optimizer, self.schedule(epoch, step, steps))
-            place = (epoch, position, self.ranks.rank)
+            if part == 0:
+                before.take()
+                finite.clear()
+                self._set_rate(begin.epoch, step, steps)
+            place = (begin.epoch, position, self.ranks.rank)
             batch = self.mixer(images, labels, derive_seed(self.seed, "mix", *place))
             if not self._buckets_settled:
                 self._settle_buckets(batch)
@@ -93,13 +134,47 @@ class Trainer:
             with nullcontext() if last else self._without_exchange():
                 logits = self.precision.forward(self.model, batch.images)
                 loss = self._loss(logits, batch)
+                finite.append(finite_later(loss))
                 self.precision.backward(loss / self.accumulate, self.optimizer)
-            if last:
-                self._update()
             meter.add(loss.detach(), logits.detach(), batch.labels, batch.partners, batch.weight)
+            if last:
+                images_before = begin.images + (step - first) * batches.samples_per_step
+                bad, signal = self.ranks.largest([not all(answer() for answer in finite), keeper.signal])
+                if bad:
+                    before.restore()
+                    reached = Position(begin.epoch, images_before, meter.sums)
+                    self._leave_out(loader, reached, step, keeper)
+                else:
+                    self._update()
+                images_after = images_before + batches.samples_per_step
+                keeper.after_step(Position(begin.epoch, images_after, meter.sums), step + 1, signal)
             progress.step(meter, len(labels))
+        self._set_rate(begin.epoch, steps - 1, steps)
         loader.report(self.ranks)
         return meter.read(self.ranks), progress.close()
+
+    def _set_rate(self, epoch: int, step: int, steps: int) -> None:
+        self.rate = self.schedule(epoch, step, steps)
+        set_learning_rate(self.optimizer, self.rate)
+
+    def _leave_out(
+        self, loader: DeviceLoader[TrainBatches], reached: Position, step: int, keeper: Keeper
+    ) -> None:
+        """Forget a step whose loss is not finite, on all processes; end the run unless ``skip_nan``."""
+        self.optimizer.zero_grad()
+        self._skipped += 1
+        files = [file for part in self.ranks.gather(loader.files(step)) for file in part]
+        what = (
+            f"the loss is not finite in epoch {reached.epoch + 1}, step {step + 1} of "
+            f"{loader.batches.steps}, at learning rate {self.rate:g}, on "
+            f"{plural(len(files), 'image')} ({', '.join(files[:2])}, ...)"
+        )
+        weights = torch.stack([weight.isfinite().all() for weight in parameters(self.optimizer)])
+        if not weights.all():
+            keeper.give_up(reached, f"{what}; the weights are not finite either", files)
+        if not self.skip_nan or self._skipped > SKIPPED_IN_A_ROW:
+            keeper.give_up(reached, what, files)
+        tqdm.write(f"note: {what}: the step is left out")
 
     def _settle_buckets(self, batch: MixedBatch) -> None:
         """Run a batch whose gradients are thrown away, at the start of a process of three or more.
@@ -108,11 +183,11 @@ class Trainer:
         processes add them up depends on the groups. Without this a resumed run would differ from the
         uninterrupted one by rounding.
         """
-        buffers = [buffer.clone() for buffer in self.model.buffers()]
+        before = Snapshot(list(self.model.buffers()))
+        before.take()
         self._loss(self.precision.forward(self.model, batch.images), batch).backward()
         self.optimizer.zero_grad()
-        for buffer, value in zip(self.model.buffers(), buffers, strict=True):
-            buffer.copy_(value)
+        before.restore()
         self._buckets_settled = True
 
     def _without_exchange(self) -> AbstractContextManager[None]:
@@ -131,6 +206,7 @@ class Trainer:
             nn.utils.clip_grad_norm_(parameters(self.optimizer), self.clip)
         self.precision.step(self.optimizer)
         self.optimizer.zero_grad()
+        self._skipped = 0
         if self.average is not None:
             self.average.update_parameters(self.model)
         if self.print_filters and isinstance(self.optimizer, EShiftedSGD):
@@ -141,20 +217,23 @@ class Trainer:
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    loader: DeviceLoader,
+    loader: DeviceLoader[EvalBatches],
     ranks: Ranks = ONE_PROCESS,
     precision: Precision | None = None,
     print_every: int | None = None,
+    keeper: Keeper | None = None,
 ) -> Metrics:
     """Cross-entropy and accuracy over every image, each once, whatever the batches and the processes."""
-    precision = precision or Precision()
+    precision, keeper = precision or Precision(), keeper or Keeper()
     model.eval()
     meter = Meter(loader.device)
     progress = Progress("evaluate", len(loader), ranks.size, print_every)
     for images, labels in loader:
-        logits = precision.forward(model, images)
-        meter.add(nn.functional.cross_entropy(logits, labels), logits, labels, labels, 1.0)
+        if len(labels):
+            logits = precision.forward(model, images)
+            meter.add(nn.functional.cross_entropy(logits, labels), logits, labels, labels, 1.0)
         progress.step(meter, len(labels))
+        keeper.between_batches()
     progress.close()
     loader.report(ranks)
     return meter.read(ranks)

@@ -24,26 +24,38 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         _publish(Path(temporary), path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            raise error.__context__ from None  # torch's writer hides that the disk is full
         raise
 
 
 def copy_atomically(source: Path, path: Path) -> None:
     """Make ``path`` a second name of the file ``source``; a copy where there are no hard links."""
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    temporary = path.with_name(f".{path.name}-link")
     temporary.unlink(missing_ok=True)
     try:
         os.link(source, temporary)
     except OSError:
-        shutil.copyfile(source, temporary)
+        with source.open("rb") as content:
+            write_atomically(path, lambda file: shutil.copyfileobj(content, file))
+        return
     _publish(temporary, path)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of processes that were killed; no other may be writing there."""
+    for path in folder.glob(".?*-????*"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def _publish(temporary: Path, path: Path) -> None:
     """Rename, and flush the folder so that the rename survives a power cut."""
     temporary.chmod(0o644)
     os.replace(temporary, path)
+    temporary.unlink(missing_ok=True)  # renaming does nothing if both are names of one file
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -55,6 +55,9 @@ class RunLog:
         self.started = time.perf_counter()
         self.rows = ["".join(f"{name}\t" for name in COLUMNS), *previous]
         self.events: SummaryWriter | None = None
+
+    def header(self) -> None:
+        """Begin the console table."""
         self._print(
             "epoch",
             "rate",
@@ -68,20 +71,24 @@ class RunLog:
             "ETA",
         )
 
-    def epoch(
-        self, epoch: int, rate: float, trained: Metrics, validated: Metrics, images_per_second: float
-    ) -> None:
-        """Record an epoch, counted from 1: the rate used, the two passes, the speed of training."""
-        losses, top1 = (trained.loss, validated.loss), (trained.top1, validated.top1)
-        row = (rate, *losses, *top1, trained.top5, validated.top5)
-        self.rows.append("".join(f"{value:.6f}\t" for value in row))
+    def add(self, rate: float, trained: Metrics, validated: Metrics) -> None:
+        """Append an epoch's row: the rate used, the two passes."""
+        self.rows.append("".join(f"{value:.6f}\t" for value in _row(rate, trained, validated)))
+
+    def write(self) -> None:
+        """Write log.txt anew."""
         text = "".join(f"{line}\n" for line in self.rows)
         write_atomically(self.path, lambda file: file.write(text.encode()))
+
+    def show(
+        self, epoch: int, rate: float, trained: Metrics, validated: Metrics, images_per_second: float
+    ) -> None:
+        """Write an epoch, counted from 1, to TensorBoard and the console."""
         if self.events is None:
             # Events of epochs that a resumed run repeats are hidden.
             purge = self.first_epoch + 1 if self.first_epoch else None
             self.events = SummaryWriter(str(self.path.parent), purge_step=purge)
-        for tag, value in zip(COLUMNS.values(), row, strict=True):
+        for tag, value in zip(COLUMNS.values(), _row(rate, trained, validated), strict=True):
             self.events.add_scalar(tag, value, epoch)
         self.events.add_scalar("images_per_second", images_per_second, epoch)
         self.events.flush()
@@ -91,8 +98,8 @@ class RunLog:
         self._print(
             f"{epoch}/{self.epochs}",
             f"{rate:.6f}",
-            *(f"{loss:.4f}" for loss in losses),
-            *(f"{accuracy:.2f}" for accuracy in (*top1, validated.top5)),
+            *(f"{loss:.4f}" for loss in (trained.loss, validated.loss)),
+            *(f"{accuracy:.2f}" for accuracy in (trained.top1, validated.top1, validated.top5)),
             f"{images_per_second:.0f}",
             clock(elapsed),
             clock(left),
@@ -109,6 +116,12 @@ class RunLog:
             self.events.close()
 
 
+def _row(rate: float, trained: Metrics, validated: Metrics) -> tuple[float, ...]:
+    """In the order of ``COLUMNS``."""
+    losses, top1 = (trained.loss, validated.loss), (trained.top1, validated.top1)
+    return (rate, *losses, *top1, trained.top5, validated.top5)
+
+
 def clock(seconds: float) -> str:
     """Seconds as H:MM:SS."""
     minutes, rest = divmod(round(seconds), 60)
@@ -123,15 +136,20 @@ class Progress:
         steps: number of batches.
         processes: how many run alike; the speed is that of all.
         every: batches between two lines or two readings on the bar, in place of ten seconds.
+        done: batches of an interrupted pass, done before.
     """
 
-    def __init__(self, label: str, steps: int, processes: int = 1, every: int | None = None) -> None:
+    def __init__(
+        self, label: str, steps: int, processes: int = 1, every: int | None = None, done: int = 0
+    ) -> None:
         self.label, self.steps, self.processes, self.every = label, steps, processes, every
-        self.done, self.images = 0, 0
+        self.before, self.done, self.images = done, done, 0
         self.started = self.spoken = time.perf_counter()
         terminal = sys.stdout.isatty()
         self.bar = (
-            tqdm(total=steps, desc=label, leave=False, unit="batch", file=sys.stdout) if terminal else None
+            tqdm(total=steps, initial=done, desc=label, leave=False, unit="batch", file=sys.stdout)
+            if terminal
+            else None
         )
 
     def step(self, meter: Meter, images: int) -> None:
@@ -146,7 +164,8 @@ class Progress:
         if self.bar is not None:
             self.bar.set_postfix_str(text)
         else:
-            left = clock((self.spoken - self.started) / self.done * (self.steps - self.done))
+            done = self.done - self.before
+            left = clock((self.spoken - self.started) / done * (self.steps - self.done))
             print(f"{self.label}: batch {self.done}/{self.steps}, {text}, ETA {left}", flush=True)
 
     def _due(self) -> bool:

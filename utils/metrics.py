@@ -1,5 +1,6 @@
 """Averages over the images of a pass: loss, top-1 and top-5."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,8 +28,10 @@ class Metrics(NamedTuple):
 class Meter:
     """Sums of loss and hits, kept on the device so that a step does not wait for it."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(4, dtype=torch.float64, device=device)  # images, loss, top-1 hits, top-5 hits
+    def __init__(self, device: torch.device, sums: Tensor | Sequence[float] = ()) -> None:
+        # images, loss, top-1 hits, top-5 hits; those of an interrupted pass to begin with
+        values = [float(value) for value in sums] or [0.0] * 4
+        self.sums = torch.tensor(values, dtype=torch.float64, device=device)
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor, partners: Tensor, weight: float) -> None:
         """Count a batch: its mean loss, its logits (B, K), its labels (B,).

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models import create_model, is_own
-from utils import checkpoint
+from utils import checkpoint, fitting
 from utils.cli import architecture
 from utils.complexity import Complexity, count
 from utils.errors import UserError
@@ -97,9 +97,10 @@ def load_weights(net: nn.Module, args: argparse.Namespace, saved: Mapping[str, A
     if args.finetune:
         finetune(net, args.finetune)
     if saved:
-        checkpoint.load_weights(net, saved, args.arch, args.resume)
+        fitting.load_weights(net, saved, args.arch, args.resume)
         if not args.evaluate and "training_state_dict" in saved:
-            net.load_state_dict(saved["training_state_dict"])
+            training = {**saved, "state_dict": saved["training_state_dict"]}
+            fitting.load_weights(net, training, args.arch, args.resume)
 
 
 def place(net: nn.Module, args: argparse.Namespace, device: torch.device) -> nn.Module:
@@ -155,5 +156,5 @@ def _build_teacher(text: str, classes: int, img_size: int) -> nn.Module:
     except OSError as error:
         raise UserError(f"--teacher {arch}: its weights cannot be downloaded: {error}") from None
     if path:
-        checkpoint.load_weights(teacher, checkpoint.load(path, "--teacher"), arch, path, "--teacher")
+        fitting.load_weights(teacher, checkpoint.load(path, "--teacher"), arch, path, "--teacher")
     return teacher

@@ -66,12 +66,12 @@ def create_optimizer(net: nn.Module, args: argparse.Namespace) -> SGD:
     with_decay = [one for one in owned if one.kind in decaying]
     groups = [
         {
-            "params": [one.parameter for one in members],
+            "params": [(one.name, one.parameter) for one in members],
             "weight_decay": decay,
             "shifted": [one.kind in shifted for one in members],
         }
         for members, decay in ((without, 0.0), (with_decay, args.weight_decay))
-        if members or not args.wdall
+        if members
     ]
     print(describe_groups(owned, lambda kind: _decay_text(kind, decaying, shifted, args)))
     settings: dict[str, Any] = {"lr": args.lr, "momentum": args.momentum, "nesterov": args.nesterov}

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def derive_seed(seed: int, purpose: str, *position: int) -> int:
@@ -25,10 +26,10 @@ def derive_seed(seed: int, purpose: str, *position: int) -> int:
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def permutation(size: int, seed: int, purpose: str, *position: int) -> list[int]:
-    """A random order of ``range(size)``."""
+def permutation(size: int, seed: int, purpose: str, *position: int) -> Tensor:
+    """A random order of ``range(size)``: (size,), int64."""
     generator = torch.Generator().manual_seed(derive_seed(seed, purpose, *position))
-    return torch.randperm(size, generator=generator).tolist()
+    return torch.randperm(size, generator=generator)
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """Which sample is read at which step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from torch import Tensor
 from torch.utils.data import Sampler
 
 from utils.errors import UserError
@@ -15,6 +16,19 @@ class SampleKey(NamedTuple):
 
     epoch: int
     sample: int
+
+
+class Position(NamedTuple):
+    """How far training is."""
+
+    epoch: int  # epochs completed
+    images: int = 0  # of the next one, over all processes
+    sums: Tensor | Sequence[float] = ()  # this process's sums of the metrics over these images
+
+    def __str__(self) -> str:
+        if not self.images:
+            return f"after epoch {self.epoch}"
+        return f"in epoch {self.epoch + 1} after {plural(self.images, 'image')}"
 
 
 class TrainBatches(Sampler[list[SampleKey]]):
@@ -48,19 +62,33 @@ class TrainBatches(Sampler[list[SampleKey]]):
         self.size, self.seed, self.parts, self.wanted = size, seed, parts, batch
         self.batch = min(batch, size // (parts * processes))
         self.rank, self.processes = rank, processes
-        self.epoch = 0
+        self.epoch, self.images = 0, 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration gives."""
-        self.epoch = epoch
+    def set_position(self, position: Position) -> None:
+        """Choose what the next iteration gives: the rest of an epoch. Nothing that it skips is read.
+
+        The order is of images, not of steps: after a change of the number of processes or of the batch the
+        rest of the epoch is still every image that is left, once.
+        """
+        self.epoch, self.images = position.epoch, position.images
 
     @property
     def samples_per_step(self) -> int:
         """Over all parts and processes."""
         return self.batch * self.parts * self.processes
 
+    @property
+    def first_step(self) -> int:
+        """The step at which the next iteration begins, from 0."""
+        return self.images // self.samples_per_step
+
+    @property
+    def steps(self) -> int:
+        """Steps of the epoch, those before the next iteration included."""
+        return self.first_step + max(self.size - self.images, 0) // self.samples_per_step
+
     def __len__(self) -> int:
-        return self.size // self.samples_per_step * self.parts
+        return (self.steps - self.first_step) * self.parts
 
     def __str__(self) -> str:
         few = f" (too few for --train-batch {self.wanted})" if self.batch < self.wanted else ""
@@ -70,29 +98,34 @@ class TrainBatches(Sampler[list[SampleKey]]):
         order = permutation(self.size, self.seed, "order", self.epoch)
         for position in range(len(self)):
             step, part = divmod(position, self.parts)
-            start = step * self.samples_per_step + (self.rank * self.parts + part) * self.batch
-            yield [SampleKey(self.epoch, index) for index in order[start : start + self.batch]]
+            start = self.images + step * self.samples_per_step + (self.rank * self.parts + part) * self.batch
+            yield [SampleKey(self.epoch, int(index)) for index in order[start : start + self.batch]]
+
+    def of_step(self, step: int) -> list[int]:
+        """The samples of this process in a step, counted from 0 in the epoch."""
+        order = permutation(self.size, self.seed, "order", self.epoch)
+        first = self.images + (step - self.first_step) * self.samples_per_step
+        start = first + self.rank * self.parts * self.batch
+        return order[start : start + self.parts * self.batch].tolist()
 
 
 class EvalBatches(Sampler[list[SampleKey]]):
     """One process's batches of an evaluation: over all processes every sample exactly once, in order.
 
-    The last batch may be smaller, and a process may have none.
+    Every process has as many batches; the last ones may be smaller or empty.
     """
 
     def __init__(self, size: int, batch: int, rank: int = 0, processes: int = 1) -> None:
         self.size, self.mine = size, range(rank, size, processes)
-        self.batch = batch
-
-    def set_epoch(self, epoch: int) -> None:
-        """Evaluation is the same in every epoch."""
+        self.batch, self.processes = batch, processes
 
     def __str__(self) -> str:
         return plural(self.size, "validation image")
 
     def __len__(self) -> int:
-        return -(-len(self.mine) // self.batch)
+        return -(-self.size // (self.processes * self.batch))
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        for start in range(0, len(self.mine), self.batch):
+        for position in range(len(self)):
+            start = position * self.batch
             yield [SampleKey(0, index) for index in self.mine[start : start + self.batch]]

@@ -1,0 +1,261 @@
+"""What goes wrong in long runs: files, disks, numbers, processes. Nothing is lost, one line says what."""
+
+import argparse
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY, Run, assert_one_line_error, write_images
+from PIL import Image
+from small_training import small_net
+from torch import Tensor, nn
+
+from utils import engine
+from utils.averaging import create_average
+from utils.checkpoint import kept, load, position_of
+from utils.data import open_data, train_transform, training_loader
+from utils.distributed import ONE_PROCESS
+from utils.engine import Keeper, Trainer
+from utils.errors import UserError
+from utils.run import BAD_BATCH
+from utils.sampling import Position
+from utils.schedule import Schedule
+
+SMALL = ("-a", "shufflenetv2_05x", "--img-size", 32, "--manualSeed", 7, "-j", 0, "--train-batch", 8)
+
+
+def awkward_files(folder: Path) -> None:
+    """Files that cannot be decoded."""
+    Path(folder / "empty.JPEG").touch()
+    (folder / "text.JPEG").write_text("no picture")
+    (folder / "link.JPEG").symlink_to(folder / "nowhere.JPEG")
+    (folder / "folder.JPEG").mkdir()
+    whole = (folder / "0.JPEG").read_bytes()
+    (folder / "cut.JPEG").write_bytes(whole[: len(whole) // 2])
+    Path(os.fsdecode(bytes(folder) + b"/caf\xe9.JPEG")).write_bytes(b"")
+    Image.new("1", (14_000, 14_000)).save(folder / "gigapixel.png")
+    if os.geteuid():
+        (folder / "forbidden.JPEG").write_bytes(whole)
+        (folder / "forbidden.JPEG").chmod(0)
+
+
+def odd_files(folder: Path) -> None:
+    """Files that can."""
+    Image.new("CMYK", (40, 40)).save(folder / "cmyk.JPEG")
+    Image.fromarray(np.zeros((40, 40), dtype=np.uint16)).save(folder / "sixteen.png")
+    frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue")]
+    frames[0].save(folder / "animated.webp", save_all=True, append_images=frames[1:])
+    frames[0].save(Path(os.fsdecode(bytes(folder) + b"/d\xe9j\xe0 vu.png")))
+
+
+def test_awkward_files_are_replaced_counted_and_named(run: Run, images: Path, tmp_path: Path) -> None:
+    """In training and evaluation, in a class folder that is no UTF-8, in a script of its own."""
+    (images / "train" / "dog").rename(os.fsdecode(bytes(images) + b"/train/d\xf6g"))
+    (images / "valf" / "dog").rename(os.fsdecode(bytes(images) + b"/valf/d\xf6g"))
+    for folder in (images / "train" / "cat", images / "valf" / "cat"):
+        awkward_files(folder)
+        odd_files(folder)
+    flags = (*SMALL, "--data", images, "--epochs", 2, "-c", "out")
+    result = run(*flags, "--max-bad", 0.3, script="imagenet_fast.py")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    bad = 7 if os.geteuid() else 6
+    assert result.stdout.count("note: cannot decode") == 2 * bad
+    assert result.stdout.count(f"note: {bad} images could not be decoded: left out") == 2
+    assert result.stdout.count(f"note: {bad} images could not be decoded: replaced by others") >= 1
+    assert "caf\\udce9.JPEG" in result.stdout
+    evaluated = run(*flags[:-4], "-e", "--resume", "out/checkpoint.pth.tar", "--max-bad", 0.3)
+    assert evaluated.returncode == 0, evaluated.stderr
+
+
+def test_too_many_bad_files(call: Run, images: Path) -> None:
+    for i in range(3):
+        (images / "train" / "cat" / f"{i}.JPEG").write_bytes(b"")
+    flags = (*SMALL, "--data", images, "--epochs", 1)
+    assert_one_line_error(
+        call(*flags), "of 24 images cannot be decoded, more than --max-bad", "check_data.py"
+    )
+    assert_one_line_error(call(*flags, "--max-bad", 0.12), "3 of 24 images cannot be decoded")
+    assert call(*flags, "--max-bad", 0.125).returncode == 0
+
+
+def test_a_full_disk(run: Run, call: Run, images: Path, tmp_path: Path) -> None:
+    """Files may not grow beyond a limit, which the second checkpoint meets."""
+    flags = (*SMALL, "--data", images, "--epochs", 2, "-c", "out")
+    assert call(*flags, "--epochs", 1).returncode == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    result = subprocess.run(
+        [sys.executable, REPOSITORY / "imagenet.py", *map(str, flags), "--resume", "auto"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)),
+        capture_output=True,
+        text=True,
+    )
+    assert_one_line_error(result, "cannot write to out (File too large)", "--resume auto")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert call(*flags, "--resume", "auto").returncode == 0
+
+
+def test_a_killed_data_worker(images: Path, tmp_path: Path) -> None:
+    flags = (*SMALL, "--data", images, "--epochs", 500, "-c", "out", "-j", 1)
+    job = subprocess.Popen(
+        [sys.executable, REPOSITORY / "imagenet.py", *map(str, flags)],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    children = Path(f"/proc/{job.pid}/task/{job.pid}/children")
+    while not (tmp_path / "out" / "log.txt").exists() or not children.read_text().split():
+        assert job.poll() is None
+        time.sleep(0.1)
+    os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
+    _, errors = job.communicate(timeout=60)
+    assert job.returncode == 2
+    assert len(errors.strip().splitlines()) == 1
+    assert "a process that decodes images was killed" in errors
+    assert load(str(tmp_path / "out" / "checkpoint.pth.tar"))["epoch"] >= 1
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(call: Run, images: Path, tmp_path: Path) -> None:
+    """The state before the step is saved, and what is resumed from it meets the same step."""
+    flags = (*SMALL, "--data", images, "--epochs", 1, "-c", "out", "--lr", 1e36)
+    result = call(*flags)
+    assert_one_line_error(
+        result, "the loss is not finite in epoch 1, step 2 of 3, at learning rate 1e+36, on 8 images", "--lr"
+    )
+    assert position_of(kept(tmp_path / "out")[0]) == (0, 8)
+    names = (tmp_path / "out" / BAD_BATCH).read_text().splitlines()
+    assert len(names) == 8
+    assert all(Path(name).is_file() for name in names)
+    assert_one_line_error(call(*flags, "--resume", "auto"), "epoch 1, step 2 of 3")
+
+
+def test_a_loss_that_never_comes_right(call: Run, images: Path) -> None:
+    flags = (*SMALL, "--data", images, "--epochs", 9, "-c", "out", "--lr", 1e36, "--on-nan", "skip")
+    result = call(*flags)
+    assert_one_line_error(result, "the loss is not finite in epoch")
+    assert result.stdout.count("the step is left out") == engine.SKIPPED_IN_A_ROW
+
+
+class StopAfter(Keeper):
+    """Leaves training after some steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def after_step(self, reached: Position, steps: int, signal: int) -> None:
+        self.left -= 1
+        if not self.left:
+            raise StopIteration
+
+    def give_up(self, reached: Position, why: str, files: Sequence[str]) -> NoReturn:
+        raise UserError(f"at {reached.images} images: {why}")
+
+
+def trained(
+    images: Path, bad: int | None, steps: int, skip: bool = True
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state after some steps of a net with batch norm, one of them with a loss that is not finite."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), small_net())
+    settings = {"img_size": 24, "hflip": 0.5, "auto_augment": None, "random_erase": 0, "workers": 0}
+    args = argparse.Namespace(**settings, max_bad=0.01, train_batch=4)
+    split = open_data(str(images), evaluate=False).train
+    assert split is not None
+    loader = training_loader(split, train_transform(args, (0.08, 1.0)), args, 1, ONE_PROCESS, parts=2)
+    calls: list[None] = []
+
+    def criterion(logits: Tensor, labels: Tensor) -> Tensor:
+        calls.append(None)
+        loss = nn.functional.cross_entropy(logits, labels)
+        return loss * float("nan") if len(calls) == bad else loss
+
+    optimizer = torch.optim.SGD(net.named_parameters(), 0.1, momentum=0.9, fused=True)
+    average = create_average(net, 0.9, {})
+    assert average is not None
+    trainer = Trainer(net, optimizer, criterion, Schedule(0.1, 2), 1, accumulate=2, average=average)
+    trainer.skip_nan = skip
+    with pytest.raises(StopIteration):
+        trainer.epoch(loader, Position(0), StopAfter(steps))
+    return {**net.state_dict(), **average.state_dict()}, optimizer.state_dict()["state"]
+
+
+@pytest.mark.parametrize("bad", [3, 4])
+def test_a_skipped_step_leaves_no_trace(images: Path, bad: int) -> None:
+    """In either part of the second step: weights, statistics of batch norm, momentum, average."""
+    expected, momentum = trained(images, None, 1)
+    found, found_momentum = trained(images, bad, 2)
+    for key, value in expected.items():
+        assert torch.equal(found[key], value), key
+    for index, state in momentum.items():
+        assert torch.equal(found_momentum[index]["momentum_buffer"], state["momentum_buffer"])
+    after, _ = trained(images, bad, 3)
+    assert any(not torch.equal(after[key], value) for key, value in expected.items())
+
+
+def test_without_skip_the_trainer_gives_up_before_the_step(images: Path) -> None:
+    with pytest.raises(UserError, match="at 8 images: the loss is not finite in epoch 1, step 2 of 3"):
+        trained(images, 3, 2, skip=False)
+
+
+def test_weights_that_are_not_finite_are_never_saved(
+    call: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = (*SMALL, "--data", images, "-c", "out")
+    assert call(*flags, "--epochs", 1).returncode == 0
+    before = (tmp_path / "out" / "checkpoint.pth.tar").read_bytes()
+    update: Callable[[Trainer], None] = Trainer._update
+
+    def spoil(trainer: Trainer) -> None:
+        update(trainer)
+        with torch.no_grad():
+            trainer.optimizer.param_groups[0]["params"][0].view(-1)[0] = float("inf")
+
+    monkeypatch.setattr(Trainer, "_update", spoil)
+    result = call(*flags, "--epochs", 2, "--resume", "auto", "--save-every", 1)
+    assert_one_line_error(result, "is not finite any more: not saved", "lower --lr")
+    assert (tmp_path / "out" / "checkpoint.pth.tar").read_bytes() == before
+
+
+def test_leftovers_of_a_killed_process_are_cleared_away(call: Run, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".checkpoint-0001-0000000.pth.tar-abcdefgh").write_bytes(b"half")
+    flags = (*SMALL, "--data", images, "--epochs", 1, "-c", "out")
+    assert call(*flags).returncode == 0
+    assert [path.name for path in (tmp_path / "out").glob(".*")] == [".lock"]
+
+
+def test_a_mistake_of_the_optimizer_state_is_said(call: Run, images: Path, tmp_path: Path) -> None:
+    """Published momentum goes by the published order; where it cannot, --fresh-optimizer is named."""
+    flags = (*SMALL, "--data", images, "--resume", "out/checkpoint.pth.tar", "-c", "new")
+    assert call(*SMALL, "--data", images, "--epochs", 1, "-c", "out").returncode == 0
+    saved = torch.load(tmp_path / "out" / "checkpoint.pth.tar", weights_only=True)
+    published = {key: saved[key] for key in ("epoch", "state_dict", "acc", "best_acc", "optimizer")}
+    for group in published["optimizer"]["param_groups"]:
+        del group["param_names"]
+    torch.save(published, tmp_path / "out" / "checkpoint.pth.tar")
+    assert call(*flags, "--epochs", 2).returncode == 0  # one group
+    assert call(*flags, "--epochs", 2, "--overwrite", script="imagenet_fast.py").returncode == 0  # into two
+    published["optimizer"]["param_groups"][0]["params"].pop()
+    torch.save(published, tmp_path / "out" / "checkpoint.pth.tar")
+    result = call(*flags, "--epochs", 2, "--overwrite")
+    assert_one_line_error(result, "it cannot be told to which of the", "--fresh-optimizer")
+    assert call(*flags, "--epochs", 2, "--overwrite", "--fresh-optimizer").returncode == 0
+
+
+def test_unreadable_data(call: Run, tmp_path: Path) -> None:
+    write_images(tmp_path / "images" / "train" / "a", 2)
+    (tmp_path / "images" / "val").symlink_to(tmp_path / "images" / "val")
+    assert_one_line_error(call(*SMALL, "--data", "images"), "--data images")

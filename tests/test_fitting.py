@@ -1,0 +1,126 @@
+"""Which network a checkpoint fits, and which parameter its momentum belongs to."""
+
+import argparse
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from models import create_model
+from utils import fitting
+from utils.errors import UserError
+from utils.optim import create_optimizer
+
+
+@pytest.mark.parametrize(("name", "classes"), [("se_resnet50", 7), ("mobilenet_v2", 1000)])
+def test_the_architecture_that_fits_is_found(name: str, classes: int) -> None:
+    with torch.device("meta"):
+        weights = create_model(name, num_classes=classes).state_dict()
+    assert fitting.fitting_architectures(weights)[0].split()[0] == name
+
+
+def test_other_names_of_a_fitting_architecture_are_left_out() -> None:
+    with torch.device("meta"):
+        weights = create_model("ws_resnext50_32x4d").state_dict()
+    assert fitting.fitting_architectures(weights) == ["ws_resnext50"]
+
+
+def test_momentum_follows_the_parameters_and_flags_stay() -> None:
+    net = create_model("se_resnet18", num_classes=2)
+    old = torch.optim.SGD(net.parameters(), lr=0.5, momentum=0.9, weight_decay=0.1)
+    net(torch.randn(2, 3, 64, 64)).sum().backward()
+    old.step()
+    new = torch.optim.SGD(net.named_parameters(), lr=0.1, momentum=0.8, weight_decay=0.2)
+    fitting.load_optimizer(new, old.state_dict(), net, "x")
+    group = new.param_groups[0]
+    assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.1, 0.8, 0.2)
+    for parameter in net.parameters():
+        assert torch.equal(new.state[parameter]["momentum_buffer"], old.state[parameter]["momentum_buffer"])
+
+
+def test_momentum_takes_the_layout_of_the_parameters() -> None:
+    net = create_model("mobilenetv1", num_classes=3)
+    plain = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    net(torch.randn(2, 3, 32, 32)).sum().backward()
+    plain.step()
+    other = create_model("mobilenetv1", num_classes=3).to(memory_format=torch.channels_last)
+    resumed = torch.optim.SGD(other.named_parameters(), 0.1, momentum=0.9, fused=True)
+    fitting.load_optimizer(resumed, plain.state_dict(), other, "x")
+    for ours, theirs in zip(other.parameters(), net.parameters(), strict=True):
+        momentum = resumed.state[ours]["momentum_buffer"]
+        assert torch.equal(momentum, plain.state[theirs]["momentum_buffer"])
+        assert momentum.stride() == ours.stride()
+
+
+def published_state(net: nn.Module, *off: int, together: bool = False) -> dict[str, Any]:
+    """An optimizer state as the published scripts write it: numbered, grouped by name and dimensions."""
+    named = list(net.named_parameters())
+    first = [(n, p) for n, p in named if "bias" in n or p.dim() in off]
+    second = [(n, p) for n, p in named if ("bias" in n or p.dim() in off) is False]
+    groups = [named] if together else [first, second]
+    order = [pair for group in groups for pair in group]
+    ends = [sum(map(len, groups[: i + 1])) for i in range(len(groups))]
+    return {
+        "state": {i: {"momentum_buffer": momentum_of(name, p)} for i, (name, p) in enumerate(order)},
+        "param_groups": [
+            {"lr": 0.1, "params": list(range(end - len(group), end))}
+            for group, end in zip(groups, ends, strict=True)
+        ],
+    }
+
+
+def momentum_of(name: str, parameter: torch.Tensor) -> torch.Tensor:
+    """A tensor that only this parameter has."""
+    return torch.full_like(parameter, float(sum(map(ord, name)) + len(name) / 7))
+
+
+def flags(**given: bool) -> argparse.Namespace:
+    off = dict.fromkeys(("wdall", "nowd_bn", "nowd_fc", "nowd_conv", "el2", "nesterov"), False)
+    return argparse.Namespace(**{**off, "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, **given})
+
+
+@pytest.mark.parametrize("ours", [{}, {"wdall": True}, {"nowd_bn": True}, {"nowd_bn": True, "nowd_fc": True}])
+@pytest.mark.parametrize("theirs", [(), (1,), (1, 2), (4,), (1, 2, 4), "together"])
+def test_published_momentum_goes_to_its_parameters_whatever_the_groups(
+    theirs: tuple[int, ...] | str, ours: dict[str, bool]
+) -> None:
+    """SGE's weights are convolutions to the published rule (four dimensions) and norm layers to ours."""
+    net = create_model("sge_resnet18", num_classes=3)
+    together = theirs == "together"
+    saved = published_state(net, *(() if isinstance(theirs, str) else theirs), together=together)
+    optimizer = create_optimizer(net, flags(**ours))
+    fitting.load_optimizer(optimizer, saved, net, "x")
+    for name, parameter in net.named_parameters():
+        momentum = optimizer.state[parameter]["momentum_buffer"]
+        assert torch.equal(momentum, momentum_of(name, parameter)), name
+
+
+def test_our_momentum_goes_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    net = create_model("gc_resnet50", num_classes=3)
+    ours = create_optimizer(net, flags(nowd_bn=True))
+    for name, parameter in net.named_parameters():
+        ours.state[parameter]["momentum_buffer"] = momentum_of(name, parameter)
+    other = create_optimizer(net, flags(nowd_fc=True))
+    fitting.load_optimizer(other, ours.state_dict(), net, "x")
+    for name, parameter in net.named_parameters():
+        assert torch.equal(other.state[parameter]["momentum_buffer"], momentum_of(name, parameter)), name
+
+
+def test_momentum_that_cannot_be_told_apart_is_refused() -> None:
+    class Two(nn.Module):
+        """Two layers of one shape, of two kinds by the published rule."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    net = Two()
+    optimizer = create_optimizer(net, flags())
+    swapped = {
+        "state": {i: {"momentum_buffer": torch.ones(s)} for i, s in enumerate(((3, 3), (3,), (3,), (3, 3)))},
+        "param_groups": [{"params": [0, 1]}, {"params": [2, 3]}],
+    }
+    for saved in (None, swapped, {"state": {}, "param_groups": [{"params": [0, 1, 2]}]}):
+        with pytest.raises(UserError, match="--fresh-optimizer"):
+            fitting.load_optimizer(optimizer, saved, net, "x")

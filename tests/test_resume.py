@@ -1,0 +1,320 @@
+"""Stopped at any moment and resumed: the same weights, optimizer state and log.txt as if nothing had been."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import REPOSITORY, Run, assert_one_line_error, start_process, write_images
+from killer import fingerprint
+
+from utils import engine
+from utils.checkpoint import kept, position_of
+from utils.precision import Precision
+
+SMALL = ("-a", "shufflenetv2_05x", "--img-size", 32, "--test-batch", 7, "--manualSeed", 7)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Enough images for some steps per epoch."""
+    for label, name in enumerate(("cat", "dog", "owl")):
+        write_images(tmp_path / "images" / "train" / name, 16, label, size=(32, 36))
+        write_images(tmp_path / "images" / "val" / name, 7, label + 100)
+    return tmp_path / "images"
+
+
+KILLED = {
+    "imagenet": (1, ("--train-batch", 8, "--lr", 0.02)),
+    "imagenet_fast": (
+        2,
+        ("--train-batch", 4, "--accum-steps", 2, "--mixup", "--cutmix", "--ema", 0.9, "--clip-grad", 1),
+    ),
+    "imagenet_mobile": (
+        1,
+        ("-a", "squeezenet1_1", "--train-batch", 8, "--cutout", "--nowd-conv", "--el2", "--nesterov"),
+    ),  # with dropout
+}
+
+
+@pytest.mark.parametrize("script", KILLED)
+def test_killed_at_thirty_moments(script: str, pictures: Path, tmp_path: Path) -> None:
+    """By SIGKILL; with 0, 1 and 4 workers by turns."""
+    processes, flags = KILLED[script]
+    given = (*SMALL, "--data", "images", "--epochs", 2, "--save-every", 1, *flags)
+    options = (script, "--processes", processes, "--kills", 30, "--rest")
+    os.environ["PYTHONPATH"] = str(REPOSITORY)
+    result = start_process(tmp_path, REPOSITORY / "tests" / "killer.py", *options, *given)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["kills"] == 30
+    assert found["runs"] > 0
+    assert found["differing"] == []
+
+
+def test_killed_in_half_precision(pictures: Path, tmp_path: Path) -> None:
+    given = (*SMALL, "--data", "images", "--epochs", 2, "--save-every", 1, "--train-batch", 16)
+    half = ("--opt-level", "O1", "--amp-dtype", "bfloat16")
+    os.environ["PYTHONPATH"] = str(REPOSITORY)
+    killer = REPOSITORY / "tests" / "killer.py"
+    result = start_process(tmp_path, killer, "imagenet_fast", "--kills", 4, "--rest", *given, *half)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["differing"] == []
+
+
+@pytest.fixture
+def background(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a command line and do not wait for it; it leads a process group of its own."""
+    started = []
+
+    def start(*command: object) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def wait_for(process: subprocess.Popen[str], pattern: str) -> str:
+    """The first line of its output that matches."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if re.search(pattern, line):
+            return line
+    raise AssertionError(process.communicate()[1])
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "processes"),
+    [(signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 1), (signal.SIGUSR1, 0, 1), (signal.SIGTERM, 143, 2)],
+)
+def test_a_signal_finishes_the_step_and_saves(
+    background: Callable[..., subprocess.Popen[str]],
+    call: Run,
+    launch: Run,
+    pictures: Path,
+    tmp_path: Path,
+    number: signal.Signals,
+    code: int,
+    processes: int,
+) -> None:
+    """To every process of the job, data workers included, as a terminal and a scheduler send it."""
+    flags = (*SMALL, "--data", "images", "--epochs", 2, "-p", 1, "-j", 2, "--train-batch", 4)
+    script = REPOSITORY / "imagenet_fast.py"
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes)
+    job = background(*(launcher if processes > 1 else ()), script, *flags, "-c", "out")
+    wait_for(job, "epoch 1: batch 2/")
+    os.killpg(job.pid, number)
+    output, errors = job.communicate(timeout=60)
+    if processes == 1:
+        assert job.returncode == code, errors
+        assert errors == ""
+    assert 'imagenet_fast.py", line' not in errors  # torchrun itself ends in a traceback
+    assert f"stopped by {number.name}, in epoch 1 after" in output
+    assert "resume with --resume out/checkpoint.pth.tar" in output
+    position = position_of(kept(tmp_path / "out")[0])
+    assert position is not None
+    assert position[0] == 0
+    assert position[1] >= 8
+
+    os.chdir(tmp_path)
+    for arguments in (("--resume", "out/checkpoint.pth.tar", *flags), (*flags, "-c", "whole")):
+        if processes > 1:
+            assert launch("imagenet_fast.py", *arguments).returncode == 0
+        else:
+            assert call(*arguments, script="imagenet_fast.py").returncode == 0
+    assert fingerprint("out") == fingerprint("whole")
+
+
+def test_a_signal_in_an_evaluation(
+    call: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = (*SMALL, "--data", pictures, "--epochs", 2, "-j", 0, "--train-batch", 16)
+    assert call(*flags, "-c", "whole").returncode == 0
+    calls: list[None] = []
+    forward = Precision.forward
+
+    def spy(*args: Any) -> torch.Tensor:
+        if not torch.is_grad_enabled():
+            calls.append(None)
+            if len(calls) == 2:
+                os.kill(os.getpid(), signal.SIGUSR1)
+        return forward(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Precision, "forward", spy)
+        stopped = call(*flags, "-c", "out", script="imagenet_fast.py")
+    assert stopped.returncode == 0
+    assert "stopped by SIGUSR1, in epoch 1 after 48 images" in stopped.stdout
+    assert len(calls) == 2
+    assert not (tmp_path / "out" / "model_best.pth.tar").exists()
+    assert call(*flags, "-c", "fast", script="imagenet_fast.py").returncode == 0
+    assert call(*flags, "-c", "out", "--resume", "auto", script="imagenet_fast.py").returncode == 0
+    assert fingerprint("out") == fingerprint("fast")
+
+
+def process_of(folder: Path, rank: int) -> int:
+    """The id of the process that computes a rank of the job in ``folder``."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            environment, where = (path / "environ").read_bytes(), (path / "cwd").resolve()
+        except OSError:
+            continue
+        if where == folder and f"\0RANK={rank}\0".encode() in environment:
+            return int(path.name)
+    raise AssertionError("no such process")
+
+
+def test_torchrun_restarts_a_killed_rank(
+    background: Callable[..., subprocess.Popen[str]], launch: Run, pictures: Path, tmp_path: Path
+) -> None:
+    flags = (*SMALL, "--data", "images", "--epochs", 2, "-p", 1, "-j", 0, "--train-batch", 4)
+    resume = ("--save-every", 1, "--resume", "auto", "-c")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1")
+    job = background(*launcher, REPOSITORY / "imagenet_fast.py", *flags, *resume, "out")
+    wait_for(job, "epoch 1: batch 3/")
+    os.kill(process_of(tmp_path, rank=1), signal.SIGKILL)
+    output, errors = job.communicate(timeout=120)
+    assert job.returncode == 0, errors
+    assert re.search(r"continuing out/checkpoint-0000-\d+.pth.tar in epoch 1 after", output)
+    assert launch("imagenet_fast.py", *flags, *resume, "whole").returncode == 0
+    os.chdir(tmp_path)
+    assert fingerprint("out") == fingerprint("whole")
+
+
+def stop_at(call: Run, monkeypatch: pytest.MonkeyPatch, step: int, *flags: object) -> None:
+    """Train until SIGTERM in a step, counted from 1."""
+    calls: list[None] = []
+    update = engine.Trainer._update
+
+    def spy(trainer: engine.Trainer) -> None:
+        update(trainer)
+        calls.append(None)
+        if len(calls) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.Trainer, "_update", spy)
+        assert call(*flags, script="imagenet_fast.py").returncode == 143
+
+
+def test_another_number_of_processes_loses_no_image(
+    call: Run, launch: Run, pictures: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    flags = (*SMALL, "--data", pictures, "--epochs", 1, "-j", 0, "--train-batch", 4)
+    stop_at(call, monkeypatch, 2, *flags, "-c", "out")  # heard in the step after it: 12 images
+    result = launch("imagenet_fast.py", *flags, "-c", "out", "--resume", "auto", "-p", 1)
+    assert result.returncode == 0, result.stderr
+    assert "note: that run had 1 process and steps of 4 images, this one 2 and 8" in result.stdout
+    assert re.findall(r"epoch 1: batch (\d+)/(\d+)", result.stdout) == [(str(i), "5") for i in range(2, 6)]
+    saved = torch.load(tmp_path / "out" / "checkpoint.pth.tar", weights_only=True)
+    assert saved["epoch"] == 1
+    assert saved["processes"] == 2
+
+
+def test_resume_auto(call: Run, pictures: Path, tmp_path: Path) -> None:
+    """Without a checkpoint, with a damaged one, with a finished run."""
+    flags = (*SMALL, "--data", pictures, "-j", 0, "--train-batch", 16, "-c", "out", "--resume", "auto")
+    assert_one_line_error(call(*flags, "-e"), "no checkpoint in out to evaluate")
+    first = call(*flags, "--epochs", 3)
+    assert first.returncode == 0
+    assert "--resume auto: no checkpoint in out/: starting anew" in first.stdout
+    os.chdir(tmp_path)
+    expected = fingerprint("out")
+    assert [position_of(path) for path in kept(Path("out"))] == [(3, 0), (2, 0)]
+
+    Path("out/checkpoint.pth.tar").write_bytes(Path("out/checkpoint.pth.tar").read_bytes()[:-7])
+    again = call(*flags, "--epochs", 3)
+    assert again.returncode == 0, again.stderr
+    assert "note: --resume auto: out/checkpoint-0003-0000000.pth.tar: damaged" in again.stdout
+    assert "continuing out/checkpoint-0002-0000000.pth.tar after epoch 2" in again.stdout
+    assert fingerprint("out") == expected
+    finished = call(*flags, "--epochs", 3)
+    assert finished.returncode == 0
+    assert fingerprint("out") == expected
+    for name in ("checkpoint.pth.tar", "model_best.pth.tar", *(path.name for path in kept(Path("out")))):
+        Path("out", name).write_bytes(b"")
+    assert_one_line_error(call(*flags, "--epochs", 3), "none of the 4 checkpoints in out can be read")
+    assert_one_line_error(call(*flags, "--overwrite"), "--overwrite and --resume auto contradict")
+
+
+def test_auto_goes_with_what_a_first_start_is_from(call: Run, pictures: Path) -> None:
+    flags = (*SMALL, "--data", pictures, "-j", 0, "--train-batch", 16)
+    assert call(*flags, "--epochs", 1, "-c", "teacher").returncode == 0
+    command = (*flags, "-c", "out", "--finetune", "teacher/checkpoint.pth.tar", "--resume", "auto")
+    assert "fine-tuning teacher" in call(*command, "--epochs", 1).stdout
+    second = call(*command, "--epochs", 2)
+    assert second.returncode == 0
+    assert "fine-tuning" not in second.stdout
+
+
+def test_keep(call: Run, pictures: Path, tmp_path: Path) -> None:
+    flags = (*SMALL, "--data", pictures, "-j", 0, "--train-batch", 16, "--epochs", 2, "--save-every", 1)
+    for keep, expected in ((1, [(2, 0)]), (4, [(2, 0), (1, 48), (1, 32), (1, 16)])):
+        assert call(*flags, "-c", f"keep{keep}", "--keep", keep).returncode == 0
+        assert [position_of(path) for path in kept(tmp_path / f"keep{keep}")] == expected
+
+
+def test_what_a_checkpoint_says_of_its_origin(call: Run, pictures: Path, tmp_path: Path) -> None:
+    flags = (*SMALL, "--data", pictures, "-j", 0, "--train-batch", 16, "-c", "out", "--lr", 0.3)
+    assert call(*flags, "--epochs", 1, script="imagenet_fast.py").returncode == 0
+    saved = torch.load(tmp_path / "out" / "checkpoint.pth.tar", weights_only=True)
+    assert saved["version"] == 1
+    assert saved["command"].startswith("imagenet_fast.py -a shufflenetv2_05x --img-size 32")
+    assert saved["arguments"]["lr"] == 0.3
+    assert saved["versions"]["torch"] == torch.__version__
+    assert saved["seed"] == 7
+    assert saved["classes"] == ["cat", "dog", "owl"]
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True)
+    if head.returncode == 0:
+        assert saved["commit"].rstrip("+") == head.stdout.strip()
+    changed = (*flags[:-1], 0.2, "--mixup", "--resume", "auto", "--epochs", 2)
+    result = call(*changed, script="imagenet_fast.py")
+
+    assert (
+        "note: other than in that run: --epochs 1 -> 2, --lr 0.3 -> 0.2, --mixup False -> True"
+        in result.stdout
+    )
+
+
+def test_a_second_interrupt_ends_at_once(
+    background: Callable[..., subprocess.Popen[str]], pictures: Path
+) -> None:
+    """Two seconds or more after the first: a step may take long, or hang."""
+    code = (
+        "import os, signal, time; from utils.signals import Signals\n"
+        "with Signals() as signals:\n"
+        "    print('ready', flush=True)\n"
+        "    while True: time.sleep(0.01)"
+    )
+    os.environ["PYTHONPATH"] = str(REPOSITORY)
+    process = background("-c", code)
+    wait_for(process, "ready")
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+    assert process.poll() is None
+    time.sleep(2.2)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=10)
+    assert process.returncode != 0

@@ -1,0 +1,128 @@
+"""Reading files of tensors that may be damaged or hostile: no code runs, memory stays bounded by the file."""
+
+import hashlib
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_PARTS = 1_000_000  # values and containers in a file; checkpoints of the largest nets have some ten thousand
+
+
+class DamagedError(Exception):
+    """The file is not what it was when it was written, or was never a file of tensors."""
+
+
+def read(path: str) -> Any:
+    """The content of a file of torch (zip or older format) or, by its suffix, safetensors, on the CPU.
+
+    Raises:
+        DamagedError: it is cut off, compressed, claims more than it holds, or a zip's CRC-32 does not match.
+        Exception: nearly any that torch's or safetensors' reader meets in such a file.
+    """
+    if path.endswith(".safetensors"):
+        from safetensors.torch import load_file  # only those who have such files need the library
+
+        return load_file(path)
+    with open(path, "rb") as file:  # noqa: PTH123
+        zipped = file.read(4) == b"PK\x03\x04"
+    if zipped:
+        _refuse_compressed(path)
+    with torch.serialization.safe_globals(_numpy_scalars()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # old formats make torch warn about its own internals
+        # Mapped into memory, a storage cannot reach beyond the file, whatever length it claims.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    size = Path(path).stat().st_size
+    for tensor in _tensors(content):
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise DamagedError("it holds tensors that are no plain arrays")
+        if tensor.numel() * tensor.element_size() > size:
+            raise DamagedError(f"a tensor of {tensor.numel():,} elements is larger than the file")
+    if isinstance(content, dict) and "checksum" in content:
+        if content["checksum"] != checksum(content):
+            raise DamagedError("its checksum does not match its content")
+    elif isinstance(content, dict) and "version" in content:
+        raise DamagedError("its checksum is missing")
+    elif zipped and (record := zipfile.ZipFile(path).testzip()):
+        raise DamagedError(f"the CRC-32 of {record} does not match")
+    return content
+
+
+def _refuse_compressed(path: str) -> None:
+    """torch never compresses; a small compressed file could fill the memory."""
+    for entry in zipfile.ZipFile(path).infolist():
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise DamagedError("it is a compressed archive: unpack it first")
+
+
+def _numpy_scalars() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """Stand-ins for what a numpy number pickles to: published files hold a learning rate of that type."""
+    return [
+        (_scalar, "numpy.core.multiarray.scalar"),
+        (_scalar, "numpy._core.multiarray.scalar"),
+        (_number_type, "numpy.dtype"),
+        *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8")),
+    ]
+
+
+def _number_type(name: str, *_: object) -> Any:
+    if name not in ("f4", "f8", "i4", "i8"):
+        raise DamagedError(f"it holds a numpy value of type {name}")
+    return np.dtype(name)
+
+
+def _scalar(kind: Any, data: object) -> float | int:
+    content = data.encode("latin-1") if isinstance(data, str) else data  # Python 2 wrote bytes as text
+    if not isinstance(kind, np.dtype) or not isinstance(content, bytes) or len(content) != kind.itemsize:
+        raise DamagedError("it holds a numpy value of an unknown form")
+    return np.frombuffer(content, kind)[0].item()
+
+
+def _parts(content: object) -> Iterator[object]:
+    """The values and containers of nested containers, depth first.
+
+    Raises:
+        DamagedError: there are too many; a few references to references can stand for any number.
+    """
+    waiting, count = [content], 0
+    while waiting:
+        part = waiting.pop()
+        count += 1
+        if count > _PARTS:
+            raise DamagedError("it has too many parts")
+        yield part
+        if isinstance(part, dict):
+            waiting += [*part.values(), *part.keys()][::-1]
+        elif isinstance(part, list | tuple):
+            waiting += part[::-1]
+
+
+def _tensors(content: object) -> Iterator[Tensor]:
+    return (part for part in _parts(content) if isinstance(part, Tensor))
+
+
+def checksum(content: dict[Any, Any]) -> str:
+    """SHA-256, in hexadecimal, of the structure and all values of a dict but its key ``checksum``.
+
+    Raises:
+        DamagedError: it holds something else than dicts, lists, tensors, numbers and strings.
+    """
+    total = hashlib.sha256()
+    for part in _parts({key: value for key, value in content.items() if key != "checksum"}):
+        if isinstance(part, dict | list | tuple):
+            total.update(f"{'dict' if isinstance(part, dict) else 'list'} {len(part)}\n".encode())
+        elif isinstance(part, Tensor):
+            total.update(f"{part.dtype} {tuple(part.shape)}\n".encode())
+            flat = part.detach().cpu().contiguous().reshape(-1)
+            total.update(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
+        elif type(part) in (type(None), bool, int, float, str):  # a subclass would not be read back as itself
+            text = repr(part).encode("utf-8", "backslashreplace")
+            total.update(b"%s %d " % (type(part).__name__.encode(), len(text)) + text)
+        else:
+            raise DamagedError(f"it holds a {type(part).__name__}")
+    return total.hexdigest()
