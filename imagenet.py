@@ -14,13 +14,15 @@ from torch import nn
 from torch.optim import SGD
 
 from utils import arguments, cli, fitting, network
-from utils.data import open_data, train_transform, training_loader, validation_loader
+from utils.data import training_loader, validation_loader
 from utils.distributed import Ranks, describe, parallelize, refuse_several_processes, select_devices
 from utils.engine import Trainer, evaluate
 from utils.folder import check_folder
 from utils.resume import check_start, choose_seed, resumed
 from utils.run import Run
 from utils.schedule import Schedule
+from utils.splits import open_data
+from utils.transforms import TrainTransform
 
 CROP_SCALES = {"large": (0.08, 1.0), "small": (0.2, 1.0)}  # share of the area that a training crop covers
 
@@ -73,7 +75,7 @@ def main() -> None:
         print(evaluate(model, val_loader, print_every=args.print_freq).published())
         return
 
-    transform = train_transform(args, args.scale or CROP_SCALES[args.modelsize or "large"])
+    transform = TrainTransform(args, args.scale or CROP_SCALES[args.modelsize or "large"])
     train_loader = training_loader(splits.train, transform, args, seed, ranks)
     print(f"{train_loader}, {val_loader}")
     settings = {"momentum": args.momentum, "weight_decay": args.weight_decay}

@@ -18,7 +18,7 @@ import torch
 
 from utils import arguments, cli, distributed, fitting, network
 from utils.averaging import create_average, weights
-from utils.data import open_data, train_transform, training_loader, validation_loader
+from utils.data import training_loader, validation_loader
 from utils.engine import Trainer, evaluate
 from utils.folder import check_folder
 from utils.losses import LabelSmoothing
@@ -28,6 +28,8 @@ from utils.precision import choose_precision
 from utils.resume import check_start, choose_seed, resumed
 from utils.run import Run
 from utils.schedule import Schedule
+from utils.splits import open_data
+from utils.transforms import TrainTransform
 
 DEFAULTS = MappingProxyType(
     {"epochs": 100, "test_batch": 125, "per_iter": False, "cosine": False, "mineps": 1e-3, "lam": 1e-4}
@@ -114,7 +116,7 @@ def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAUL
         with ranks.agree():
             criterion = LabelSmoothing(args.label_smoothing, classes)
             distillation = network.create_distillation(args, classes, ranks.device, precision)
-            transform = train_transform(args, args.scale or (0.08, 1.0))
+            transform = TrainTransform(args, args.scale or (0.08, 1.0))
             train_loader = training_loader(
                 splits.train, transform, args, seed, ranks, layout, args.accum_steps
             )

@@ -26,8 +26,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from utils import cli
-from utils.data import TRAIN_NAMES, VAL_NAMES, Broken, data_root, decode, find_split
+from utils.data import Broken
+from utils.decoding import decode
 from utils.errors import UserError
+from utils.splits import TRAIN_NAMES, VAL_NAMES, data_root, find_split
 from utils.text import plural
 
 CLASSES, TRAIN_IMAGES, VAL_IMAGES = 1000, 1_281_167, 50_000  # ImageNet's

@@ -12,12 +12,14 @@ from torch import nn
 
 from utils import distributed
 from utils.averaging import create_average
-from utils.data import open_data, train_transform, training_loader
+from utils.data import training_loader
 from utils.engine import Trainer
 from utils.losses import LabelSmoothing
 from utils.optim import create_optimizer
 from utils.sampling import Position
 from utils.schedule import Schedule
+from utils.splits import open_data
+from utils.transforms import TrainTransform
 
 
 def main() -> None:
@@ -38,6 +40,7 @@ def main() -> None:
         "random_erase": 0.5,
         "workers": 0,
         "max_bad": 0.01,
+        "decoder": "pil",
     }
     decay = {"wdall": False, "nowd_bn": False, "nowd_fc": False, "nowd_conv": True, "el2": True}
     rates = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-3, "lam": 1e-3, "mineps": 1e-2}
@@ -50,7 +53,7 @@ def main() -> None:
         net = small_net()
         split = open_data(args.data, evaluate=False).train
         assert split is not None
-        transform = train_transform(args, (0.08, 1.0))
+        transform = TrainTransform(args, (0.08, 1.0))
         loader = training_loader(split, transform, args, 1, ranks, parts=args.parts)
         optimizer, average = create_optimizer(net, args), create_average(net, 0.9, {})
         model = ranks.wrap(net)

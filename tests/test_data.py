@@ -10,29 +10,24 @@ import torch
 from conftest import write_images
 from PIL import Image
 
-from utils.data import (
-    MEAN,
-    STD,
-    DeviceLoader,
-    ImageDataset,
-    decode,
-    open_data,
-    train_transform,
-    val_transform,
-)
+from utils.data import DeviceLoader, ImageDataset
+from utils.decoding import Box, decode
 from utils.digits import write_digits
 from utils.distributed import ONE_PROCESS
 from utils.errors import UserError
 from utils.sampling import EvalBatches, Position, SampleKey, TrainBatches
+from utils.splits import open_data
+from utils.transforms import MEAN, STD, TrainTransform, ValTransform
 
 CPU = torch.device("cpu")
+WHOLE = Box(0, 0, 0, 0)  # not looked at
 
 
 def loader(images: Path, workers: int, batch: int = 5, seed: int = 1) -> DeviceLoader[TrainBatches]:
     split = open_data(str(images), evaluate=False).train
     assert split is not None
     flags = argparse.Namespace(img_size=32, hflip=0.5, auto_augment=None, random_erase=0.0)
-    dataset = ImageDataset(split, train_transform(flags, (0.08, 1.0)), seed, substitute=True)
+    dataset = ImageDataset(split, TrainTransform(flags, (0.08, 1.0)), seed, substitute=True)
     return DeviceLoader(dataset, TrainBatches(len(dataset), batch, seed), 32, workers, CPU)
 
 
@@ -104,7 +99,7 @@ def test_validation_is_the_classical_resize_and_centre_crop() -> None:
     resized = image.resize((341, 256), Image.Resampling.BILINEAR)
     left, top = round((341 - 224) / 2), (256 - 224) // 2
     expected = np.asarray(resized.crop((left, top, left + 224, top + 224)))
-    assert np.array_equal(val_transform(224)(image).permute(1, 2, 0).numpy(), expected)
+    assert np.array_equal(ValTransform(224)(image, WHOLE).permute(1, 2, 0).numpy(), expected)
 
 
 def test_batches_do_not_depend_on_workers_or_earlier_passes(images: Path) -> None:
@@ -136,9 +131,9 @@ def test_images_are_normalised_by_imagenets_mean_and_deviation(tmp_path: Path) -
     write_images(tmp_path / "val" / "a", 1, size=(64, 64))
     split = open_data(str(tmp_path), evaluate=True).val
     images, labels = next(
-        iter(DeviceLoader(ImageDataset(split, val_transform(56), 0), EvalBatches(1, 1), 56, 0, CPU))
+        iter(DeviceLoader(ImageDataset(split, ValTransform(56), 0), EvalBatches(1, 1), 56, 0, CPU))
     )
-    pixels = val_transform(56)(decode(split.samples[0][0])).double() / 255
+    pixels = ValTransform(56)(decode(split.samples[0][0]), WHOLE).double() / 255
     mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (MEAN, STD))
     assert torch.allclose(images[0].double(), (pixels - mean) / std, atol=1e-6)
     assert labels.tolist() == [0]
@@ -174,7 +169,7 @@ def test_in_evaluation_a_broken_file_is_left_out(images: Path, capsys: pytest.Ca
     break_two(images)
     split = open_data(str(images), evaluate=False).train
     assert split is not None
-    dataset = ImageDataset(split, val_transform(32), 0)
+    dataset = ImageDataset(split, ValTransform(32), 0)
     batches = DeviceLoader(dataset, EvalBatches(len(dataset), 1), 32, 0, CPU)
     assert [len(labels) for _, labels in batches].count(0) == 2
     batches.report(ONE_PROCESS)
@@ -187,7 +182,7 @@ def test_only_broken_files(tmp_path: Path) -> None:
         (tmp_path / split / "a" / "x.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"1 of 1 image cannot be decoded.*x\.png"):
         list(loader(tmp_path, workers=0))
-    dataset = ImageDataset(open_data(str(tmp_path), evaluate=True).val, val_transform(32), 0)
+    dataset = ImageDataset(open_data(str(tmp_path), evaluate=True).val, ValTransform(32), 0)
     batches = DeviceLoader(dataset, EvalBatches(1, 1), 32, 0, CPU)
     assert [len(labels) for _, labels in batches] == [0]
     with pytest.raises(UserError, match=r"1 of 1 image cannot be decoded.*x\.png"):
@@ -203,7 +198,7 @@ def test_stronger_augmentation_is_seeded_and_keeps_the_format(images: Path, flag
     assert split is not None
 
     def sample(changes: dict[str, str], epoch: int) -> torch.Tensor:
-        transform = train_transform(argparse.Namespace(**{**plain, **changes}), (0.08, 1.0))
+        transform = TrainTransform(argparse.Namespace(**{**plain, **changes}), (0.08, 1.0))
         image = ImageDataset(split, transform, 1)[SampleKey(epoch, 3)].image
         assert image is not None
         return image
@@ -217,7 +212,7 @@ def test_stronger_augmentation_is_seeded_and_keeps_the_format(images: Path, flag
 def test_random_erasing_sets_a_box_to_the_mean_colour(images: Path) -> None:
     flags = argparse.Namespace(img_size=32, hflip=0.0, auto_augment=None, random_erase=1.0)
     mean = torch.tensor([round(255 * value) for value in MEAN])[:, None, None]
-    image = train_transform(flags, (0.9, 1.0))(Image.new("RGB", (40, 40), (0, 0, 0)))
+    image = TrainTransform(flags, (0.9, 1.0))(Image.new("RGB", (40, 40), (0, 0, 0)), Box(2, 2, 36, 38))
     erased = (image.int() - mean).abs().amax(dim=0) <= 1
     assert image.dtype == torch.uint8
     assert 0.01 < erased.float().mean() < 0.4

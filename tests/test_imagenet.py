@@ -13,7 +13,9 @@ from tensorboardX.proto.event_pb2 import Event
 from torch import nn
 
 from models import create_model
-from utils.data import MEAN, STD, decode, open_data, val_transform
+from utils.decoding import choose_decoder, read_image
+from utils.splits import open_data
+from utils.transforms import MEAN, STD, ValTransform
 
 SMALL = ("--img-size", 64, "--train-batch", 8, "--test-batch", 7, "--manualSeed", 7)
 
@@ -48,7 +50,9 @@ def direct_accuracy(net: nn.Module, images: Path, size: int) -> tuple[float, flo
     losses, hits = [], 0
     with torch.no_grad():
         for path, label in samples:
-            x = (val_transform(size)(decode(path)).float() / 255 - mean) / std
+            transform = ValTransform(size)
+            pixels = transform(*read_image(path, choose_decoder("auto"), transform.box))
+            x = (pixels.float() / 255 - mean) / std
             logits = net(x[None])
             losses.append(nn.functional.cross_entropy(logits, torch.tensor([label])).item())
             hits += int(logits.argmax() == label)

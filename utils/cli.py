@@ -4,9 +4,7 @@ import argparse
 import difflib
 import io
 import math
-import multiprocessing
 import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -67,17 +65,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     except BrokenPipeError:  # whoever read the output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    finally:
-        _end_workers()
     sys.exit(0)
-
-
-def _end_workers() -> None:
-    """Data workers ignore the signals that stop a run; Python would wait for them at its end for ever."""
-    if workers := multiprocessing.active_children():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes their end for a failure
-        for worker in workers:
-            worker.kill()
 
 
 def _complain(message: str) -> None:

@@ -5,11 +5,10 @@ and the position of the draw (epoch, sample index, step, ...). Nothing depends o
 consumed before, so neither the number of workers nor a stop and resume changes the weights.
 """
 
-import zlib
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,8 +21,8 @@ def derive_seed(seed: int, purpose: str, *position: int) -> int:
         purpose: what is drawn; two purposes at the same position are independent.
         position: non-negative integers such as epoch and sample index.
     """
-    words = [seed, zlib.crc32(purpose.encode()), *position]
-    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    text = repr((seed, purpose, *position)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
 def permutation(size: int, seed: int, purpose: str, *position: int) -> Tensor:

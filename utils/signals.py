@@ -1,5 +1,6 @@
 """Signals that ask a run to stop."""
 
+import multiprocessing
 import signal
 import time
 from collections.abc import Callable
@@ -40,3 +41,11 @@ def ignore_signals(_: int = 0) -> None:
     """For a data worker: a signal to the whole job must not take the images from the step to be finished."""
     for number in EXIT_CODES:
         signal.signal(number, signal.SIG_IGN)
+
+
+def end_workers() -> None:
+    """At the end of a process: Python would wait for ever for workers that ignore its signal to end."""
+    if workers := multiprocessing.active_children():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes their end for a failure
+        for worker in workers:
+            worker.kill()
