@@ -76,7 +76,7 @@ def test_the_average_forgets_the_first_weights_soon() -> None:
     expected = 0.0
     for step in range(20):
         torch.nn.init.constant_(net.weight, float(step))
-        average.update_parameters(net)
+        average.update(net)
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * step if step else 0.0
         assert next(average.module.parameters()).item() == pytest.approx(expected, rel=1e-5)

@@ -1,19 +1,50 @@
 """The moving average of the weights (``--ema``), and what a checkpoint holds of it."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
-Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
-def create_average(net: nn.Module, decay: float | None, saved: Mapping[str, Any]) -> AveragedModel | None:
-    """The average of a network's parameters and buffers, begun anew or continued.
+class Average(nn.Module):
+    """The exponential moving average of a network's parameters and buffers, updated after every step.
 
-    Its decay grows, ``(1 + n) / (10 + n)`` at step n, until it is ``decay``: otherwise the first weights
-    would outweigh all others for ``1 / (1 - decay)`` steps.
+    torch's ``AveragedModel`` counts steps on the device; the decay depends on the count, and reading it would
+    have every step wait for the device.
+
+    Args:
+        net: the network in training; copied.
+        decay: from 0 to below 1. It grows, ``(1 + n) / (10 + n)`` at step n, until it is this: otherwise the
+            first weights would outweigh all others for ``1 / (1 - decay)`` steps.
+    """
+
+    def __init__(self, net: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(net).requires_grad_(False)
+        self.decay, self.steps = decay, 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move towards the weights of ``model``, the network or a wrapper of it; counts are copied."""
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps)) if self.steps else 0.0
+        values = [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
+        pairs = list(zip((*self.module.parameters(), *self.module.buffers()), values, strict=True))
+        moving = [pair for pair in pairs if pair[0].is_floating_point()]
+        counts = [pair for pair in pairs if not pair[0].is_floating_point()]
+        torch._foreach_lerp_(*_unzip(moving), 1 - decay)
+        if counts:
+            torch._foreach_copy_(*_unzip(counts))
+        self.steps += 1
+
+
+def _unzip(pairs: list[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+    return [average for average, _ in pairs], [value for _, value in pairs]
+
+
+def create_average(net: nn.Module, decay: float | None, saved: Mapping[str, Any]) -> Average | None:
+    """The average of a network, begun anew or continued.
 
     Args:
         net: the network in training.
@@ -24,24 +55,19 @@ def create_average(net: nn.Module, decay: float | None, saved: Mapping[str, Any]
         if "averaged_steps" in saved:
             print("note: without --ema the average of the resumed run, which its best top-1 is of, ends here")
         return None
-
-    def update(averages: Tensors, values: Tensors, steps: Tensor | int) -> None:
-        n = int(steps)
-        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averages, values, steps)
-
-    average = AveragedModel(net, multi_avg_fn=update, use_buffers=True)
+    average = Average(net, decay)
     if "averaged_steps" in saved:
         average.module.load_state_dict(saved["state_dict"])
-        average.n_averaged.fill_(saved["averaged_steps"])
+        average.steps = saved["averaged_steps"]
     return average
 
 
-def weights(net: nn.Module, average: AveragedModel | None) -> dict[str, Any]:
+def weights(net: nn.Module, average: Average | None) -> dict[str, Any]:
     """What a checkpoint holds: ``state_dict`` is always the network that was evaluated."""
     if average is None:
         return {"state_dict": net.state_dict()}
     return {
         "state_dict": average.module.state_dict(),
         "training_state_dict": net.state_dict(),
-        "averaged_steps": int(average.n_averaged),
+        "averaged_steps": average.steps,
     }

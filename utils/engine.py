@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
+from utils.averaging import Average
 from utils.data import DeviceLoader
 from utils.distributed import ONE_PROCESS, Ranks
 from utils.errors import UserError
@@ -82,7 +82,7 @@ class Trainer:
     mixer: Mixer = field(default_factory=Mixer)
     accumulate: int = 1
     clip: float | None = None
-    average: AveragedModel | None = None
+    average: Average | None = None
     distillation: Distillation | None = None
     print_every: int | None = None
     print_filters: bool = False
@@ -208,7 +208,7 @@ class Trainer:
         self.optimizer.zero_grad()
         self._skipped = 0
         if self.average is not None:
-            self.average.update_parameters(self.model)
+            self.average.update(self.model)
         if self.print_filters and isinstance(self.optimizer, EShiftedSGD):
             stds = " ".join(f"{std:.3g}" for std in self.optimizer.filter_stds())
             tqdm.write(f"standard deviation of the filters: {stds}")

@@ -36,8 +36,14 @@ def read_rows(path: Path) -> list[str]:
     return path.read_text().splitlines()[1:] if path.is_file() else []
 
 
+def write_log(folder: Path, rows: Sequence[str]) -> None:
+    """Write log.txt anew, header included."""
+    text = "".join(f"{row}\n" for row in rows)
+    write_atomically(folder / LOG, lambda file: file.write(text.encode()))
+
+
 class RunLog:
-    """log.txt, TensorBoard events and the console table of one training run; no file before its first epoch.
+    """Rows of log.txt, TensorBoard events and the console table of one run; no file before its first epoch.
 
     log.txt is tab-separated, every field ends in a tab (the published format). It holds nothing that depends
     on the clock, so two identical runs write identical files.
@@ -50,7 +56,7 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, epochs: int, previous: Sequence[str], first_epoch: int) -> None:
-        self.path = folder / LOG
+        self.folder = folder
         self.epochs, self.first_epoch = epochs, first_epoch
         self.started = time.perf_counter()
         self.rows = ["".join(f"{name}\t" for name in COLUMNS), *previous]
@@ -75,11 +81,6 @@ class RunLog:
         """Append an epoch's row: the rate used, the two passes."""
         self.rows.append("".join(f"{value:.6f}\t" for value in _row(rate, trained, validated)))
 
-    def write(self) -> None:
-        """Write log.txt anew."""
-        text = "".join(f"{line}\n" for line in self.rows)
-        write_atomically(self.path, lambda file: file.write(text.encode()))
-
     def show(
         self, epoch: int, rate: float, trained: Metrics, validated: Metrics, images_per_second: float
     ) -> None:
@@ -87,7 +88,7 @@ class RunLog:
         if self.events is None:
             # Events of epochs that a resumed run repeats are hidden.
             purge = self.first_epoch + 1 if self.first_epoch else None
-            self.events = SummaryWriter(str(self.path.parent), purge_step=purge)
+            self.events = SummaryWriter(str(self.folder), purge_step=purge)
         for tag, value in zip(COLUMNS.values(), _row(rate, trained, validated), strict=True):
             self.events.add_scalar(tag, value, epoch)
         self.events.add_scalar("images_per_second", images_per_second, epoch)

@@ -15,13 +15,14 @@ from utils.checkpoint import BEST, LAST
 from utils.distributed import ONE_PROCESS, Ranks
 from utils.engine import Keeper
 from utils.errors import UserError
-from utils.files import remove_leftovers, write_atomically
+from utils.files import write_atomically
 from utils.folder import Predecessor, check_folder, choose_folder, continues, make_folder
 from utils.logger import LOG, RunLog
 from utils.metrics import Metrics
 from utils.provenance import origin
 from utils.resume import differences, previous_rows, start_of_training
 from utils.sampling import Position, TrainBatches
+from utils.saving import Saver
 from utils.signals import EXIT_CODES, Signals
 
 BAD_BATCH = "not_finite.txt"  # the files of a batch whose loss is not finite
@@ -58,30 +59,26 @@ class Run(Keeper):
         self.folder = choose_folder(args)
         self.reached = start_of_training(args, saved, ranks)
         self.accuracy, self.best = float(saved.get("acc", 0.0)), float(saved.get("best_acc", -1.0))
+        self.best_epoch = int(saved.get("best_epoch", 0))
         self.signals = Signals()
-        self.log: RunLog | None = None
-        if not ranks.main:
-            return
+        self.unsaved = True
+        if ranks.main:
+            self._open(saved, {**fields, **steps_of(batches, ranks), **origin(args)})
+
+    def _open(self, saved: Mapping[str, Any], fields: dict[str, Any]) -> None:
+        """On rank 0 only: take the folder, begin the log."""
+        args, self.fields = self.args, fields
         self.lock = make_folder(self.folder)
         check_folder(args)  # again: another run may have ended since the script looked
-        self.fields = {
-            **fields,
-            "processes": ranks.size,
-            "images_per_step": batches.samples_per_step,
-            "training_images": batches.size,
-            **origin(args),
-        }
-        self.best_epoch = int(saved.get("best_epoch", 0))
         rows = previous_rows(args, saved, self.reached.epoch)
         self.log = RunLog(self.folder, args.epochs, rows, self.reached.epoch)
-        self.before: Predecessor | None = None
-        if continues(args, self.folder):
-            self._repair(self.log)
-        else:
-            self.before = Predecessor(args, self.folder)
+        goes_on = continues(args, self.folder)
+        self.saver = Saver(self.folder, args.keep, None if goes_on else Predecessor(args, self.folder))
+        if goes_on and checkpoint.position_of(Path(args.resume)) == self.reached[:2]:
+            self.saver.repair(Path(args.resume), self.log.rows, self._is_best)
         if saved:
             print(f"continuing {args.resume} {self.reached}")
-        for note in differences(saved, self.fields, self.reached):
+        for note in differences(saved, fields, self.reached):
             print(f"note: {note}")
         print(f"seed {fields['seed']}, writing to {self.folder}/")
         self.log.header()
@@ -92,7 +89,8 @@ class Run(Keeper):
 
     def __exit__(self, *error: object) -> None:
         self.signals.__exit__(*error)
-        if self.log is not None:
+        if self.ranks.main:
+            self.saver.close()
             self.log.close()
             self.lock.close()
 
@@ -100,6 +98,7 @@ class Run(Keeper):
         """Where each epoch begins: the first where the resumed run stopped, perhaps in its middle."""
         while self.reached.epoch < self.args.epochs:
             yield self.reached
+        self._written()
 
     @property
     def signal(self) -> int:
@@ -126,20 +125,21 @@ class Run(Keeper):
         self.accuracy, self.reached = validated.top1, Position(epoch + 1)
         if validated.top1 > self.best:
             self.best, self.best_epoch = validated.top1, epoch + 1
-        if self.log is not None:
+        if self.ranks.main:
             self.log.add(rate, trained, validated)
         self._save()
-        if self.log is not None:
+        if self.ranks.main:
             self.log.show(epoch + 1, rate, trained, validated, images_per_second)
 
     def give_up(self, reached: Position, why: str, files: Sequence[str]) -> NoReturn:
         """Save what was reached before the step that is to blame, and the names of its images."""
         self.reached = reached
-        with self._writing():
+        self._save()
+        self._written()
+        with self._errors_in_one_line():
             if self.ranks.main:
                 names = "".join(f"{file}\n" for file in files).encode("utf-8", "surrogateescape")
                 write_atomically(self.folder / BAD_BATCH, lambda file: file.write(names))
-        self._save()
         self.ranks.refuse(
             f"{why}; all names are in {self.folder / BAD_BATCH}, the state before it is in "
             f"{self.folder / LAST}: go on with --resume and a lower --lr, or with --on-nan skip"
@@ -154,48 +154,38 @@ class Run(Keeper):
 
     def _stop(self, number: int) -> NoReturn:
         self._save()
+        self._written()
         name = signal.Signals(number).name
         print(f"stopped by {name}, {self.reached}: resume with --resume {self.folder / LAST}", flush=True)
         sys.exit(EXIT_CODES[signal.Signals(number)])
 
     def _save(self) -> None:
-        """Write a checkpoint of what was reached, on rank 0; the others wait for it."""
+        """Begin to save what was reached, on rank 0; the first checkpoint of a run is waited for."""
         sums = self.ranks.gather([float(value) for value in self.reached.sums])
-        with self._writing():
-            if self.log is not None:
-                self._write(self.log, {"sums": sums, **self.state()})
+        with self._errors_in_one_line():
+            if self.ranks.main:
+                state = self.state()
+                refuse_not_finite(state["state_dict"], self.folder)
+                reached = {"epoch": self.reached.epoch, "images": self.reached.images, "sums": sums}
+                results = {"acc": self.accuracy, "best_acc": self.best, "best_epoch": self.best_epoch}
+                rows = {"rows": self.log.rows}
+                self.saver.save({**self.fields, **reached, **results, **rows, **state}, self._is_best)
+        if self.unsaved:
+            self._written()
+            self.unsaved = False
 
-    def _write(self, log: RunLog, state: Mapping[str, Any]) -> None:
-        """A crash between any two lines leaves what :meth:`_repair` completes."""
-        for key, value in state["state_dict"].items():
-            if not key.endswith(("running_mean", "running_var")) and not torch.isfinite(value).all():
-                raise UserError(
-                    f"{key} is not finite any more: not saved; go on from the last checkpoint in "
-                    f"{self.folder} with a lower --lr"
-                )
-        reached = {"epoch": self.reached.epoch, "images": self.reached.images, "rows": log.rows}
-        results = {"acc": self.accuracy, "best_acc": self.best, "best_epoch": self.best_epoch}
-        path = checkpoint.save({**self.fields, **reached, **results, **state}, self.folder)
-        if self.before is not None:
-            self.before.clear_away(path)
-            self.before = None
-        log.write()
-        checkpoint.publish(path, self._is_best, self.args.keep)
+    def _written(self) -> None:
+        """Wait until all is on the disk."""
+        with self._errors_in_one_line():
+            if self.ranks.main:
+                self.saver.wait()
 
     @property
     def _is_best(self) -> bool:
         return self.best_epoch > 0 and self.reached.images == 0 and self.best_epoch == self.reached.epoch
 
-    def _repair(self, log: RunLog) -> None:
-        """Complete what a crash between the parts of a save has left undone in the run's own folder."""
-        remove_leftovers(self.folder)
-        path = Path(self.args.resume)
-        if checkpoint.position_of(path) == (self.reached.epoch, self.reached.images):
-            log.write()
-            checkpoint.publish(path, self._is_best, self.args.keep)
-
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _errors_in_one_line(self) -> Iterator[None]:
         """A failure to write, on rank 0, ends all processes with one line."""
         with self.ranks.agree():
             try:
@@ -206,3 +196,23 @@ class Run(Keeper):
                     f"cannot write to {self.folder} ({reason}); what it held before can still be resumed: "
                     "mend that and go on with --resume auto"
                 ) from None
+
+
+def steps_of(batches: TrainBatches, ranks: Ranks) -> dict[str, Any]:
+    """What the steps of a run are made of."""
+    sizes = {"images_per_step": batches.samples_per_step, "training_images": batches.size}
+    return {"processes": ranks.size, **sizes}
+
+
+def refuse_not_finite(weights: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Statistics of batch norm may overflow in half precision; nothing else may.
+
+    Raises:
+        UserError: a weight is not finite.
+    """
+    for key, value in weights.items():
+        if not key.endswith(("running_mean", "running_var")) and not torch.isfinite(value).all():
+            raise UserError(
+                f"{key} is not finite any more: not saved; go on from the last checkpoint in {folder} with a "
+                "lower --lr"
+            )
