@@ -4,7 +4,6 @@ import errno
 import io
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import IO, Any
 
@@ -65,7 +64,7 @@ def size_of_a_checkpoint() -> int:
 
 @pytest.mark.parametrize(
     "fault",
-    ["mkstemp", "fsync", "replace", "link", "chmod", *(f"write {share}" for share in (0, 1, 10, 50, 90, 99))],
+    ["open", "fsync", "replace", "link", *(f"write {share}" for share in (0, 1, 10, 50, 90, 99))],
 )
 def test_a_failure_while_saving_keeps_the_previous(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
@@ -79,10 +78,14 @@ def test_a_failure_while_saving_keeps_the_previous(
 
     call, _, share = fault.partition(" ")
     if call == "write":
-        room, fdopen = size_of_a_checkpoint() * int(share) // 100, os.fdopen
-        monkeypatch.setattr(os, "fdopen", lambda fd, _: FailingFile(fdopen(fd, "wb"), room))
+        room, real = size_of_a_checkpoint() * int(share) // 100, Path.open
+
+        def limited(path: Path, mode: str) -> Any:
+            return FailingFile(real(path, "xb"), room) if mode == "xb" else real(path, mode)
+
+        monkeypatch.setattr(Path, "open", limited)
     else:
-        monkeypatch.setattr({"mkstemp": tempfile, "chmod": Path}.get(call, os), call, fail)
+        monkeypatch.setattr(Path if call == "open" else os, call, fail)
     if fault == "link":  # a file system without hard links gets a copy
         save(2, tmp_path, is_best=True)
     else:

@@ -233,10 +233,13 @@ def test_weights_that_are_not_finite_are_never_saved(
 
 def test_leftovers_of_a_killed_process_are_cleared_away(call: Run, images: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / ".checkpoint-0001-0000000.pth.tar-abcdefgh").write_bytes(b"half")
+    (tmp_path / "out" / ".checkpoint-0001-0000000.pth.tar.unfinished-abcdefgh").write_bytes(b"half")
+    (tmp_path / "out" / ".git-credentials").touch()  # as in -c .
+    (tmp_path / "out" / "events.out.tfevents.1.of-another-program").touch()
     flags = (*SMALL, "--data", images, "--epochs", 1, "-c", "out")
     assert call(*flags).returncode == 0
-    assert [path.name for path in (tmp_path / "out").glob(".*")] == [".lock"]
+    assert {path.name for path in (tmp_path / "out").glob(".*")} == {".lock", ".git-credentials"}
+    assert (tmp_path / "out" / "events.out.tfevents.1.of-another-program").exists()
 
 
 def test_a_mistake_of_the_optimizer_state_is_said(call: Run, images: Path, tmp_path: Path) -> None:

@@ -11,6 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_TYPES = frozenset(
+    {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool}
+    | {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+)
 _PARTS = 1_000_000  # values and containers in a file; checkpoints of the largest nets have some ten thousand
 
 
@@ -37,12 +41,7 @@ def read(path: str) -> Any:
         warnings.simplefilter("ignore")  # old formats make torch warn about its own internals
         # Mapped into memory, a storage cannot reach beyond the file, whatever length it claims.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    size = Path(path).stat().st_size
-    for tensor in _tensors(content):
-        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-            raise DamagedError("it holds tensors that are no plain arrays")
-        if tensor.numel() * tensor.element_size() > size:
-            raise DamagedError(f"a tensor of {tensor.numel():,} elements is larger than the file")
+    _check_tensors(content, Path(path).stat().st_size)
     if isinstance(content, dict) and "checksum" in content:
         if content["checksum"] != checksum(content):
             raise DamagedError("its checksum does not match its content")
@@ -54,10 +53,30 @@ def read(path: str) -> Any:
 
 
 def _refuse_compressed(path: str) -> None:
-    """torch never compresses; a small compressed file could fill the memory."""
-    for entry in zipfile.ZipFile(path).infolist():
-        if entry.compress_type != zipfile.ZIP_STORED:
-            raise DamagedError("it is a compressed archive: unpack it first")
+    """torch never compresses; a small compressed file could fill the memory.
+
+    Something before the archive would have torch and Python read two different ones.
+    """
+    entries = zipfile.ZipFile(path).infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise DamagedError("it is a compressed archive: unpack it first")
+    if not entries or min(entry.header_offset for entry in entries) != 0:
+        raise DamagedError("something stands before its archive")
+
+
+def _check_tensors(content: object, size: int) -> None:
+    """Refuse what no checkpoint holds: other than plain arrays, or more of them than ``size`` bytes can hold.
+
+    References to one array stand for as many arrays to whoever walks through them.
+    """
+    total = 0
+    for tensor in _tensors(content):
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.dtype in _TYPES
+        if not plain:
+            raise DamagedError("it holds tensors that are no plain arrays")
+        total += tensor.numel() * tensor.element_size()
+        if total > 4 * size + 1_000_000:
+            raise DamagedError(f"its tensors ({total:,} bytes and more) are larger than the file")
 
 
 def _numpy_scalars() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:

@@ -335,6 +335,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("--scale takes the least share of the area, above 0, and then the largest")
     if args.fresh_optimizer and not args.resume:
         parser.error("--fresh-optimizer goes with --resume FILE")
+    if args.fresh_optimizer and args.resume == "auto":
+        parser.error("--fresh-optimizer would drop the momentum at every start of --resume auto: name a FILE")
     file = args.resume if args.resume != "auto" else None  # auto goes with whatever the first start is from
     if args.finetune and (file or args.pretrained):
         parser.error("--finetune FILE starts anew: without --resume FILE and --pretrained")

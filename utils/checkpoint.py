@@ -5,10 +5,12 @@ A file is a dict of plain tensors, scalars, strings, lists and dicts. ``epoch`` 
 published fields; ``images`` of the next epoch are done beside them. ``checksum`` is over all the rest.
 """
 
+import math
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -29,7 +31,7 @@ _WRAPPERS = ("module", "_orig_mod")
 
 def kept(folder: Path) -> list[Path]:
     """The checkpoints of a folder that are kept under the name of their position, the newest first."""
-    found = [(position_of(path), path) for path in folder.glob("checkpoint-*.pth.tar")]
+    found = [(position_of(path), path) for path in folder.glob("checkpoint-*.pth.tar") if path.is_file()]
     return [path for _, path in sorted((at, path) for at, path in found if at is not None)][::-1]
 
 
@@ -58,7 +60,8 @@ def publish(path: Path, is_best: bool, keep: int) -> None:
         copy_atomically(path, path.parent / BEST)
     copy_atomically(path, path.parent / LAST)
     for old in kept(path.parent)[keep:]:
-        old.unlink()
+        if old != path:
+            old.unlink()
 
 
 def newest(folder: Path) -> str | None:
@@ -98,10 +101,10 @@ def load(path: str, flag: str = "--resume") -> dict[str, Any]:
     Raises:
         UserError: the file is missing, unreadable, damaged, or holds something else.
     """
-    if not Path(path).is_file():
-        what = "is a folder: give a file in it" if Path(path).is_dir() else "no such file"
-        raise UserError(f"{flag} {path}: {what}")
     try:
+        if not Path(path).is_file():
+            what = "is a folder: give a file in it" if Path(path).is_dir() else "no such file"
+            raise UserError(f"{flag} {path}: {what}")
         return _normalize(archive.read(path), f"{flag} {path}")
     except (UserError, KeyboardInterrupt):
         raise
@@ -130,36 +133,34 @@ def _normalize(content: object, source: str) -> dict[str, Any]:
     return {**content, "state_dict": {_plain_key(key): value for key, value in state.items()}}
 
 
-# What training goes on from must be of its type.
-_KINDS: dict[str, type] = {
-    "epoch": int,
-    "images": int,
-    "seed": int,
-    "arch": str,
-    "classes": list,
-    "sums": list,
-    "rows": list,
-    "best_epoch": int,
-    "averaged_steps": int,
-    "training_state_dict": dict,
-    "precision": dict,
-    "arguments": dict,
-    "training_images": int,
-    "images_per_step": int,
-    "processes": int,
-}
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**63
 
 
-def _check_fields(content: Mapping[Any, Any], source: str) -> None:
-    wrong = [key for key, kind in _KINDS.items() if not isinstance(content.get(key, kind()), kind)]
-    if "optimizer" in content and not _is_optimizer_state(content["optimizer"]):
-        wrong.append("optimizer")
-    if not all(isinstance(sums, list) and len(sums) in (0, 4) for sums in content.get("sums", [])):
-        wrong.append("sums")
-    counts = ("epoch", "images", "seed")
-    wrong += [key for key in counts if key not in wrong and content.get(key, 0) < 0]
-    if wrong:
-        raise UserError(f"{source}: damaged ({' and '.join(wrong)} not of the kind expected)")
+def _is_number(value: object) -> bool:
+    """A finite one; a tensor of one, as published."""
+    number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    return isinstance(number, int | float) and math.isfinite(number)
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) and "\n" not in text for text in value)
+
+
+def _are_sums(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(sums, list) and len(sums) in (0, 4) and all(map(_is_number, sums)) for sums in value
+    )
+
+
+def _are_weights(value: object) -> bool:
+    return isinstance(value, dict) and _all_tensors(value)
 
 
 def _is_optimizer_state(value: object) -> bool:
@@ -169,9 +170,49 @@ def _is_optimizer_state(value: object) -> bool:
         isinstance(state, dict)
         and all(isinstance(of_parameter, dict) for of_parameter in state.values())
         and isinstance(groups, list)
-        and all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups)
-        and all(len(group.get("param_names", group["params"])) == len(group["params"]) for group in groups)
+        and all(map(_is_group, groups))
     )
+
+
+def _is_group(value: object) -> bool:
+    """Of parameters, by number and, in our files, by name."""
+    params = value.get("params") if isinstance(value, dict) else None
+    if not isinstance(value, dict) or not isinstance(params, list):
+        return False
+    names = value.get("param_names", [""] * len(params))
+    return all(type(key) is int for key in params) and _are_texts(names) and len(names) == len(params)
+
+
+def _is_dict(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+def _are_arguments(value: object) -> bool:
+    return isinstance(value, dict) and _is_plain([*value, *value.values()])
+
+
+# What a run goes on from must be of its kind.
+_FIELDS: Mapping[str, Callable[[object], bool]] = MappingProxyType(
+    {
+        **dict.fromkeys(("epoch", "images", "seed", "best_epoch", "averaged_steps"), _is_count),
+        **dict.fromkeys(("training_images", "images_per_step", "processes"), _is_count),
+        **dict.fromkeys(("acc", "best_acc"), _is_number),
+        **dict.fromkeys(("classes", "rows"), _are_texts),
+        "arch": lambda value: isinstance(value, str),
+        "sums": _are_sums,
+        "training_state_dict": _are_weights,
+        "optimizer": _is_optimizer_state,
+        "precision": _is_dict,
+        "versions": _are_arguments,
+        "arguments": _are_arguments,
+    }
+)
+
+
+def _check_fields(content: Mapping[Any, Any], source: str) -> None:
+    wrong = [key for key, is_sound in _FIELDS.items() if key in content and not is_sound(content[key])]
+    if wrong:
+        raise UserError(f"{source}: damaged ({' and '.join(wrong)} not of the kind expected)")
 
 
 def _all_tensors(values: Mapping[Any, Any]) -> bool:

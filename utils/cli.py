@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import errno
 import io
 import math
 import os
@@ -13,6 +14,7 @@ from typing import Any, NoReturn
 from models import list_models
 from utils.distributed import is_main_process, leave_quietly
 from utils.errors import UserError
+from utils.signals import end_workers
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,12 +53,9 @@ def run(main: Callable[[], None]) -> NoReturn:
         _complain(str(error))
         sys.exit(2)
     except RuntimeError as error:
-        if (killed := _killed_worker(error)) is None:
+        if (line := _explain(error)) is None:
             raise
-        _complain(
-            f"a process that decodes images was killed ({killed}); if memory is short, give fewer --workers; "
-            "go on with --resume auto"
-        )
+        _complain(line)
         sys.exit(2)
     except KeyboardInterrupt:
         if is_main_process():
@@ -65,6 +64,13 @@ def run(main: Callable[[], None]) -> NoReturn:
     except BrokenPipeError:  # whoever read the output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        _complain(f"{error.strerror}: {error.filename or 'standard output'}; --resume auto goes on")
+        sys.exit(2)
+    finally:
+        end_workers()
     sys.exit(0)
 
 
@@ -72,11 +78,18 @@ def _complain(message: str) -> None:
     print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr)
 
 
-def _killed_worker(error: BaseException | None) -> str | None:
-    """What torch says of a killed data worker, wherever its signal handler has interrupted this process."""
+def _explain(error: BaseException | None) -> str | None:
+    """A line for what is no fault of the program; torch reports a killed worker wherever it interrupts it."""
     while error is not None:
-        if str(error).startswith("DataLoader worker"):
-            return str(error).splitlines()[0].strip()
+        text = str(error)
+        first = text.splitlines()[0].strip() if text else ""
+        if text.startswith("DataLoader worker"):
+            return (
+                f"a process that decodes images was killed ({first}); if memory is short, give fewer "
+                "--workers; go on with --resume auto"
+            )
+        if "out of memory" in text or "not enough memory" in text or "can't allocate memory" in text:
+            return f"too little memory ({first[:120]}): lower --train-batch (--accum-steps) or --test-batch"
         error = error.__context__
     return None
 

@@ -195,6 +195,13 @@ def _first_slurm_host(environment: Mapping[str, str]) -> str:
     return expanded.stdout.split()[0]
 
 
+def _whole(environment: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environment[name])
+    except ValueError:
+        raise UserError(f"{name}={environment[name]} in the environment is not a number") from None
+
+
 @contextmanager
 def start(device: str, local_rank: int | None) -> Iterator[Ranks]:
     """Join the job's processes for the block; on all but rank 0 standard output goes nowhere.
@@ -207,7 +214,7 @@ def start(device: str, local_rank: int | None) -> Iterator[Ranks]:
         UserError: this machine has no such device, or fewer GPUs than processes.
     """
     place = launch_environment(os.environ, local_rank)
-    rank, size, local = (int(place[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    rank, size, local = (_whole(place, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     chosen = process_device(device, local, "SLURM_LOCALID" in os.environ)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
@@ -260,9 +267,11 @@ def _losses_in_one_line(rank: int) -> Iterator[None]:
         signs = ("by peer", "Broken pipe", "Connection", "Timed out", "remote process")
         if not isinstance(error, dist.DistError) and not any(sign in str(error) for sign in signs):
             raise
-        first = str(error).splitlines()[0][-120:]
+        if "address already in use" in str(error).lower() or "EADDRINUSE" in str(error):
+            port = os.environ.get("MASTER_PORT", "")
+            raise UserError(f"port {port} is in use: set another MASTER_PORT, or --master_port") from None
         raise UserError(
-            f"rank {rank}: another process has ended or hangs ({first}); go on with --resume auto"
+            f"rank {rank}: another process has ended, for what it says itself if it could, or hangs"
         ) from None
 
 

@@ -149,7 +149,7 @@ class Trainer:
                 images_after = images_before + batches.samples_per_step
                 keeper.after_step(Position(begin.epoch, images_after, meter.sums), step + 1, signal)
             progress.step(meter, len(labels))
-        self._set_rate(begin.epoch, steps - 1, steps)
+        self._set_rate(begin.epoch, max(steps, 1) - 1, max(steps, 1))
         loader.report(self.ranks)
         return meter.read(self.ranks), progress.close()
 

@@ -2,10 +2,12 @@
 
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
+
+_MARK = ".unfinished-"  # in the name of a temporary file
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -17,15 +19,15 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         path: the file.
         write: fills the temporary one.
     """
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    temporary = path.with_name(f".{path.name}{_MARK}{uuid.uuid4().hex[:8]}")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        _publish(Path(temporary), path)
+        _publish(temporary, path)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
             raise error.__context__ from None  # torch's writer hides that the disk is full
         raise
@@ -33,8 +35,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 def copy_atomically(source: Path, path: Path) -> None:
     """Make ``path`` a second name of the file ``source``; a copy where there are no hard links."""
-    temporary = path.with_name(f".{path.name}-link")
-    temporary.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}{_MARK}{uuid.uuid4().hex[:8]}")
     try:
         os.link(source, temporary)
     except OSError:
@@ -46,14 +47,12 @@ def copy_atomically(source: Path, path: Path) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files of processes that were killed; no other may be writing there."""
-    for path in folder.glob(".?*-????*"):
-        if path.is_file():
-            path.unlink(missing_ok=True)
+    for path in folder.glob(f".*{_MARK}????????"):
+        path.unlink(missing_ok=True)
 
 
 def _publish(temporary: Path, path: Path) -> None:
     """Rename, and flush the folder so that the rename survives a power cut."""
-    temporary.chmod(0o644)
     os.replace(temporary, path)
     temporary.unlink(missing_ok=True)  # renaming does nothing if both are names of one file
     folder = os.open(path.parent, os.O_RDONLY)

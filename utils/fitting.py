@@ -93,7 +93,7 @@ def _class_flag(state: Mapping[str, Tensor]) -> str:
 
 
 def load_optimizer(optimizer: Optimizer, saved: Mapping[str, Any] | None, net: nn.Module, path: str) -> None:
-    """Restore momentum and other per-parameter state; rates and decay stay those of the command line.
+    """Restore the momentum; rates and decay stay those of the command line.
 
     Our files name the parameters. Published files number them, in one group or two: the grouping of the
     published scripts that gives groups of these sizes and shapes says which is which.
@@ -120,9 +120,9 @@ def load_optimizer(optimizer: Optimizer, saved: Mapping[str, Any] | None, net: n
             f"state, groups of {sizes}, belongs; {remedy}"
         )
     state = {
-        i: {key: _laid_out_as(value, parameters[name]) for key, value in theirs[name].items()}
+        i: {"momentum_buffer": _laid_out_as(theirs[name]["momentum_buffer"], parameters[name])}
         for i, name in enumerate(ours)
-        if theirs[name]
+        if theirs[name].get("momentum_buffer") is not None
     }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
@@ -168,12 +168,11 @@ def _published_groupings(parameters: Mapping[str, Tensor]) -> Iterator[list[list
 
 
 def _shapes_fit(values: Mapping[str, Any], parameter: Tensor) -> bool:
-    tensors = [value for value in values.values() if isinstance(value, Tensor) and value.dim()]
-    return all(tensor.shape == parameter.shape for tensor in tensors)
+    """SGD keeps nothing but the momentum; a kernel must not be given one of another shape."""
+    momentum = values.get("momentum_buffer")
+    return momentum is None or (isinstance(momentum, Tensor) and momentum.shape == parameter.shape)
 
 
-def _laid_out_as(value: Any, parameter: Tensor) -> Any:
+def _laid_out_as(value: Tensor, parameter: Tensor) -> Tensor:
     """A tensor in the parameter's memory format: fused optimizers pair memory, not indices."""
-    if not isinstance(value, Tensor) or not value.dim():
-        return value
     return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)

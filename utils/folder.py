@@ -3,8 +3,9 @@
 import argparse
 import fcntl
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from utils import checkpoint
 from utils.checkpoint import BEST, LAST
@@ -32,7 +33,13 @@ def check_folder(args: argparse.Namespace) -> None:
     Raises:
         UserError: so it is.
     """
-    folder = choose_folder(args)
+    try:
+        _check(args, choose_folder(args))
+    except OSError as error:
+        raise UserError(f"-c {choose_folder(args)}: {error.strerror}") from None
+
+
+def _check(args: argparse.Namespace, folder: Path) -> None:
     if holds_run(folder) and not continues(args, folder) and not args.overwrite:
         raise UserError(
             f"-c {folder} holds a run already: go on with --resume {folder / LAST}, "
@@ -80,21 +87,49 @@ def holds_run(folder: Path) -> bool:
 
 
 class Predecessor:
-    """What a folder holds before a run that does not continue it writes its first checkpoint there."""
+    """What a folder holds of another run until one that does not continue it writes its first checkpoint.
 
-    def __init__(self, args: argparse.Namespace, folder: Path) -> None:
-        self.folder = folder
-        self.files = [*checkpoint.kept(folder), *folder.glob("events.out.tfevents.*")]
-        self.best_before = Path(args.resume).parent / BEST if args.resume else None
+    Args:
+        args: the command line.
+        saved: the checkpoint that the new run goes on from, or nothing.
+        folder: the new run's.
+    """
 
-    def clear_away(self, newest: Path) -> None:
-        """Remove it, now that ``newest`` is there; bring along the best of the resumed run."""
+    def __init__(self, args: argparse.Namespace, saved: Mapping[str, Any], folder: Path) -> None:
+        self.folder, self.kept = folder, checkpoint.kept(folder)
+        self.others = [folder / name for name in (LAST, BEST, LOG) if (folder / name).exists()]
+        if holds_run(folder):
+            self.others += folder.glob("events.out.tfevents.*")
+        self.best = best_of(saved, Path(args.resume)) if args.resume else None
+
+    def step_back(self) -> None:
+        """Before the first checkpoint: from then on it is the newest; until then LAST is the other run's."""
         remove_leftovers(self.folder)
-        for path in self.files:
-            if path != newest:
-                path.unlink(missing_ok=True)
-        if self.best_before is not None and self.best_before.exists():
-            if self.best_before.resolve() != (self.folder / BEST).resolve():
-                copy_atomically(self.best_before, self.folder / BEST)
-        else:
-            (self.folder / BEST).unlink(missing_ok=True)
+        for path in self.kept:
+            path.unlink(missing_ok=True)
+
+    def leave(self) -> None:
+        """After it: bring along the best of the run that is continued, and remove the rest."""
+        if self.best is not None and self.best.exists():
+            copy_atomically(self.best, self.folder / BEST)
+            self.others = [path for path in self.others if path.name != BEST]
+        for path in self.others:
+            path.unlink(missing_ok=True)
+
+
+def best_of(saved: Mapping[str, Any], path: Path) -> Path | None:
+    """The file of the best epoch before the checkpoint ``path``: itself, or that beside it if it is it."""
+    if saved.get("best_epoch") == saved.get("epoch") and not saved.get("images", 0):
+        return path
+    beside = path.parent / BEST
+    if not beside.exists():
+        return None
+    try:
+        found = checkpoint.load(str(beside))
+    except UserError:
+        found = {}
+    wanted = {key: saved.get(key) for key in ("arch", "best_acc")} | {"epoch": saved.get("best_epoch")}
+    if all(found.get(key) == value for key, value in wanted.items() if value is not None) and found:
+        return beside
+    print(f"note: {beside} is not the best before {path}: not brought along")
+    return None

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from utils.events import Events
 from utils.files import write_atomically
 from utils.metrics import Meter, Metrics
 
@@ -33,7 +33,7 @@ COLUMNS = MappingProxyType(
 
 def read_rows(path: Path) -> list[str]:
     """The rows of a log.txt without its header; none when there is no such file."""
-    return path.read_text().splitlines()[1:] if path.is_file() else []
+    return path.read_text(errors="replace").splitlines()[1:] if path.is_file() else []
 
 
 def write_log(folder: Path, rows: Sequence[str]) -> None:
@@ -60,7 +60,7 @@ class RunLog:
         self.epochs, self.first_epoch = epochs, first_epoch
         self.started = time.perf_counter()
         self.rows = ["".join(f"{name}\t" for name in COLUMNS), *previous]
-        self.events: SummaryWriter | None = None
+        self.events: Events | None = None
 
     def header(self) -> None:
         """Begin the console table."""
@@ -87,12 +87,9 @@ class RunLog:
         """Write an epoch, counted from 1, to TensorBoard and the console."""
         if self.events is None:
             # Events of epochs that a resumed run repeats are hidden.
-            purge = self.first_epoch + 1 if self.first_epoch else None
-            self.events = SummaryWriter(str(self.folder), purge_step=purge)
-        for tag, value in zip(COLUMNS.values(), _row(rate, trained, validated), strict=True):
-            self.events.add_scalar(tag, value, epoch)
-        self.events.add_scalar("images_per_second", images_per_second, epoch)
-        self.events.flush()
+            self.events = Events(self.folder, self.first_epoch + 1 if self.first_epoch else None)
+        values = dict(zip(COLUMNS.values(), _row(rate, trained, validated), strict=True))
+        self.events.add({**values, "images_per_second": images_per_second}, epoch)
 
         elapsed = time.perf_counter() - self.started
         left = elapsed / (epoch - self.first_epoch) * (self.epochs - epoch)

@@ -104,7 +104,10 @@ class Precision:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue with a saved loss scale; nothing to do where none was saved or none is used."""
-        if "scale" in state and self.scaler.is_enabled():
+        if state and self.scaler.is_enabled():
+            wanted = self.scaler.state_dict()
+            if set(state) != set(wanted) or not all(isinstance(v, int | float) for v in state.values()):
+                raise UserError("--resume: the file's loss scale is of another kind; --fresh-optimizer")
             self.scaler.load_state_dict(dict(state))
 
 
@@ -216,7 +219,7 @@ def choose_precision(args: argparse.Namespace, device: str) -> Precision:
     Raises:
         UserError: a flag does not go with the level, or Apex is asked for and absent.
     """
-    level = args.opt_level or ("O2" if device == "cuda" else "O0")
+    level = args.opt_level = args.opt_level or ("O2" if device == "cuda" else "O0")  # checkpoints say it
     flags = {"--loss-scale": args.loss_scale, "--amp-dtype": args.amp_dtype}
     given = [flag for flag, value in flags.items() if value is not None]
     if level == "O0" and given:

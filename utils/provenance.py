@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy
@@ -16,8 +17,10 @@ import torchvision
 _ELSEWHERE = {
     "checkpoint", "data", "device", "evaluate", "gpu_id", "keep", "local_rank", "manualSeed", "max_bad",
     "on_nan", "overwrite", "print_always", "print_freq", "resume", "fresh_optimizer", "save_every", "workers",
-    "finetune", "pretrained", "start_epoch", "test_batch", "auto",
+    "finetune", "pretrained", "start_epoch", "test_batch", "auto", "found",
 }  # fmt: skip
+
+_FLAGS = MappingProxyType({"wdall": "wd-all"})  # where an argument has another name than its flag
 
 
 def origin(args: argparse.Namespace) -> dict[str, Any]:
@@ -45,7 +48,7 @@ def plain(arguments: dict[str, Any]) -> dict[str, Any]:
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """``--lr 0.1 -> 0.2`` for every argument of both that differs."""
     return [
-        f"--{name.replace('_', '-')} {_text(before[name])} -> {_text(now[name])}"
+        f"--{_FLAGS.get(name, name).replace('_', '-')} {_text(before[name])} -> {_text(now[name])}"
         for name in sorted(set(before) & set(now))
         if before[name] != now[name]
     ]

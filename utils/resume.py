@@ -26,6 +26,7 @@ def resumed(args: argparse.Namespace, ranks: Ranks = ONE_PROCESS) -> dict[str, A
         UserError: it cannot be read, or there is nothing to evaluate.
     """
     args.auto = args.resume == "auto"
+    args.found = None  # by auto
     if args.auto:
         folder = Path(args.checkpoint or "checkpoint")
         with ranks.agree():
@@ -33,12 +34,16 @@ def resumed(args: argparse.Namespace, ranks: Ranks = ONE_PROCESS) -> dict[str, A
             if ranks.main and found is None and args.evaluate:
                 raise UserError(f"--resume auto: there is no checkpoint in {folder} to evaluate; give -c DIR")
         args.checkpoint, args.resume = str(folder), ranks.gather(found)[0]
+        args.found = args.resume
         if args.resume is None:
             print(f"--resume auto: no checkpoint in {folder}/: starting anew")
         else:
             args.finetune, args.pretrained, args.zero_gamma = None, False, False
     with ranks.agree():
-        return checkpoint.load(args.resume) if args.resume else {}
+        saved = checkpoint.load(args.resume) if args.resume else {}
+    if args.start_epoch and "epoch" in saved:
+        print(f"note: --start-epoch {args.start_epoch} is not used: {args.resume} has its own")
+    return saved
 
 
 def choose_seed(requested: int | None, resumed: int | None) -> int:
@@ -67,7 +72,7 @@ def start_of_training(
     epoch, images = int(saved.get("epoch", args.start_epoch)), int(saved.get("images", 0))
     sums = saved.get("sums", [])
     if len(sums) != ranks.size:  # another number of processes: rank 0 takes the sum over all
-        totals = [sum(column) for column in zip(*sums, strict=True)]
+        totals = [sum(column) for column in zip(*filter(None, sums), strict=True)]
         sums = [totals, *[[]] * (ranks.size - 1)]
     return Position(epoch, images, tuple(sums[ranks.rank]))
 
@@ -83,8 +88,12 @@ def differences(saved: Mapping[str, Any], fields: Mapping[str, Any], reached: Po
         (processes, images), now = steps[0], steps[1]
         yield (
             f"that run had {plural(processes, 'process')} and steps of {plural(images, 'image')}, this one "
-            f"{now[0]} and {now[1]:,}: what follows differs from it, no image of the epoch is lost"
+            f"{now[0]} and {now[1]:,}: what follows differs from it; every image that was left is read, but "
+            "for those at the end that fill no step"
         )
+    versions = {key: of.get("versions", {}) for key, of in (("before", saved), ("now", fields))}
+    if versions["before"] and versions["before"] != versions["now"]:
+        yield f"that run had other versions: {versions['before']}; results may differ in the last bits"
     if changed := changes(saved.get("arguments", {}), fields["arguments"]):
         yield f"other than in that run: {', '.join(changed)}"
 

@@ -70,12 +70,15 @@ class Run(Keeper):
         args, self.fields = self.args, fields
         self.lock = make_folder(self.folder)
         check_folder(args)  # again: another run may have ended since the script looked
+        if args.auto and checkpoint.newest(self.folder) != args.found:
+            raise UserError(f"-c {self.folder}: another process has trained into it meanwhile; start again")
         rows = previous_rows(args, saved, self.reached.epoch)
         self.log = RunLog(self.folder, args.epochs, rows, self.reached.epoch)
         goes_on = continues(args, self.folder)
-        self.saver = Saver(self.folder, args.keep, None if goes_on else Predecessor(args, self.folder))
+        self.saver = Saver(self.folder, args.keep, None if goes_on else Predecessor(args, saved, self.folder))
         if goes_on and checkpoint.position_of(Path(args.resume)) == self.reached[:2]:
-            self.saver.repair(Path(args.resume), self.log.rows, self._is_best)
+            with one_line(self.folder):
+                self.saver.repair(Path(args.resume), self.log.rows, self._is_best)
         if saved:
             print(f"continuing {args.resume} {self.reached}")
         for note in differences(saved, fields, self.reached):
@@ -187,15 +190,20 @@ class Run(Keeper):
     @contextmanager
     def _errors_in_one_line(self) -> Iterator[None]:
         """A failure to write, on rank 0, ends all processes with one line."""
-        with self.ranks.agree():
-            try:
-                yield
-            except OSError as error:
-                reason = error.strerror or str(error)
-                raise UserError(
-                    f"cannot write to {self.folder} ({reason}); what it held before can still be resumed: "
-                    "mend that and go on with --resume auto"
-                ) from None
+        with self.ranks.agree(), one_line(self.folder):
+            yield
+
+
+@contextmanager
+def one_line(folder: Path) -> Iterator[None]:
+    """Turn a failure to write into a line for the user."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder} ({error.strerror or error}); what it held before can still be "
+            "resumed: mend that and go on with --resume auto"
+        ) from None
 
 
 def steps_of(batches: TrainBatches, ranks: Ranks) -> dict[str, Any]:

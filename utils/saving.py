@@ -53,15 +53,21 @@ class Saver:
         self.thread.shutdown()
 
     def repair(self, path: Path, rows: Sequence[str], is_best: bool) -> None:
-        """Complete what a crash has left undone after ``path``, the newest checkpoint, was written."""
+        """Complete what a crash has left undone after ``path``, the newest whole checkpoint, was written."""
         remove_leftovers(self.folder)
+        for newer in checkpoint.kept(self.folder):
+            if newer == path:
+                break
+            newer.unlink()  # damaged, and it would be kept in place of whole ones
         write_log(self.folder, rows)
         checkpoint.publish(path, is_best, self.keep)
 
     def _write(self, content: dict[str, Any], is_best: bool) -> None:
+        if self.before is not None:
+            self.before.step_back()
         path = checkpoint.save(content, self.folder)
         if self.before is not None:
-            self.before.clear_away(path)
+            self.before.leave()
             self.before = None
         write_log(self.folder, content["rows"])
         checkpoint.publish(path, is_best, self.keep)

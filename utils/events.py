@@ -1,0 +1,56 @@
+"""TensorBoard's event files."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
+from tqdm import tqdm
+
+
+class Events:
+    """Writes scalars at once; on a disk that fails it says so once and goes on without.
+
+    tensorboardX's ``SummaryWriter`` writes in a thread; were that to end with an error, the run would wait
+    for it for ever.
+
+    Args:
+        folder: where the file goes.
+        first: events of this step and later ones in older files are hidden; None: none are.
+    """
+
+    def __init__(self, folder: Path, first: int | None) -> None:
+        self.writer: EventsWriter | None = None
+        try:
+            self.writer = EventsWriter(str(folder / "events"))
+            if first is not None:
+                start = SessionLog(status=SessionLog.START)
+                self.writer.write_event(Event(step=first, session_log=start))
+        except OSError as error:
+            self._give_up(error)
+
+    def add(self, values: Mapping[str, float], step: int) -> None:
+        """Write a value for every tag."""
+        if self.writer is None:
+            return
+        try:
+            for tag, value in values.items():
+                summary = scalar(tag, value)
+                self.writer.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+            self.writer.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def close(self) -> None:
+        writer, self.writer = self.writer, None
+        if writer is not None:
+            try:
+                writer.close()
+            except OSError as error:
+                self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        self.writer = None
+        tqdm.write(f"note: no more events for TensorBoard: {error.strerror or error}")
