@@ -61,7 +61,7 @@ def main() -> None:
     if not args.evaluate:
         check_start(args, saved)
         check_folder(args)
-    splits = open_data(args.data, args.evaluate, saved.get("classes", ()))
+    splits = open_data(args.data, args.evaluate, saved.get("classes", ()), args.cache)
     classes = network.class_count(args.num_classes, splits.val.classes)
     net, complexity = network.build_model(args, classes)
     network.load_weights(net, args, saved)

@@ -95,7 +95,7 @@ def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAUL
             if not args.evaluate:
                 check_start(args, saved)
                 check_folder(args)
-            splits = open_data(args.data, args.evaluate, saved.get("classes", ()))
+            splits = open_data(args.data, args.evaluate, saved.get("classes", ()), args.cache)
         ranks.same(str(splits), f"--data {args.data}")
         seed = ranks.gather(choose_seed(args.manualSeed, saved.get("seed")))[0]
         configure_torch(args.deterministic, seed)

@@ -35,6 +35,14 @@ def start_process(folder: Path, *command: object) -> subprocess.CompletedProcess
     )
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a test's processes keep their indices, in place of the user's cache; it is not there yet."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    return home / "cache" / "pytorch-insight"
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """Start ``python SCRIPT ARGUMENTS`` in an empty folder and wait for it."""

@@ -22,13 +22,6 @@ from utils.index import Index, read_index
 CLASSES = ("cat", "dog", "owl")
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the caches; it is not there yet."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "pytorch-insight"
-
-
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> None:
     """Folders made by the test count as old: the index believes that it is ten seconds later."""

@@ -40,6 +40,13 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         help="processes that decode images; does not change the result (default: one per core, at most 32)",
     )
     group.add_argument(
+        "--no-cache",
+        action="store_false",
+        dest="cache",
+        help="list the images at every start; else the list is kept in ~/.cache/pytorch-insight until a "
+        "folder changes",
+    )
+    group.add_argument(
         "--decoder",
         choices=DECODERS,
         default="auto",

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+import numpy as np
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from utils.digits import write_digits
 from utils.errors import UserError
+from utils.index import read_index
 from utils.text import plural
 
 TRAIN_NAMES = ("train",)
@@ -56,7 +58,7 @@ def class_names(split: Path) -> tuple[str, ...]:
     return names
 
 
-def read_split(split: Path, classes: Sequence[str]) -> ImageSplit:
+def read_split(split: Path, classes: Sequence[str], use_cache: bool) -> ImageSplit:
     """Index a split by the class order of ``classes`` (the training folder's, so labels can't shift).
 
     Raises:
@@ -69,12 +71,11 @@ def read_split(split: Path, classes: Sequence[str]) -> ImageSplit:
             f"{split} has class folders that the training split lacks: {', '.join(unknown[:5])}; "
             "both need the same names"
         )
-    label = {name: index for index, name in enumerate(classes) if name in set(present)}
-    samples = make_dataset(str(split), label, extensions=IMG_EXTENSIONS, allow_empty=True)
-    empty = sorted(set(label.values()) - {target for _, target in samples})
+    samples = read_index(split, classes, use_cache)
+    empty = sorted(set(present) - {classes[label] for label in np.unique(samples.labels)})
     if empty:
         raise UserError(
-            f"class folder {split / classes[empty[0]]} has no images ({' '.join(IMG_EXTENSIONS)}): "
+            f"class folder {split / empty[0]} has no images ({' '.join(IMG_EXTENSIONS)}): "
             "add some or remove the folder"
         )
     return ImageSplit(samples, tuple(classes))
@@ -93,7 +94,7 @@ class Splits(NamedTuple):
         return f"{training}{plural(len(self.val.samples), 'validation image')}, {of_classes}"
 
 
-def open_data(name: str, evaluate: bool, known: Sequence[str] = ()) -> Splits:
+def open_data(name: str, evaluate: bool, known: Sequence[str] = (), use_cache: bool = True) -> Splits:
     """Index the splits of ``--data``.
 
     Classes are those of the training folder; evaluation goes without one.
@@ -102,17 +103,18 @@ def open_data(name: str, evaluate: bool, known: Sequence[str] = ()) -> Splits:
         name: the folder, or ``digits``.
         evaluate: whether the validation split is enough.
         known: class names of the resumed checkpoint, in order; none if it does not say.
+        use_cache: whether the list of a folder's files may be that of an earlier start.
 
     Raises:
         UserError: a split is missing or unusable, or its classes are not the known ones.
     """
     try:
-        return _open_splits(data_root(name), evaluate, known)
+        return _open_splits(data_root(name), evaluate, known, use_cache)
     except OSError as error:
         raise UserError(f"--data {name}: {error.strerror} ({error.filename})") from None
 
 
-def _open_splits(root: Path, evaluate: bool, known: Sequence[str]) -> Splits:
+def _open_splits(root: Path, evaluate: bool, known: Sequence[str], use_cache: bool) -> Splits:
     val = find_split(root, VAL_NAMES)
     if evaluate and not (root / TRAIN_NAMES[0]).is_dir():
         train, classes = None, class_names(val)
@@ -129,4 +131,5 @@ def _open_splits(root: Path, evaluate: bool, known: Sequence[str]) -> Splits:
             f"--data {root} has other classes than the checkpoint was trained on: "
             f"{theirs or 'none'} missing, {ours or 'none'} new; give the data of that run"
         )
-    return Splits(None if evaluate or train is None else read_split(train, classes), read_split(val, classes))
+    training = None if evaluate or train is None else read_split(train, classes, use_cache)
+    return Splits(training, read_split(val, classes, use_cache))
