@@ -1,0 +1,46 @@
+"""Pure decoding of whole images, by each decoder that is installed.
+
+    python scripts/benchmark.py decode /path/to/imagenet --images 256
+    python scripts/benchmark.py decode --synthetic
+
+In this process alone, on one thread, without crop; the files are in the page cache after the warm-up. The
+baseline is PIL, to which the others leave what is no JPEG.
+"""
+
+import argparse
+import time
+
+from scripts.benchmarks import images, measure
+from scripts.benchmarks.report import Result, Table
+from utils.errors import UserError
+from utils.splits import ImageSplit
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    images.add_arguments(parser)
+    measure.add_round_arguments(parser, rounds=5)
+
+
+def images_per_second(split: ImageSplit, decoder: str) -> float:
+    """Of one pass.
+
+    Raises:
+        UserError: a file cannot be decoded.
+    """
+    started = time.perf_counter()
+    for path, _ in split.samples:
+        try:
+            images.decode_whole(path, decoder)
+        except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
+            raise UserError(f"{path}: {decoder} cannot decode it ({error})") from error
+    return len(split.samples) / (time.perf_counter() - started)
+
+
+def run(args: argparse.Namespace) -> list[Table]:
+    with images.open_images(args.folder, args.synthetic, args.images) as split:
+        names = images.decoders()
+        turns = [lambda turn, name=name: images_per_second(split, name) for name in names]
+        speeds = measure.interleave(turns, args)
+    results = [Result(name, own) for name, own in zip(names, speeds, strict=True)]
+    what = args.folder or "synthetic JPEGs"
+    return [Table(f"decoding of {args.images} whole images of {what}", "images/s", results, best=max)]

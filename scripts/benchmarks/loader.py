@@ -1,0 +1,146 @@
+"""Loaders of training images: each decoder, and the published way.
+
+    python scripts/benchmark.py loader /path/to/imagenet -j 8 --batch 256 --images 4096
+    python scripts/benchmark.py loader --synthetic -j 2
+
+Decoded, cropped, flipped and stacked uint8 batches, before they go to the device; the files are in the page
+cache after the warm-up. The baseline "published" decodes, crops, resizes and flips by PIL, stacks by numpy.
+"""
+
+import argparse
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from scripts.benchmarks import images, measure
+from scripts.benchmarks.report import Result, Table
+from utils import cli
+from utils.data import training_loader
+from utils.distributed import ONE_PROCESS
+from utils.sampling import Position
+from utils.signals import ignore_signals
+from utils.splits import ImageSplit
+from utils.transforms import TrainTransform
+
+CROP = {"scale": (0.08, 1.0), "hflip": 0.5, "auto_augment": None, "random_erase": 0.0}
+Pil = tuple[Image.Image, int]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    images.add_arguments(parser)
+    images.add_worker_arguments(parser)
+    text = "images of a batch (default: 64)"
+    parser.add_argument("--batch", dest="train_batch", type=cli.count_of, default=64, metavar="N", help=text)
+    parser.add_argument("--img-size", type=cli.count_of, default=224, help="pixels (default: 224)")
+    measure.add_round_arguments(parser, rounds=5)
+
+
+class PublishedDataset(Dataset[Pil]):
+    """PIL images, cropped, resized and flipped by PIL."""
+
+    def __init__(self, split: ImageSplit, size: int) -> None:
+        self.samples = split.samples
+        crop = transforms.RandomResizedCrop(size)
+        self.transform = transforms.Compose([crop, transforms.RandomHorizontalFlip()])
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Pil:
+        path, label = self.samples[index]
+        with Image.open(path) as image:
+            return self.transform(image.convert("RGB")), label
+
+
+def collate(samples: list[Pil]) -> tuple[Tensor, Tensor]:
+    """Images (B, 3, S, S), uint8, by way of numpy, and their labels."""
+    pixels = np.stack([np.asarray(image).transpose(2, 0, 1) for image, _ in samples])
+    return torch.from_numpy(pixels), torch.tensor([label for _, label in samples])
+
+
+class Pass(NamedTuple):
+    """What a pass over a loader gave."""
+
+    speed: float  # images/s
+    cores: float  # CPU seconds of all processes per second
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A loader, and how it is told which pass begins."""
+
+    name: str
+    batches: Iterable[tuple[Tensor, ...]]
+    begin: Callable[[int], object]
+
+    def __call__(self, turn: int) -> Pass:
+        """One pass."""
+        self.begin(turn)
+        started, busy = time.perf_counter(), cpu_seconds()
+        read = sum(len(batch[0]) for batch in self.batches)
+        seconds = time.perf_counter() - started
+        return Pass(read / seconds, (cpu_seconds() - busy) / seconds)
+
+
+def cpu_seconds() -> float:
+    """Taken by this process and its workers, which all stay alive; without /proc by this one only."""
+    total = time.process_time()
+    for worker in multiprocessing.active_children():
+        try:
+            text = Path(f"/proc/{worker.pid}/stat").read_text()
+        except OSError:
+            continue
+        user, system = text.rpartition(")")[2].split()[11:13]  # the name before may hold blanks
+        total += (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
+def published(split: ImageSplit, args: argparse.Namespace) -> Candidate:
+    loader = DataLoader(
+        PublishedDataset(split, args.img_size),
+        args.train_batch,
+        shuffle=True,
+        num_workers=args.workers,
+        collate_fn=collate,
+        drop_last=True,
+        persistent_workers=args.workers > 0,
+        worker_init_fn=ignore_signals,
+    )
+    return Candidate("published", loader, lambda turn: None)
+
+
+def by_decoder(split: ImageSplit, args: argparse.Namespace, decoder: str) -> Candidate:
+    own = argparse.Namespace(**{**CROP, **vars(args), "max_bad": 1.0, "decoder": decoder})
+    loader = training_loader(split, TrainTransform(own, own.scale), own, 0, ONE_PROCESS)
+    return Candidate(decoder, loader.loader, lambda turn: loader.batches.set_position(Position(turn)))
+
+
+def run(args: argparse.Namespace) -> list[Table]:
+    args.train_batch = min(args.train_batch, args.images)
+    with images.open_images(args.folder, args.synthetic, args.images) as split:
+        loaders = [by_decoder(split, args, name) for name in images.decoders()]
+        candidates = [published(split, args), *loaders]
+        passes = measure.interleave(candidates, args)
+    results = [
+        Result(
+            candidate.name,
+            [one.speed for one in own],
+            {"cores used": sum(one.cores for one in own) / len(own)},
+        )
+        for candidate, own in zip(candidates, passes, strict=True)
+    ]
+    what = f"{args.images} images of {args.folder or 'synthetic JPEGs'}"
+    title = f"loading of {what}, {args.workers} workers, batch {args.train_batch}, {args.img_size} px"
+    note = "cores used: CPU time of this process and the workers over wall time"
+    return [Table(title, "images/s", results, best=max, notes=[note])]

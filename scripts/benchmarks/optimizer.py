@@ -1,0 +1,58 @@
+"""Optimizer steps on a network's parameters, whose gradients stay the same.
+
+    python scripts/benchmark.py optimizer --arch ws_resnet50 --threads 1
+
+torch's SGD, fused (the baseline) and by default, and the SGD with the e-shifted L2 regularizer.
+"""
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from models import create_model
+from scripts.benchmarks import measure
+from scripts.benchmarks.report import Result, Table
+from utils import cli
+from utils.optim import EShiftedSGD, classify
+
+
+@dataclass(frozen=True)
+class Stepper:
+    """An optimizer by its name."""
+
+    name: str
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+
+    def __call__(self, turn: int) -> float:
+        """Milliseconds of a step."""
+        return 1e3 * measure.seconds(self.optimizer.step, self.device)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    text = "(default: %(default)s)"
+    parser.add_argument("--arch", type=cli.architecture, default="ws_resnet50", help=text)
+    measure.add_round_arguments(parser, rounds=15)
+    measure.add_device_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> list[Table]:
+    device = measure.choose_device(args)
+    torch.manual_seed(0)
+    net = create_model(args.arch).to(device)
+    for parameter in net.parameters():
+        parameter.grad = 1e-3 * torch.randn_like(parameter)
+    owned = classify(net)
+    group = {"params": [one.parameter for one in owned], "weight_decay": 1e-4}
+    shifted = {**group, "weight_decay": 0.0, "shifted": [one.kind == "conv" for one in owned]}
+    settings: dict[str, Any] = {"lr": 1e-6, "momentum": 0.9}
+    steppers = [
+        Stepper("SGD, fused", torch.optim.SGD([dict(group)], fused=True, **settings), device),
+        Stepper("SGD, default", torch.optim.SGD([dict(group)], **settings), device),
+        Stepper("e-shifted SGD", EShiftedSGD([shifted], lam=1e-4, shift=1e-3, **settings), device),
+    ]
+    times = measure.interleave(steppers, args)
+    results = [Result(stepper.name, own) for stepper, own in zip(steppers, times, strict=True)]
+    return [Table(f"optimizer step on {args.arch}'s parameters", "ms/step", results)]

@@ -1,0 +1,127 @@
+"""imagenet_fast.py's training step in several processes: images per second and efficiency.
+
+    python scripts/benchmark.py scaling sge_resnet50 --processes 1 2 4 8 --opt-level O1
+    python scripts/benchmark.py scaling resnet18 --processes 1 2 --batch 16 --device cpu
+
+Every turn starts so many processes by torch.distributed.run. On CUDA each has a GPU of its own, on a CPU an
+equal share of the cores. The images lie on the device.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from scripts.benchmarks import measure, training
+from scripts.benchmarks.report import Result, Table
+from utils import cli, distributed
+from utils.errors import UserError
+from utils.text import plural
+
+SCRIPT = Path(__file__).parent.parent / "benchmark.py"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    training.add_arguments(parser)
+    text = "numbers of processes; the efficiency is that beside the first (default: 1 2)"
+    parser.add_argument("--processes", type=cli.count_of, nargs="+", default=[1, 2], metavar="N", help=text)
+    text = "auto: CUDA if there is one"
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help=text)
+    parser.add_argument("--result", metavar="FILE", help=argparse.SUPPRESS)  # of one of the processes
+    measure.add_round_arguments(parser, rounds=3)
+
+
+class Job(NamedTuple):
+    """So many processes, each on so many threads of the CPU and perhaps a GPU."""
+
+    processes: int
+    threads: int
+    on_gpus: bool
+
+    @property
+    def shares(self) -> int:
+        """GPUs in use, or cores."""
+        return self.processes * (1 if self.on_gpus else self.threads)
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def work(args: argparse.Namespace) -> None:
+    """One of the processes: rank 0 writes the images per second of all."""
+    whole = training.complete(args)
+    with distributed.start(args.device, args.local_rank) as ranks:
+        loader = training.resident_loader(whole, ranks)
+        trainer = training.create_trainer(whole, ranks, loader.batches)
+        seconds = training.time_epoch(trainer, loader, 0, args.steps)
+        slowest = max(ranks.gather(seconds))
+        if ranks.main:
+            Path(args.result).write_text(f"{loader.batches.samples_per_step / slowest}")
+
+
+def images_per_second(job: Job) -> float:
+    """Of all processes of a job.
+
+    Raises:
+        UserError: one of them says so.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result"
+        launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={job.processes}")
+        command = [sys.executable, *launcher, str(SCRIPT), *sys.argv[1:], "--result", str(result)]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(max(job.threads, 1))}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            said = [line for line in done.stderr.splitlines() if line.startswith(f"{SCRIPT.name}: error: ")]
+            if not said:
+                raise RuntimeError(done.stderr)
+            raise UserError(said[0].partition(": error: ")[2])
+        return float(result.read_text())
+
+
+def run(args: argparse.Namespace) -> list[Table]:
+    if args.result:
+        work(args)
+        return []
+    training.complete(args)  # whose complaints are due before processes start
+    device = distributed.process_device(args.device, 0, under_slurm=False)
+    have = distributed.gpu_count() if device.type == "cuda" else cores()
+    if max(args.processes) > have:
+        what = plural(have, "GPU" if device.type == "cuda" else "core")
+        raise UserError(f"--processes {max(args.processes)}: there are {what} for them")
+    jobs = [Job(n, cores() // n, device.type == "cuda") for n in dict.fromkeys(args.processes)]
+    turns: list[Any] = [lambda turn, job=job: images_per_second(job) for job in jobs]
+    speeds = measure.interleave(turns, args)
+    return [Table(title(args, device), "images/s", compare(jobs, speeds), best=max, notes=[note(device)])]
+
+
+def compare(jobs: Sequence[Job], speeds: Sequence[Sequence[float]]) -> list[Result]:
+    """A row per job; its efficiency is the median of its images/s for each share, beside the first job's."""
+    own = [statistics.median(rounds) / job.shares for job, rounds in zip(jobs, speeds, strict=True)]
+    return [
+        Result(
+            plural(job.processes, "process"),
+            rounds,
+            {"threads each": job.threads, "efficiency": per / own[0]},
+        )
+        for job, rounds, per in zip(jobs, speeds, own, strict=True)
+    ]
+
+
+def title(args: argparse.Namespace, device: torch.device) -> str:
+    what = f"batch {args.train_batch} of each process, {args.img_size} px"
+    return f"training step of {args.arch}, {what}, on {device.type.upper()}"
+
+
+def note(device: torch.device) -> str:
+    share = "GPUs" if device.type == "cuda" else "cores"
+    return f"efficiency: images/s for as many {share} as the first row has"

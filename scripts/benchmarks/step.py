@@ -1,0 +1,152 @@
+"""The parts of imagenet_fast.py's training step, and what its loop costs beside a bare one.
+
+    python scripts/benchmark.py step sge_resnet50 --batch 32
+    python scripts/benchmark.py step resnet50 --data /path/to/imagenet -j 8 --opt-level O1 --ema
+
+Without --data or --synthetic the images lie on the device already. The bare loop (the baseline) does forward,
+loss, backward, the optimizer's step and zero_grad with the same network on the same loader, and nothing else.
+"""
+
+import argparse
+import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
+
+from torch import Tensor
+
+from scripts.benchmarks import images, measure, training
+from scripts.benchmarks.report import Result, Table
+from scripts.benchmarks.training import Clock, Loader
+from utils import cli
+from utils.decoding import DECODERS
+from utils.distributed import Ranks
+from utils.engine import Trainer
+from utils.sampling import Position
+from utils.splits import ImageSplit
+
+PARTS = ("data", "forward", "backward", "optimizer")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    training.add_arguments(parser)
+    source = parser.add_mutually_exclusive_group()
+    text = "read the training images of this folder"
+    source.add_argument("--data", dest="folder", type=cli.name_of_file, metavar="PATH", help=text)
+    text = "read JPEGs of ImageNet's most frequent size, written for the run"
+    source.add_argument("--synthetic", action="store_true", help=text)
+    images.add_worker_arguments(parser)
+    text = "of the files (default: auto, the fastest that is installed)"
+    parser.add_argument("--decoder", choices=DECODERS, default="auto", help=text)
+    measure.add_round_arguments(parser, rounds=5)
+    measure.add_device_arguments(parser)
+
+
+class WatchedLoader:
+    """A loader the waiting for whose batches counts as ``data``."""
+
+    def __init__(self, loader: Loader, watch: measure.Watch) -> None:
+        self.loader, self.watch = loader, watch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        batches = iter(self.loader)
+        following = self.watch.around("data", lambda: next(batches, None))
+        while (batch := following()) is not None:
+            yield batch
+
+
+def watched(trainer: Trainer, watch: measure.Watch) -> Trainer:
+    """The same Trainer, whose parts are waited for and timed."""
+    own = copy.copy(trainer)
+    own.precision = copy.copy(trainer.precision)
+    for owner, method, part in (
+        (own.precision, "forward", "forward"),
+        (own, "_loss", "forward"),
+        (own.precision, "backward", "backward"),
+        (own, "_update", "optimizer"),
+    ):
+        setattr(owner, method, watch.around(part, getattr(owner, method)))
+    return own
+
+
+def bare_seconds(trainer: Trainer, loader: Loader, epoch: int, steps: int) -> float:
+    """Seconds of a step of the bare loop."""
+    precision, optimizer, accumulate = trainer.precision, trainer.optimizer, trainer.accumulate
+    trainer.model.train()
+    clock = Clock(trainer.ranks, steps)
+    loader.batches.set_position(Position(epoch))
+    for position, (pictures, labels) in enumerate(loader, 1):
+        loss = trainer.criterion(precision.forward(trainer.model, pictures), labels)
+        precision.backward(loss / accumulate, optimizer)
+        if position % accumulate == 0:
+            precision.unscale(optimizer)
+            precision.step(optimizer)
+            optimizer.zero_grad()
+            clock.after_step(Position(epoch), position // accumulate, 0)
+    return clock.seconds
+
+
+def part_seconds(trainer: Trainer, loader: Loader, epoch: int, steps: int) -> dict[str, float]:
+    """Seconds of each part of a step, ``rest`` the remainder."""
+    watch = measure.Watch(trainer.ranks.device)
+    timed = cast(Loader, WatchedLoader(loader, watch))
+    whole = training.time_epoch(watched(trainer, watch), timed, epoch, steps, watch)
+    parts = {part: watch.seconds[part] / (steps - 1) for part in PARTS}
+    return {**parts, "rest": whole - sum(parts.values())}
+
+
+def source(args: argparse.Namespace, ranks: Ranks) -> AbstractContextManager[ImageSplit | None]:
+    """The samples of the files; None: the images lie on the device."""
+    if args.folder or args.synthetic:
+        return images.open_images(args.folder, args.synthetic, training.images_of_an_epoch(args, ranks))
+    return nullcontext()
+
+
+def run(args: argparse.Namespace) -> list[Table]:
+    ranks, whole = Ranks(device=measure.choose_device(args)), training.complete(args)
+    with source(whole, ranks) as split:
+        resident = split is None
+        loader = (
+            training.resident_loader(whole, ranks)
+            if split is None
+            else training.folder_loader(whole, ranks, split)
+        )
+        trainer = training.create_trainer(whole, ranks, loader.batches)
+        bare, loop, parts = measure.interleave(
+            [
+                lambda turn: bare_seconds(trainer, loader, turn, args.steps),
+                lambda turn: training.time_epoch(trainer, loader, turn, args.steps),
+                lambda turn: part_seconds(trainer, loader, turn, args.steps),
+            ],
+            args,
+        )
+    data = "images on the device" if resident else f"images of {args.folder or 'synthetic JPEGs'}"
+    what = f"{args.arch}, batch {args.train_batch}, {args.img_size} px, {trainer.precision}, {data}"
+    return [overhead(what, bare, loop), shares(what, parts)]
+
+
+def overhead(what: str, bare: list[float], loop: list[float]) -> Table:
+    results = [Result(name, milliseconds(own)) for name, own in (("bare loop", bare), ("Trainer", loop))]
+    return Table(f"training step of {what}", "ms/step", results)
+
+
+def shares(what: str, rounds: list[dict[str, float]]) -> Table:
+    """A row per part; the shares are those of the sums over all rounds."""
+    total = sum(sum(one.values()) for one in rounds)
+    results = [
+        Result(
+            part,
+            milliseconds([one[part] for one in rounds]),
+            {"% of step": 100 * sum(one[part] for one in rounds) / total},
+        )
+        for part in rounds[0]
+    ]
+    note = "forward: with the loss; rest: metrics, checks, exchange, schedule; each part is waited for"
+    return Table(f"parts of the training step of {what}", "ms/step", results, ratios=False, notes=[note])
+
+
+def milliseconds(seconds: list[float]) -> list[float]:
+    return [1e3 * value for value in seconds]
