@@ -14,7 +14,7 @@ import signal
 import sys
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -132,6 +132,12 @@ def troubles_of(splits: Sequence[Split], imagenet: bool) -> Iterator[str]:
             )
 
 
+def broken_file(path: str, error: Exception) -> Broken:
+    """A file and, without the path, what its decoder said."""
+    reason = getattr(error, "strerror", None) or str(error).replace(repr(path), "")
+    return Broken(path, f"{type(error).__name__}: {reason.strip()}")
+
+
 class Decoding(Dataset[Broken | None]):
     """Indexed by path: what is wrong with a file, None if training can read it."""
 
@@ -139,37 +145,40 @@ class Decoding(Dataset[Broken | None]):
         try:
             decode(path)
         except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
-            reason = getattr(error, "strerror", None) or str(error).replace(repr(path), "")
-            return Broken(path, f"{type(error).__name__}: {reason.strip()}")
+            return broken_file(path, error)
         return None
 
 
-def find_broken(paths: list[str], workers: int) -> list[Broken]:
-    """The files that training cannot decode, in their order.
+def by_workers(work: Dataset[Any], paths: list[str], workers: int, title: str) -> Generator[Any, None, None]:
+    """What ``work``, indexed by path, makes of each file, in their order, under a progress bar.
 
     Raises:
         UserError: a worker died.
     """
     batches = (paths[i : i + BATCH] for i in range(0, len(paths), BATCH))
     fork: dict[str, Any] = {"num_workers": workers, "multiprocessing_context": "fork" if workers else None}
-    loader = DataLoader(Decoding(), batch_sampler=batches, collate_fn=list, **fork)
-    broken: list[Broken] = []
+    loader = DataLoader(work, batch_sampler=batches, collate_fn=list, **fork)
     # Forked workers inherit the block, so that Ctrl-C reaches this process alone.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     results = iter(loader)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     done = 0
-    with tqdm(desc="decoding", total=len(paths), unit=" images", leave=False, disable=None) as bar:
+    with tqdm(desc=title, total=len(paths), unit=" images", leave=False, disable=None) as bar:
         try:
             for batch in results:
-                broken += filter(None, batch)
+                yield from batch
                 done += len(batch)
                 bar.update(len(batch))
         except RuntimeError as error:  # how torch says that a worker is dead
             suspects = paths[done : done + 2 * workers * BATCH]
             where = f"one of the {plural(len(suspects), 'file')} from {shown(suspects[0])} on"
             raise UserError(f"a worker died on {where}; if for want of memory, lower --workers") from error
-    return broken
+
+
+def listed(broken: Sequence[Broken], root: Path) -> list[str]:
+    """A line for each of the first files, and how many more there are."""
+    lines = [f"  {os.path.relpath(path, root)}: {reason}" for path, reason in broken[:FILES]]
+    return lines + [f"  ... and {len(broken) - FILES:,} more"] * (len(broken) > FILES)
 
 
 def shown(text: str) -> str:
@@ -227,13 +236,11 @@ def check(args: argparse.Namespace) -> int:
         say(f"note: {plural(other, 'file')} without the suffix of an image: not read")
     if troubles:
         say(*(f"trouble: {line}" for line in troubles))
-    broken = [] if args.quick else find_broken(paths, args.workers)
+    decoded = () if args.quick else by_workers(Decoding(), paths, args.workers, "decoding")
+    broken = [file for file in decoded if file]
     if broken:
-        root = splits[0].folder.parent
-        listed = [f"  {os.path.relpath(path, root)}: {reason}" for path, reason in broken[:FILES]]
-        more = [f"  ... and {len(broken) - FILES:,} more"] * (len(broken) > FILES)
         what = f"{plural(len(broken), 'file')} cannot be decoded: replace or remove them"
-        say(f"trouble: {what}", *listed, *more)
+        say(f"trouble: {what}", *listed(broken, splits[0].folder.parent))
     if args.list:
         write_list(args.list, broken)
     found = len(troubles) + bool(broken)
