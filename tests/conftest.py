@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from utils import cli
+from utils.signals import end_workers
 
 REPOSITORY = Path(__file__).parent.parent
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -86,12 +88,19 @@ def call(
         monkeypatch.setattr(sys, "argv", command)
         with pytest.raises(SystemExit) as ended:
             cli.run(importlib.import_module(Path(script).stem).main)
+        end_data_workers()
         output = capsys.readouterr()
         return subprocess.CompletedProcess(command, int(ended.value.code or 0), output.out, output.err)
 
     yield start
     torch.use_deterministic_algorithms(False)
     torch.compiler.reset()
+
+
+def end_data_workers() -> None:
+    """In a script its end ends them; here they would wait for the end of all tests."""
+    end = getattr(_MultiProcessingDataLoaderIter, "_clean_up_persistent_workers_atexit", end_workers)
+    end()
 
 
 def write_images(folder: Path, count: int, seed: int = 0, size: tuple[int, int] = (40, 48)) -> None:

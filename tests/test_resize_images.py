@@ -169,8 +169,8 @@ def test_a_second_start_writes_only_what_is_missing(resize: Run, tmp_path: Path)
     written = {path: path.stat().st_mtime_ns for path in copy.rglob("*.JPEG")}
     for split in ("train", "valf"):
         (copy / split / "cat" / "0.JPEG").unlink()
-        (copy / split / "cat" / ".0.JPEG-abcd1234").write_bytes(b"half a file")
-    (copy / ".resized.txt-abcd1234").touch()
+        (copy / split / "cat" / ".0.JPEG.unfinished-abcd1234").write_bytes(b"half a file")
+    (copy / ".resized.txt.unfinished-abcd1234").touch()
     assert "1 resized, 1 copied, 43 there before;" in last_line(resize())
     assert files(copy) == whole
     changed = {path for path, moment in written.items() if path.stat().st_mtime_ns != moment}

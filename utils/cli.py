@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 from models import list_models
 from utils.distributed import is_main_process, leave_quietly
 from utils.errors import UserError
-from utils.signals import end_workers
 
 
 class Parser(argparse.ArgumentParser):
@@ -69,8 +68,6 @@ def run(main: Callable[[], None]) -> NoReturn:
             raise
         _complain(f"{error.strerror}: {error.filename or 'standard output'}; --resume auto goes on")
         sys.exit(2)
-    finally:
-        end_workers()
     sys.exit(0)
 
 

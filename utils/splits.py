@@ -58,7 +58,7 @@ def class_names(split: Path) -> tuple[str, ...]:
     return names
 
 
-def read_split(split: Path, classes: Sequence[str], use_cache: bool) -> ImageSplit:
+def read_split(split: Path, classes: Sequence[str], use_cache: bool = True) -> ImageSplit:
     """Index a split by the class order of ``classes`` (the training folder's, so labels can't shift).
 
     Raises:
