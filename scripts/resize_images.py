@@ -27,8 +27,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from check_data import Split, broken_file, by_workers, listed, open_splits, say, shown, troubles_of
-
+from scripts.check_data import Split, broken_file, by_workers, listed, open_splits, say, shown, troubles_of
 from utils import cli
 from utils.data import Broken
 from utils.decoding import decode

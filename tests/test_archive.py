@@ -209,10 +209,31 @@ def numpy_void(path: Path) -> None:
     torch.save({"state_dict": {}, "x": [Void()]}, path)
 
 
+def prepended(path: Path) -> None:
+    """Python's zipfile finds the archive behind other bytes; torch would read another one."""
+    torch.save({"w": torch.zeros(7)}, path)
+    path.write_bytes(path.read_bytes()[:64] + path.read_bytes())
+
+
+def repeated(path: Path) -> None:
+    """A tensor of a megabyte, two thousand times."""
+    tensor = torch.zeros(250_000)
+    torch.save({"state_dict": {"w": tensor}, "checksum": "", "x": [tensor] * 2000}, path)
+
+
 @pytest.mark.parametrize(
     "make",
-    [huge_legacy, lambda p: huge_zip(p, 1), lambda p: huge_zip(p, 0), compressed, references, numpy_void],
-    ids=["legacy", "zip", "expanded", "compressed", "references", "numpy"],
+    [
+        huge_legacy,
+        lambda path: huge_zip(path, 1),
+        lambda path: huge_zip(path, 0),
+        compressed,
+        references,
+        numpy_void,
+        prepended,
+        repeated,
+    ],
+    ids=["legacy", "zip", "expanded", "compressed", "references", "numpy", "prepended", "repeated"],
 )
 def test_memory_stays_bounded(tmp_path: Path, make: Callable[[Path], None]) -> None:
     path = tmp_path / "bomb.pth"

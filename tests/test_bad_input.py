@@ -248,13 +248,53 @@ def test_a_teacher_of_another_size(call: Run, images: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "damage", [{"epoch": None}, {"seed": "x"}, {"seed": -1}, {"optimizer": [1]}, {"arch": 3}]
+    "damage",
+    [
+        {"epoch": None},
+        {"epoch": True},
+        {"seed": "x"},
+        {"seed": -1},
+        {"seed": 2**63},
+        {"averaged_steps": 2**70},
+        {"arch": 3},
+        {"acc": "high"},
+        {"best_acc": [1.0]},
+        {"best_acc": float("nan")},
+        {"classes": [1, 2, 3]},
+        {"rows": ["a\nb"]},
+        {"sums": [["a", 1.0, 1.0, 1.0]]},
+        {"sums": [[1.0, 2.0]]},
+        {"sums": 3},
+        {"training_state_dict": {"a": 1}},
+        {"arguments": {"lr": torch.zeros(2)}},
+        {"optimizer": [1]},
+        {"optimizer": {"state": {}, "param_groups": [{"params": [[1]]}]}},
+        {"optimizer": {"state": {}, "param_groups": [{"params": [0], "param_names": [1]}]}},
+        {"optimizer": {"state": {0: "x"}, "param_groups": []}},
+    ],
+    ids=str,
 )
 def test_fields_of_the_wrong_kind(call: Run, images: Path, tmp_path: Path, damage: dict[str, object]) -> None:
     saved = {"state_dict": create_model("mobilenetv1", num_classes=3).state_dict(), **damage}
     torch.save(saved, tmp_path / "odd.pth")
     result = call("--data", images, "-a", "mobilenetv1", "--img-size", 32, "--resume", "odd.pth")
     assert_one_line_error(result, f"--resume odd.pth: damaged ({next(iter(damage))}")
+
+
+def test_a_log_that_is_no_text(call: Run, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "log.txt").write_bytes("Rate\n1\n".encode("utf-16"))
+    flags = ("--data", images, "-a", "mobilenetv1", "--img-size", 32, "-c", "out")
+    assert_one_line_error(call(*flags), "-c out holds a run already")
+    assert_one_line_error(call(*flags[:-1], "x" * 300), "File name too long")
+    assert_one_line_error(call(*flags, "--resume", "x" * 300), "File name too long")
+
+
+def test_numbers_of_a_launcher(call: Run, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "a", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    flags = ("--data", images, "-a", "mobilenetv1", "--img-size", 32)
+    assert_one_line_error(call(*flags, script="imagenet_fast.py"), "WORLD_SIZE")
 
 
 def test_a_checkpoint_of_an_unknown_architecture_names_none(call: Run, images: Path, tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ import torch
 from conftest import REPOSITORY, Run, assert_one_line_error, write_images
 from PIL import Image
 from small_training import small_net
+from tensorboardX.event_file_writer import EventsWriter
 from torch import Tensor, nn
 
-from utils import engine
+from utils import engine, saving
 from utils.averaging import create_average
 from utils.checkpoint import kept, load, position_of
 from utils.data import training_loader
@@ -106,6 +107,42 @@ def test_a_full_disk(run: Run, call: Run, images: Path, tmp_path: Path) -> None:
     assert_one_line_error(result, "cannot write to out (File too large)", "--resume auto")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     assert call(*flags, "--resume", "auto").returncode == 0
+
+
+@pytest.mark.parametrize("broken", ["__init__", "write_event", "flush"])
+def test_a_disk_that_takes_no_events(
+    call: Run, images: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """TensorBoard's are not worth a run."""
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(EventsWriter, broken, fail)
+    result = call(*SMALL, "--data", images, "--epochs", 3, "-c", "out")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("note: no more events for TensorBoard: No space left on device") == 1
+
+
+def test_a_full_disk_at_the_start(
+    call: Run, images: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    flags = (*SMALL, "--data", images, "-c", "out", "--resume", "auto")
+    assert call(*flags, "--epochs", 1).returncode == 0
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(saving, "write_log", fail)
+    assert_one_line_error(call(*flags, "--epochs", 2), "cannot write to out (No space left on device)")
+
+
+def test_too_little_memory(call: Run, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
+
+    monkeypatch.setattr(Trainer, "epoch", fail)
+    assert_one_line_error(call(*SMALL, "--data", images), "too little memory", "--train-batch")
 
 
 def test_a_killed_data_worker(images: Path, tmp_path: Path) -> None:

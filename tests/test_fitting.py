@@ -121,6 +121,10 @@ def test_momentum_that_cannot_be_told_apart_is_refused() -> None:
         "state": {i: {"momentum_buffer": torch.ones(s)} for i, s in enumerate(((3, 3), (3,), (3,), (3, 3)))},
         "param_groups": [{"params": [0, 1]}, {"params": [2, 3]}],
     }
-    for saved in (None, swapped, {"state": {}, "param_groups": [{"params": [0, 1, 2]}]}):
+    scalar = {
+        "state": {0: {"momentum_buffer": torch.tensor(1.0)}},
+        "param_groups": [{"params": [0, 1, 2, 3]}],
+    }
+    for saved in (None, swapped, scalar, {"state": {}, "param_groups": [{"params": [0, 1, 2]}]}):
         with pytest.raises(UserError, match="--fresh-optimizer"):
             fitting.load_optimizer(optimizer, saved, net, "x")

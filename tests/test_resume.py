@@ -1,5 +1,6 @@
 """Stopped at any moment and resumed: the same weights, optimizer state and log.txt as if nothing had been."""
 
+import argparse
 import json
 import os
 import re
@@ -16,9 +17,11 @@ import torch
 from conftest import REPOSITORY, Run, assert_one_line_error, start_process, write_images
 from killer import fingerprint
 
-from utils import engine
+from utils import checkpoint, engine, network
 from utils.checkpoint import kept, position_of
+from utils.distributed import Ranks
 from utils.precision import Precision
+from utils.resume import start_of_training
 
 SMALL = ("-a", "shufflenetv2_05x", "--img-size", 32, "--test-batch", 7, "--manualSeed", 7)
 
@@ -256,6 +259,7 @@ def test_resume_auto(call: Run, pictures: Path, tmp_path: Path) -> None:
         Path("out", name).write_bytes(b"")
     assert_one_line_error(call(*flags, "--epochs", 3), "none of the 4 checkpoints in out can be read")
     assert_one_line_error(call(*flags, "--overwrite"), "--overwrite and --resume auto contradict")
+    assert_one_line_error(call(*flags, "--fresh-optimizer"), "would drop the momentum at every start")
 
 
 def test_auto_goes_with_what_a_first_start_is_from(call: Run, pictures: Path) -> None:
@@ -273,6 +277,96 @@ def test_keep(call: Run, pictures: Path, tmp_path: Path) -> None:
     for keep, expected in ((1, [(2, 0)]), (4, [(2, 0), (1, 48), (1, 32), (1, 16)])):
         assert call(*flags, "-c", f"keep{keep}", "--keep", keep).returncode == 0
         assert [position_of(path) for path in kept(tmp_path / f"keep{keep}")] == expected
+
+
+def best(folder: str) -> tuple[int, float]:
+    saved = torch.load(f"{folder}/model_best.pth.tar", weights_only=True)
+    return saved["epoch"], saved["acc"]
+
+
+def test_the_best_that_is_brought_along_is_of_before(call: Run, pictures: Path, tmp_path: Path) -> None:
+    """Not of later epochs, and not of another network that lies beside the resumed file."""
+    flags = (*SMALL, "--data", pictures, "-j", 0, "--train-batch", 16, "--keep", 9)
+    assert call(*flags, "--epochs", 4, "-c", "out").returncode == 0
+    os.chdir(tmp_path)
+    for epoch in (1, 2, 3):
+        path = f"out/checkpoint-{epoch:04d}-0000000.pth.tar"
+        saved = torch.load(path, weights_only=True)
+        assert call(*flags, "--epochs", epoch + 1, "-c", f"new{epoch}", "--resume", path).returncode == 0
+        after = torch.load(f"new{epoch}/checkpoint.pth.tar", weights_only=True)
+        if Path(f"new{epoch}/model_best.pth.tar").exists():
+            assert best(f"new{epoch}") == (after["best_epoch"], after["best_acc"])
+        else:
+            assert after["best_epoch"] == saved["best_epoch"] != epoch
+    Path("zoo").mkdir()
+    Path("zoo/model_best.pth.tar").write_bytes(b"junk")
+    torch.save({**saved, "best_epoch": 1}, "zoo/net.pth.tar")
+    del saved["checksum"], saved["version"]
+    torch.save({**saved, "best_epoch": 1, "epoch": 3}, "zoo/net.pth.tar")
+    result = call(*flags, "--epochs", 4, "-c", "fresh", "--resume", "zoo/net.pth.tar")
+    assert result.returncode == 0, result.stderr
+    assert "note: zoo/model_best.pth.tar is not the best before zoo/net.pth.tar" in result.stdout
+
+
+def test_a_replaced_run_does_not_come_back(
+    call: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the first checkpoint of the new run and the removal of the old one."""
+    flags = (*SMALL, "--data", pictures, "-j", 0, "--train-batch", 16, "-c", "out")
+    assert call(*flags, "--epochs", 3).returncode == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.folder.Predecessor.leave", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            call(*flags, "--epochs", 2, "--overwrite", "--lr", 0.01)
+    result = call(*flags, "--epochs", 2, "--resume", "auto", "--lr", 0.01)
+    assert "continuing out/checkpoint-0001-0000000.pth.tar after epoch 1" in result.stdout
+    assert call(*flags, "--epochs", 2, "--lr", 0.01, "-c", "whole").returncode == 0
+    os.chdir(tmp_path)
+    assert fingerprint("out") == fingerprint("whole")
+
+
+def test_a_damaged_newest_takes_no_place(call: Run, pictures: Path, tmp_path: Path) -> None:
+    flags = (*SMALL, "--data", pictures, "-j", 0, "--train-batch", 16, "-c", "out", "--resume", "auto")
+    assert call(*flags, "--epochs", 3).returncode == 0
+    newest, before = kept(tmp_path / "out")
+    newest.write_bytes(b"damaged")
+    assert call(*flags, "--epochs", 2, "--keep", 1).returncode == 0
+    assert kept(tmp_path / "out") == [before]
+
+
+def test_another_process_that_went_on_meanwhile(
+    call: Run, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = (*SMALL, "--data", pictures, "-j", 0, "--train-batch", 16, "-c", "out", "--resume", "auto")
+    assert call(*flags, "--epochs", 1).returncode == 0
+    build = network.build_model
+
+    def meanwhile(*args: Any) -> Any:
+        built = build(*args)
+        monkeypatch.setattr(network, "build_model", build)
+        saved = torch.load("out/checkpoint.pth.tar", weights_only=True)
+        checkpoint.save({**saved, "epoch": 2}, Path("out"))
+        return built
+
+    monkeypatch.setattr(network, "build_model", meanwhile)
+    assert_one_line_error(call(*flags, "--epochs", 3), "another process has trained into it meanwhile")
+
+
+def test_a_batch_larger_than_what_is_left_of_the_epoch(
+    call: Run, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = (*SMALL, "--data", pictures, "-j", 0, "-c", "out", "--epochs", 2, "--per-iter")
+    stop_at(call, monkeypatch, 2, *flags, "--train-batch", 4)
+    result = call(*flags, "--train-batch", 48, "--resume", "auto", script="imagenet_fast.py")
+    assert result.returncode == 0, result.stderr
+    assert "every image that was left is read, but for those at the end that fill no step" in result.stdout
+
+
+def test_sums_of_fewer_processes() -> None:
+    args = argparse.Namespace(start_epoch=0)
+    saved = {"epoch": 1, "images": 8, "sums": [[1.0, 2.0, 3.0, 4.0], [], [1.0, 1.0, 1.0, 1.0]]}
+    assert start_of_training(args, saved).sums == (2.0, 3.0, 4.0, 5.0)
+    assert start_of_training(args, saved, Ranks(1, 2)).sums == ()
 
 
 def test_what_a_checkpoint_says_of_its_origin(call: Run, pictures: Path, tmp_path: Path) -> None:
