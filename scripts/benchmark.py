@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from scripts.benchmarks import decode, loader, model, optimizer, report, scaling, step
+from scripts.benchmarks import decode, growth, loader, model, optimizer, report, scaling, step
 from utils import cli
 
-SUBCOMMANDS = (model, loader, decode, optimizer, step, scaling)
+SUBCOMMANDS = (model, loader, decode, growth, optimizer, step, scaling)
 
 
 def main() -> None:

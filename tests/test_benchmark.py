@@ -134,6 +134,13 @@ def test_parts_of_a_step(bench: Run, tmp_path: Path, images: Path, data: tuple[o
     assert all(row["median"] > 0 for row in rows[:4])
 
 
+def test_growth_with_the_number_of_images(bench: Run, tmp_path: Path) -> None:
+    small = ("--images", 20, 300, "--epochs", 2, "--read", 20, "-j", 1)
+    (table,) = tables(bench, tmp_path, "growth", *small)
+    assert [row["name"] for row in table["results"]] == ["20", "300"]
+    assert all(row["worker MB"] > 0 for row in table["results"])
+
+
 def test_two_processes(bench: Run, tmp_path: Path) -> None:
     if scaling.cores() < 2:
         pytest.skip("two processes need two cores")
@@ -195,7 +202,7 @@ def test_what_is_not_installed(bench: Run, monkeypatch: pytest.MonkeyPatch, miss
     assert_one_line_error(bench(*command), f"{missing} is not installed; pip install {missing}")
 
 
-@pytest.mark.parametrize("kind", ["model", "loader", "decode", "optimizer", "step", "scaling"])
+@pytest.mark.parametrize("kind", ["model", "loader", "decode", "growth", "optimizer", "step", "scaling"])
 def test_help_has_an_example(bench: Run, kind: str) -> None:
     result = bench(kind, "--help")
     assert result.returncode == 0

@@ -181,6 +181,7 @@ class DeviceLoader(Generic[Batches]):
             return
         # The next batch is copied and normalised, on a stream of its own, while this one is computed on.
         stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))  # mean and std are made there
         ahead: tuple[Tensor, Tensor, torch.cuda.Event] | None = None
         for batch in self._checked():
             with torch.cuda.stream(stream):

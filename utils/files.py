@@ -42,7 +42,11 @@ def copy_atomically(source: Path, path: Path) -> None:
         with source.open("rb") as content:
             write_atomically(path, lambda file: shutil.copyfileobj(content, file))
         return
-    _publish(temporary, path)
+    try:
+        _publish(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def remove_leftovers(folder: Path) -> None:

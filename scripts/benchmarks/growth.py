@@ -1,0 +1,102 @@
+"""Time and memory of a loader by the number of images: both processes over several epochs.
+
+    python scripts/benchmark.py growth --images 10000 100000 1281167 --epochs 10 --read 10000
+
+The images are 64 small JPEGs that stand in the index again and again under names of ImageNet's length, so
+that an epoch is short; of each epoch the last --read images are read. Memory is what is private to a process
+(Linux): pages that a data worker shares with the main process until one of them writes count when it does.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from scripts.benchmarks import images
+from scripts.benchmarks.loader import CROP
+from scripts.benchmarks.report import Result, Table
+from utils import cli
+from utils.data import training_loader
+from utils.distributed import ONE_PROCESS
+from utils.errors import UserError
+from utils.index import Index
+from utils.sampling import Position
+from utils.splits import ImageSplit
+from utils.transforms import TrainTransform
+
+FILES, SIDE = 64, 48  # pixels
+CLASSES = 1000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    text = "numbers of images (default: 10000 100000 1281167)"
+    sizes = [10_000, 100_000, 1_281_167]
+    parser.add_argument("--images", type=cli.count_of, nargs="+", default=sizes, metavar="N", help=text)
+    parser.add_argument("--epochs", type=cli.count_of, default=10, help="(default: %(default)s)")
+    text = "images that are read of each epoch (default: %(default)s)"
+    parser.add_argument("--read", type=cli.count_of, default=10_000, metavar="N", help=text)
+    images.add_worker_arguments(parser)
+
+
+def write_files(folder: Path) -> None:
+    """Small noisy JPEGs, in as many files as an index of any size needs."""
+    generator = np.random.default_rng(0)
+    for file in range(FILES):
+        pixels = generator.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"n{file:08d}_{file:05d}.JPEG")
+
+
+def index_of(folder: Path, size: int) -> Index:
+    names = b"".join(f"n{file:08d}_{file:05d}.JPEG\0".encode() for file in range(FILES))
+    whole, rest = divmod(size, FILES)
+    row = np.frombuffer(names, dtype=np.uint8)
+    blob = np.concatenate([np.tile(row, whole), row[: rest * (len(row) // FILES)]])
+    return Index(folder, blob, (np.arange(size) % CLASSES).astype(np.int32))
+
+
+def private_megabytes(process: int | str) -> float:
+    """Memory that a process has for itself."""
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private")) / 1024
+
+
+def epochs(args: argparse.Namespace, folder: Path, size: int) -> Iterator[tuple[float, float, float]]:
+    """Seconds of an epoch, and the megabytes of the main process and of the largest worker after it."""
+    split = ImageSplit(index_of(folder, size), tuple(map(str, range(CLASSES))))
+    settings = {**CROP, "img_size": 32, "train_batch": 100, "max_bad": 0.0}
+    whole = argparse.Namespace(**{**settings, "workers": args.workers, "decoder": images.decoders()[-1]})
+    loader = training_loader(split, TrainTransform(whole, (0.08, 1.0)), whole, 0, ONE_PROCESS)
+    for epoch in range(args.epochs):
+        loader.batches.set_position(Position(epoch, max(size - args.read, 0)))
+        began = time.perf_counter()
+        for _ in loader:
+            pass
+        seconds = time.perf_counter() - began
+        workers = Path("/proc/self/task").joinpath(Path("/proc/self").resolve().name, "children")
+        sizes = [private_megabytes(child) for child in workers.read_text().split()]
+        yield seconds, private_megabytes("self"), max(sizes, default=0.0)
+
+
+def run(args: argparse.Namespace) -> list[Table]:
+    if not Path("/proc/self/smaps_rollup").exists():
+        raise UserError("growth reads Linux's /proc/self/smaps_rollup, which is not there")
+    results = []
+    with tempfile.TemporaryDirectory() as temporary:
+        write_files(Path(temporary))
+        for size in args.images:
+            rounds = list(epochs(args, Path(temporary), size))
+            after_one, last = rounds[min(1, len(rounds) - 1)], rounds[-1]
+            further: dict[str, float | None] = {
+                "main MB": last[1],
+                "since epoch 2": last[1] - after_one[1],
+                "worker MB": last[2],
+                "since epoch 2 ": last[2] - after_one[2],
+            }
+            seconds = [1e6 * one[0] / min(size, args.read) for one in rounds]
+            results.append(Result(f"{size:,}", seconds, further))
+    note = f"private memory after {args.epochs} epochs, and its growth since the second; the largest worker"
+    return [Table("loader by the number of images", "µs/image", results, notes=[note])]
