@@ -181,7 +181,7 @@ def test_a_batch_larger_than_the_training_set(call: Run, images: Path) -> None:
 
 def test_a_broken_training_image_is_replaced_and_named(call: Run, images: Path) -> None:
     (images / "train" / "dog" / "3.JPEG").write_bytes(b"\xff\xd8 no picture")
-    flags = ("-a", "resnet18", "--data", images, "--epochs", 1, *SMALL)
+    flags = ("-a", "resnet18", "--data", images, "--epochs", 1, "-j", 0, *SMALL)
     assert_one_line_error(call(*flags), "1 of 24 images cannot be decoded, more than --max-bad", "dog/3.JPEG")
     result = call(*flags, "--max-bad", 0.05)
     assert result.returncode == 0, result.stderr
