@@ -269,3 +269,12 @@ def test_a_run_continued(
     assert (tmp_path / "out" / "log.txt").read_text().splitlines()[-1] != expected
     evaluated = answer("-e", "--resume", "out/checkpoint.pth.tar", script=script)
     assert " Test Loss:  " in evaluated.stdout
+
+
+@pytest.mark.slow
+def test_compile_and_channels_last_and_bfloat16_go_together(run: Run, images: Path, tmp_path: Path) -> None:
+    together = ("--compile", "--channels-last", "--opt-level", "O1", "--amp-dtype", "bfloat16", "--ema")
+    flags = ("-a", "sge_resnet18", "--data", images, "--img-size", 32, "--epochs", 1, "-j", 0)
+    result = run(*flags, *together, "-c", "out", script=FAST)
+    assert result.returncode == 0, result.stderr
+    assert len((tmp_path / "out" / "log.txt").read_text().splitlines()) == 2

@@ -474,3 +474,19 @@ def test_a_bar_for_those_who_wait_at_a_terminal(
     monkeypatch.setattr(sys, "stdout", stdout)
     read_index(split, CLASSES, use_cache=False)
     assert ("indexing train" in stdout.getvalue()) == seen
+
+
+@pytest.mark.slow
+def test_a_second_start_does_not_walk_a_hundred_thousand_files(
+    tmp_path: Path, later: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"c{label:03d}" for label in range(100)]
+    for name in names:
+        (tmp_path / name).mkdir()
+        for file in range(1000):
+            (tmp_path / name / f"{file}.JPEG").touch()
+    first = read_index(tmp_path, names, use_cache=True)
+    assert len(first) == 100_000
+    monkeypatch.setattr("utils.index.os.scandir", None)
+    second = read_index(tmp_path, names, use_cache=True)
+    assert list(second) == list(first)
