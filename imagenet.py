@@ -18,6 +18,7 @@ from utils.data import training_loader, validation_loader
 from utils.distributed import Ranks, describe, parallelize, refuse_several_processes, select_devices
 from utils.engine import Trainer, evaluate
 from utils.folder import check_folder
+from utils.rehearsal import rehearse
 from utils.resume import check_start, choose_seed, resumed
 from utils.run import Run
 from utils.schedule import Schedule
@@ -58,7 +59,7 @@ def main() -> None:
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = True
 
-    if not args.evaluate:
+    if not (args.evaluate or args.dry_run):
         check_start(args, saved)
         check_folder(args)
     splits = open_data(args.data, args.evaluate, saved.get("classes", ()), args.cache)
@@ -91,6 +92,9 @@ def main() -> None:
     def state() -> dict[str, Any]:
         return {"state_dict": net.state_dict(), "optimizer": optimizer.state_dict()}
 
+    if args.dry_run:
+        rehearse(args, trainer, train_loader, val_loader, model)
+        return
     with Run(args, saved, train_loader.batches, fields, state) as run:
         for begin in run.epochs():
             trained, speed = trainer.epoch(train_loader, begin, run)

@@ -25,6 +25,7 @@ from utils.losses import LabelSmoothing
 from utils.mixing import Mixer
 from utils.optim import create_optimizer
 from utils.precision import choose_precision
+from utils.rehearsal import rehearse
 from utils.resume import check_start, choose_seed, resumed
 from utils.run import Run
 from utils.schedule import Schedule
@@ -86,13 +87,25 @@ def create_mixer(args: argparse.Namespace) -> Mixer:
     )
 
 
+def step_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What flags say of a step, as arguments of the Trainer."""
+    return {
+        "mixer": create_mixer(args),
+        "accumulate": args.accum_steps,
+        "clip": args.clip_grad,
+        "print_every": args.print_freq,
+        "print_filters": args.print_always,
+        "skip_nan": args.on_nan == "skip",
+    }
+
+
 def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAULTS) -> None:
     args = parse_arguments(description, defaults)
     with distributed.start(args.device, args.local_rank) as ranks:
         saved = resumed(args, ranks)
         with ranks.agree():
             precision = choose_precision(args, ranks.device.type)
-            if not args.evaluate:
+            if not (args.evaluate or args.dry_run):
                 check_start(args, saved)
                 check_folder(args)
             splits = open_data(args.data, args.evaluate, saved.get("classes", ()), args.cache)
@@ -135,26 +148,16 @@ def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAUL
             if saved and not args.fresh_optimizer:
                 fitting.load_optimizer(optimizer, saved.get("optimizer"), net, args.resume)
                 precision.load_state_dict(saved.get("precision", {}))
+        model = precision.distribute(local, ranks)
+        tricks = {**step_settings(args), "average": average, "distillation": distillation}
+        trainer = Trainer(model, optimizer, criterion, schedule, seed, ranks, precision, **tricks)
+        evaluated = precision.prepare(average.module) if average else local
+        if args.dry_run:
+            rehearse(args, trainer, train_loader, val_loader, evaluated, ranks, precision)
+            return
+        with ranks.agree():
             fields = {"arch": args.arch, "seed": seed, "classes": list(splits.val.classes)}
             run = Run(args, saved, train_loader.batches, fields, state, ranks)
-        trainer = Trainer(
-            precision.distribute(local, ranks),
-            optimizer,
-            criterion,
-            schedule,
-            seed,
-            ranks=ranks,
-            precision=precision,
-            mixer=create_mixer(args),
-            accumulate=args.accum_steps,
-            clip=args.clip_grad,
-            average=average,
-            distillation=distillation,
-            print_every=args.print_freq,
-            print_filters=args.print_always,
-            skip_nan=args.on_nan == "skip",
-        )
-        evaluated = precision.prepare(average.module) if average else local
         with run:
             for begin in run.epochs():
                 trained, speed = trainer.epoch(train_loader, begin, run)

@@ -100,6 +100,7 @@ OF_FAST: dict[str, tuple[Flags, Flags]] = {
 ELSEWHERE_ALL = {"--help", "--print-freq", "--data", "--workers", "--test-batch", "--pretrained", "--device"}
 ELSEWHERE_ALL |= {"--checkpoint", "--overwrite", "--resume", "--fresh-optimizer", "--evaluate"}
 ELSEWHERE_ALL |= {"--save-every", "--keep", "--on-nan", "--max-bad"}  # tests/test_resume.py, test_faults.py
+ELSEWHERE_ALL |= {"--dry-run"}  # tests/test_rehearsal.py
 ELSEWHERE_ALL |= {"--decoder", "--no-cache"}  # tests/test_decoding.py, test_index.py
 ELSEWHERE_PLAIN = ELSEWHERE_ALL | {"--gpu-id"}  # of CUDA; a wrong one: tests/test_bad_input.py
 ELSEWHERE_FAST = ELSEWHERE_ALL | {

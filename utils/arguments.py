@@ -189,6 +189,12 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--fresh-optimizer", action="store_true", help="resume the weights but not the momentum"
     )
+    group.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="show steps, rate, memory, speed and the hours to be expected, and train nothing; with -c the "
+        "rate is drawn there",
+    )
     group.add_argument("-e", "--evaluate", action="store_true", help="evaluate only: writes nothing")
     group.add_argument(
         "--manualSeed", type=seed, help="seed of everything random (default: drawn, and printed)"
@@ -338,6 +344,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("-e evaluates a checkpoint: give --resume FILE, or --pretrained")
     if args.start_epoch >= args.epochs:
         parser.error(f"--start-epoch {args.start_epoch} leaves nothing of --epochs {args.epochs}")
+    if args.dry_run and (args.evaluate or args.resume):
+        parser.error("--dry-run is of a training from its start: without -e and --resume")
     if args.scale and not 0 < args.scale[0] <= args.scale[1]:
         parser.error("--scale takes the least share of the area, above 0, and then the largest")
     if args.fresh_optimizer and not args.resume:

@@ -1,0 +1,150 @@
+"""``--dry-run``: what a command would do, how fast and for how long, without doing it."""
+
+import argparse
+import io
+import resource
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from utils.data import DeviceLoader
+from utils.distributed import ONE_PROCESS, Ranks
+from utils.engine import Keeper, Trainer, evaluate
+from utils.errors import UserError
+from utils.files import write_atomically
+from utils.precision import Precision
+from utils.sampling import EvalBatches, Position, TrainBatches
+from utils.schedule import Schedule
+from utils.text import plural
+
+STEPS = 5  # that are timed, after one that is not
+PICTURE = "learning_rate.png"
+_BARS = "▁▂▃▄▅▆▇█"
+_WIDTH = 60  # characters of the curve
+
+
+class EnoughError(Exception):
+    """The steps to be timed are done."""
+
+
+class Clock(Keeper):
+    """Ends an epoch after some steps, an evaluation after some batches, and says how long they took."""
+
+    def __init__(self, device: torch.device, steps: int) -> None:
+        self.device, self.left = device, steps
+        self.times: list[float] = []
+
+    def tick(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.times.append(time.perf_counter())
+        self.left -= 1
+        if self.left < 0:
+            raise EnoughError
+
+    def after_step(self, reached: Position, steps: int, signal: int) -> None:
+        self.tick()
+
+    def between_batches(self) -> None:
+        self.tick()
+
+    @property
+    def seconds(self) -> float:
+        """Of a step or batch; 0 if there was only one."""
+        return (self.times[-1] - self.times[0]) / max(len(self.times) - 1, 1)
+
+
+def rehearse(
+    args: argparse.Namespace,
+    trainer: Trainer,
+    train_loader: DeviceLoader[TrainBatches],
+    val_loader: DeviceLoader[EvalBatches],
+    evaluated: torch.nn.Module,
+    ranks: Ranks = ONE_PROCESS,
+    precision: Precision | None = None,
+) -> None:
+    """Print the steps, the rate, the memory and the time of a run; the network that it has trained is no use.
+
+    Args:
+        args: the command line; with ``-c`` the curve of the rate is drawn into that folder too.
+        trainer: of the run.
+        train_loader: its batches.
+        val_loader: those of its evaluation.
+        evaluated: the network that is evaluated.
+        ranks: the processes that train together.
+        precision: of the evaluation.
+
+    Raises:
+        UserError: the picture cannot be written.
+    """
+    batches = train_loader.batches
+    print(f"{plural(batches.steps, 'step')} in each of {plural(args.epochs, 'epoch')}")
+    rates = curve(trainer.schedule, args.epochs, batches.steps)
+    print(f"rate {sparkline(rates)} (0 to {max(rates):g})")
+    if args.checkpoint and ranks.main:
+        print(f"drawn in {draw(rates, args.epochs, Path(args.checkpoint))}")
+    training = timed(train_loader.device, lambda clock: trainer.epoch(train_loader, Position(0), clock))
+    checking = timed(
+        val_loader.device, lambda clock: evaluate(evaluated, val_loader, ranks, precision, None, clock)
+    )
+    epoch = training * batches.steps + checking * len(val_loader)
+    print(f"memory: {memory(train_loader.device)}")
+    print(f"{batches.samples_per_step / training:,.1f} images/s, {training:.3f} s per step of {STEPS} timed")
+    print(f"expected: {hours(epoch)} per epoch with its evaluation, {hours(epoch * args.epochs)} in all")
+    print("dry run: nothing was trained or saved")
+
+
+def timed(device: torch.device, run: Callable[[Clock], object]) -> float:
+    """Seconds of a step or batch."""
+    clock = Clock(device, STEPS)
+    with suppress(EnoughError):
+        run(clock)
+    return clock.seconds
+
+
+def curve(schedule: Schedule, epochs: int, steps: int) -> list[float]:
+    """Rates of evenly spaced steps of a run."""
+    total = epochs * steps
+    places = [i * (total - 1) // max(_WIDTH - 1, 1) for i in range(_WIDTH)]
+    return [schedule(place // steps, place % steps, steps) for place in places]
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """A character for each value, its height in proportion."""
+    most = max(values) or 1.0
+    return "".join(_BARS[round(value / most * (len(_BARS) - 1))] for value in values)
+
+
+def draw(rates: Sequence[float], epochs: int, folder: Path) -> Path:
+    from matplotlib.figure import Figure  # slow to import, and this is its only use here
+
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([epochs * i / (len(rates) - 1) for i in range(len(rates))], rates)
+    axes.set(xlabel="epoch", ylabel="learning rate", xlim=(0, epochs), ylim=(0, None))
+    axes.grid(alpha=0.3)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=150)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / PICTURE, lambda file: file.write(picture.getvalue()))
+    except OSError as error:
+        raise UserError(f"-c {folder}: cannot write {PICTURE} ({error.strerror})") from None
+    return folder / PICTURE
+
+
+def memory(device: torch.device) -> str:
+    """The most that was in use so far."""
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB at most on each GPU"
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB at most in each process"
+
+
+def hours(seconds: float) -> str:
+    """Seconds in the unit that reads best."""
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
