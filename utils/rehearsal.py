@@ -85,7 +85,8 @@ def rehearse(
     rates = curve(trainer.schedule, args.epochs, batches.steps)
     print(f"rate {sparkline(rates)} (0 to {max(rates):g})")
     if args.checkpoint and ranks.main:
-        print(f"drawn in {draw(rates, args.epochs, Path(args.checkpoint))}")
+        fine = curve(trainer.schedule, args.epochs, batches.steps, points=2000)
+        print(f"drawn in {draw(fine, args.epochs, Path(args.checkpoint))}")
     training = timed(train_loader.device, lambda clock: trainer.epoch(train_loader, Position(0), clock))
     checking = timed(
         val_loader.device, lambda clock: evaluate(evaluated, val_loader, ranks, precision, None, clock)
@@ -105,10 +106,10 @@ def timed(device: torch.device, run: Callable[[Clock], object]) -> float:
     return clock.seconds
 
 
-def curve(schedule: Schedule, epochs: int, steps: int) -> list[float]:
+def curve(schedule: Schedule, epochs: int, steps: int, points: int = _WIDTH) -> list[float]:
     """Rates of evenly spaced steps of a run."""
     total = epochs * steps
-    places = [i * (total - 1) // max(_WIDTH - 1, 1) for i in range(_WIDTH)]
+    places = [i * (total - 1) // (points - 1) for i in range(points)]
     return [schedule(place // steps, place % steps, steps) for place in places]
 
 
