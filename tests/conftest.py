@@ -8,6 +8,7 @@ import importlib
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from utils import cli
 from utils.signals import end_workers
 
 REPOSITORY = Path(__file__).parent.parent
+# matplotlib lists the fonts into its cache once; in the cache of every test (below) it would list them anew.
+os.environ.setdefault("MPLCONFIGDIR", str(Path(tempfile.gettempdir()) / f"matplotlib-tests-{os.getuid()}"))
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 

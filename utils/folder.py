@@ -9,6 +9,7 @@ from typing import IO, Any
 
 from utils import checkpoint
 from utils.checkpoint import BEST, LAST
+from utils.curves import CURVES
 from utils.errors import UserError
 from utils.files import copy_atomically, remove_leftovers
 from utils.logger import LOG, read_rows
@@ -99,7 +100,7 @@ class Predecessor:
         self.folder, self.kept = folder, checkpoint.kept(folder)
         self.others = [folder / name for name in (LAST, BEST, LOG) if (folder / name).exists()]
         if holds_run(folder):
-            self.others += folder.glob("events.out.tfevents.*")
+            self.others += [*folder.glob("events.out.tfevents.*"), *folder.glob(CURVES)]
         self.best = best_of(saved, Path(args.resume)) if args.resume else None
 
     def step_back(self) -> None:

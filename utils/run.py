@@ -12,6 +12,7 @@ import torch
 
 from utils import checkpoint
 from utils.checkpoint import BEST, LAST
+from utils.curves import CURVES, write_curves
 from utils.distributed import ONE_PROCESS, Ranks
 from utils.engine import Keeper
 from utils.errors import UserError
@@ -149,10 +150,11 @@ class Run(Keeper):
         )
 
     def finish(self) -> None:
-        """Say what was reached."""
+        """Draw the curves, and say what was reached."""
         if self.ranks.main:
-            print(f"best top-1: {self.best:.2f} %")
-            files = [name for name in (LOG, LAST, BEST) if (self.folder / name).exists()]
+            print(f"best top-1: {self.best:.2f} %", flush=True)
+            write_curves(self.folder)
+            files = [name for name in (LOG, CURVES, LAST, BEST) if (self.folder / name).exists()]
             print(f"wrote {self.folder}/: {', '.join(files)}, TensorBoard events")
 
     def _stop(self, number: int) -> NoReturn:

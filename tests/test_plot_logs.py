@@ -1,0 +1,155 @@
+"""Curves of runs: read from any log.txt, grouped by seed, drawn beside it when a run ends."""
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY, Run, assert_one_line_error
+from PIL import Image
+
+from utils.curves import SEEDS, Group, draw, grouped, read_curves, spans_decades, write_curves
+
+SCRIPT = "scripts/plot_logs.py"
+PUBLISHED = "Learning Rate\tTrain Loss\tValid Loss\tTrain Acc.\tValid Acc.\t\n"
+
+
+def write_run(folder: Path, top1: list[float], loss: float = 2.0) -> Path:
+    """A log.txt as published: five columns, a tab after each."""
+    folder.mkdir(parents=True)
+    rows = "".join(f"0.100000\t{loss:.6f}\t{loss + 1:.6f}\t50.000000\t{value:.6f}\t\n" for value in top1)
+    (folder / "log.txt").write_text(PUBLISHED + rows)
+    return folder
+
+
+@pytest.fixture
+def plot(call: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The script within this process."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
+    return lambda *arguments: call(*arguments, script=SCRIPT)
+
+
+def test_a_published_log_is_read_and_the_columns_go_by_their_names(tmp_path: Path) -> None:
+    run = read_curves(write_run(tmp_path / "a", [10.0, 30.5, 20.0]) / "log.txt", "a")
+    assert run.epochs == 3
+    assert run.best == (30.5, 2)
+    assert run.columns["Valid Loss"].tolist() == [3.0] * 3
+    text = "Valid Acc.\tLearning Rate\tTrain Loss\tValid Loss\tTrain Acc.\n7\t1\t2\tnan\t4\n"
+    (tmp_path / "log.txt").write_text(text)
+    mixed = read_curves(tmp_path / "log.txt", "b")
+    assert mixed.best == (7.0, 1)
+    assert math.isnan(mixed.columns["Valid Loss"][0])
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["sge-1", "sge-2", "se-1"], {"sge": 2, "se-1": 1}),
+        (["sge_seed3", "sge_seed12"], {"sge": 2}),
+        (["sge_resnet50", "sge_resnet101"], {"sge_resnet50": 1, "sge_resnet101": 1}),
+    ],
+)
+def test_runs_that_differ_by_a_seed_are_one(
+    tmp_path: Path, names: list[str], expected: dict[str, int]
+) -> None:
+    runs = [read_curves(write_run(tmp_path / name, [1.0]) / "log.txt", name) for name in names]
+    assert {group.name: len(group.runs) for group in grouped(runs, SEEDS)} == expected
+    assert len(grouped(runs, "")) == len(names)
+
+
+def test_the_mean_and_its_band(tmp_path: Path) -> None:
+    tops = ([10.0, 20.0, 30.0], [14.0, 26.0], [12.0, 20.0, 0.0])
+    runs = [
+        read_curves(write_run(tmp_path / f"r-{i}", top) / "log.txt", f"r-{i}") for i, top in enumerate(tops)
+    ]
+    (group,) = grouped(runs, SEEDS)
+    mean, lower, upper = group.curve("Valid Acc.")
+    assert (mean.tolist(), lower.tolist(), upper.tolist()) == ([12, 22], [10, 20], [14, 26])
+    assert "mean of 3 runs, shade: least to largest" in group.label
+    (by_error,) = grouped(runs, SEEDS, "error")
+    mean, lower, upper = by_error.curve("Valid Acc.")
+    assert np.allclose(upper - mean, [2 / math.sqrt(3), math.sqrt(12) / math.sqrt(3)])
+    assert np.allclose(mean - lower, upper - mean)
+    assert "standard error" in by_error.label
+
+
+def test_what_is_drawn(tmp_path: Path) -> None:
+    """The lines hold the numbers of the log, the legend lies outside the axes and names every run."""
+    runs = [
+        read_curves(write_run(tmp_path / name, [1.0, 2.0], loss) / "log.txt", name)
+        for name, loss in (("_a$x$", 1.0), ("b", 200.0))
+    ]
+    figure = draw([Group(run.name, [run]) for run in runs])
+    figure.canvas.draw()
+    loss, top1, rate = figure.axes
+    assert (loss.get_yscale(), top1.get_yscale(), rate.get_yscale()) == ("log", "linear", "linear")
+    assert [line.get_ydata().tolist() for line in top1.lines] == [[50, 50], [1, 2]] * 2
+    (legend,) = figure.legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert texts == ["training (dashed)", "validation (solid)", "_a$x$", "b"]
+    box = legend.get_window_extent()
+    assert all(not box.overlaps(axes.get_window_extent()) for axes in figure.axes)
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
+
+
+def test_which_values_are_for_a_logarithmic_axis() -> None:
+    assert spans_decades(np.array([0.04, np.nan, 162]))
+    assert not spans_decades(np.array([0.9, 6.9]))
+    assert not spans_decades(np.array([0, 1e-9, 100]))
+    assert not spans_decades(np.array([np.nan]))
+
+
+def test_the_command(tmp_path: Path, plot: Run) -> None:
+    for name in ("sge-1", "sge-2", "se"):
+        write_run(tmp_path / name, [10.0, 20.0])
+    result = plot("sge-1", "sge-2", "se/log.txt", "-o", "all.png")
+    assert result.returncode == 0, result.stderr
+    assert "wrote all.png: 2 curves" in result.stdout
+    assert "best top-1 20.00 % (epoch 2)" in result.stdout
+    with Image.open(tmp_path / "all.png") as image:
+        assert image.width > 1000
+    assert plot("se", "-o", "one.svg").returncode == 0
+    assert "<svg" in (tmp_path / "one.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (["nothing"], "nothing: No such file"),
+        (["run", "run/log.txt"], "given twice"),
+        (["run", "-o", "x.pdf"], ".png or .svg"),
+        (["run", "-o", "none/x.png"], "make it first"),
+        (["run", "--seeds", "["], "no regular expression"),
+        (["other"], "no column 'Learning Rate'"),
+        (["empty"], "no epoch yet"),
+        (["torn"], "line 2: not a row of numbers"),
+    ],
+)
+def test_bad_input(tmp_path: Path, plot: Run, arguments: list[str], fragment: str) -> None:
+    write_run(tmp_path / "run", [1.0])
+    for name, text in (("other", "a\tb\n"), ("empty", PUBLISHED), ("torn", f"{PUBLISHED}0.1\t2.0\t")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "log.txt").write_text(text)
+    assert_one_line_error(plot(*arguments), fragment)
+
+
+def test_a_picture_is_not_worth_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_run(tmp_path / "a", [1.0])
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    write_curves(folder)
+    assert capsys.readouterr().out.startswith("note: no curves.png: ")
+    assert [path.name for path in folder.iterdir()] == ["log.txt"]
+
+
+@pytest.mark.parametrize("script", ["imagenet.py", "imagenet_fast.py"])
+def test_a_run_ends_with_its_curves(tmp_path: Path, images: Path, call: Run, script: str) -> None:
+    arguments = ("-a", "shufflenetv2_05x", "--data", images, "--img-size", "32", "-j", "0", "-c", "out")
+    result = call(*arguments, "--train-batch", "8", "--epochs", "1", script=script)
+    assert result.returncode == 0, result.stderr
+    assert "wrote out/: log.txt, curves.png, checkpoint.pth.tar" in result.stdout
+    with Image.open(tmp_path / "out" / "curves.png") as image:
+        assert image.format == "PNG"
