@@ -1,0 +1,156 @@
+"""The picture of what the attention computed on one image: a row for every module."""
+
+import math
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scripts.gates.record import Gate, Octave
+
+_GROUPS = 3  # maps of single groups beside their mean, those that vary most
+_ROW, _SIDE = 2.4, 2.6  # inches: height of a row, width of the image
+_COLOURS = "viridis"
+
+
+def draw(
+    image: Tensor, shown: Sequence[Gate] | Sequence[Octave], title: str, text: str, by_size: bool = False
+) -> Any:
+    """A matplotlib figure.
+
+    Args:
+        image: as the network saw it, (3, H, W) in [0, 1].
+        shown: what was computed on it alone, in the order of the network.
+        title: over all.
+        text: below the image.
+        by_size: channels are sorted by their gate, from the largest.
+    """
+    from matplotlib.figure import Figure
+
+    rows = [list(of) for _, of in groupby(shown, lambda one: one.module)]
+    figure = Figure(figsize=(13, max(2 * _ROW, _ROW * len(rows)) + 0.4), layout="constrained")
+    figure.suptitle(title, fontsize=11, parse_math=False)
+    halves: Any = figure.subfigures(1, 2, width_ratios=(_SIDE, 13 - _SIDE))
+    left, right = halves
+    _draw_image(left, image, text, len(rows))
+    grey = image.mean(0).numpy()
+    for part, row in zip(np.atleast_1d(right.subfigures(len(rows), 1)), rows, strict=True):
+        _draw_row(part, row, grey, by_size)
+    return figure
+
+
+def _draw_image(part: Any, image: Tensor, text: str, rows: int) -> None:
+    above, below, *rest = part.subplots(max(2, rows), 1)
+    above.imshow(image.permute(1, 2, 0).numpy())
+    above.set_title(f"input, {image.shape[2]} x {image.shape[1]} px", fontsize=9)
+    below.text(0, 1, text, va="top", fontsize=9, transform=below.transAxes, parse_math=False)
+    for axes in (above, below, *rest):
+        axes.axis("off")
+
+
+def _draw_row(part: Any, row: Sequence[Any], grey: np.ndarray, by_size: bool) -> None:
+    first = row[0]
+    if isinstance(first, Octave):
+        _draw_octave(part, first, grey)
+        return
+    title = f"stage {first.stage}: {first.module}, {first.formula}"
+    part.suptitle(title, fontsize=9, x=0.01, ha="left", weight="bold")
+    maps = [one for gate in row for one in maps_of(gate)]
+    bars = [gate for gate in row if gate.values.dim() == 2]
+    widths = [2] * len(maps) + [max(3, 7 - 2 * len(maps))] * len(bars)
+    panels = part.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
+    for axes, (title, values) in zip(panels, maps, strict=False):
+        _draw_map(part, axes, title, values, grey)
+    for axes, gate in zip(panels[len(maps) :], bars, strict=True):
+        _draw_bars(axes, gate, by_size)
+
+
+def maps_of(gate: Gate) -> list[tuple[str, np.ndarray]]:
+    """What is drawn of a gate of positions: the mean of its maps and those that vary most, (H, W) each."""
+    if gate.values.dim() == 2:
+        return []
+    maps, title, what = gate.values[0].float(), gate.seen.title, gate.seen.part
+    if len(maps) == 1:
+        return [(title, maps[0].numpy())]
+    spread = maps.flatten(1).amax(1) - maps.flatten(1).amin(1)
+    most = torch.argsort(spread, descending=True, stable=True)[:_GROUPS].tolist()
+    mean = (f"{title}, mean of {len(maps)} {what}s", maps.mean(0).numpy())
+    return [mean, *((f"{what} {one}", maps[one].numpy()) for one in most)]
+
+
+def bars_of(gate: Gate, by_size: bool) -> np.ndarray:
+    """What is drawn of a gate of channels, (C,)."""
+    values = gate.values[0].float().numpy()
+    return np.sort(values)[::-1] if by_size else values
+
+
+def _draw_bars(axes: Any, gate: Gate, by_size: bool) -> None:
+    values = bars_of(gate, by_size)
+    axes.stairs(values, fill=True, color="tab:blue", baseline=0)
+    axes.axhline(values.mean(), color="0.2", lw=0.8, ls=":")
+    axes.set_xlim(0, len(values))
+    if gate.seen.bounded:
+        axes.set_ylim(0, 1)
+    low, mean, high = numbers(values.min(), values.mean(), values.max())
+    axes.set_title(f"{gate.seen.title}: {low} to {high}, mean {mean} (dotted)", fontsize=9)
+    axes.set_xlabel(f"{len(values)} channels{', sorted' if by_size else ''}", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_map(part: Any, axes: Any, title: str, values: np.ndarray, grey: np.ndarray) -> None:
+    """A map over the image, in colours from its least to its largest value."""
+    height, width = grey.shape
+    low, high = float(values.min()), float(values.max())
+    margin = 0.0 if high - low > 1e-6 * max(abs(high), 1e-9) else max(abs(high), 1e-3) / 100
+    axes.imshow(grey, cmap="gray", vmin=0, vmax=1)
+    colours = axes.imshow(
+        values,
+        cmap=_COLOURS,
+        alpha=0.6,
+        vmin=low - margin,
+        vmax=high + margin,
+        extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+        interpolation="bilinear",
+    )
+    same = ", the same everywhere" if margin else ""
+    axes.set_title(f"{title} ({values.shape[1]} x {values.shape[0]}){same}", fontsize=8)
+    axes.axis("off")
+    ticks = [low, (low + high) / 2, high] if not margin else [low]
+    bar = part.colorbar(colours, ax=axes, ticks=ticks, fraction=0.05, pad=0.02)
+    bar.set_ticklabels(numbers(*ticks), fontsize=8)
+    bar.solids.set_alpha(1)
+
+
+def numbers(*values: float) -> list[str]:
+    """With as many digits as tell them apart, at least three; what is nothing beside their range is 0."""
+    spread, size = max(values) - min(values), max(map(abs, values))
+    digits = 3 if spread <= 0 else 2 + math.ceil(math.log10(size / spread))
+    whole = math.floor(math.log10(size)) + 1 if size > 0 else 1  # digits before the point
+    digits = min(7, max(3, digits, whole))
+    return [f"{0 if abs(value) < spread / 1e5 else value:.{digits}g}" for value in values]
+
+
+def _draw_octave(part: Any, octave: Octave, grey: np.ndarray) -> None:
+    part.suptitle(f"stage {octave.stage}: {octave.module}", fontsize=9, x=0.01, ha="left", weight="bold")
+    high, low, bars = part.subplots(1, 3, width_ratios=(2, 2, 3))
+    _draw_map(part, high, f"high frequencies, {octave.channels[0]} channels", octave.high[0].numpy(), grey)
+    if octave.low is None:
+        low.text(0.5, 0.5, "no low frequencies here", ha="center", va="center", fontsize=9)
+        low.axis("off")
+    else:
+        _draw_map(part, low, f"low, {octave.channels[1]} channels", octave.low[0].numpy(), grey)
+    shares = (100 * octave.shares[0]).tolist()
+    bars.barh(("high", "low"), shares, color=("tab:orange", "tab:blue"), height=0.5)
+    for place, share in enumerate(shares):
+        bars.annotate(f"{share:.1f} %", (share, place), (4, 0), textcoords="offset points", va="center")
+    bars.set_xlim(0, 118)
+    bars.set_xticks(range(0, 101, 25))
+    bars.invert_yaxis()
+    bars.tick_params(labelsize=8)
+    bars.set_title("share of the energy (maps: mean square of the channels)", fontsize=9)
+    bars.set_xlabel("% of the sum of squares; a low position counts as four", fontsize=8)
+    bars.spines[["top", "right"]].set_visible(False)

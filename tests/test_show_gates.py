@@ -1,0 +1,213 @@
+"""scripts/show_gates.py: what is drawn is what the forward pass multiplied by."""
+
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY, Run, assert_one_line_error, write_images
+from PIL import Image
+from torch import Tensor, nn
+
+from models import create_model
+from scripts.gates.draw import bars_of, draw, maps_of, numbers
+from scripts.gates.record import Gate, Octave, attention_of, last_of_each_stage, record, stage_of
+from utils import checkpoint
+from utils.errors import UserError
+
+SCRIPT = "scripts/show_gates.py"
+SIDE = 64
+
+
+@pytest.fixture
+def show(call: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The script within this process."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
+    return lambda *arguments: call(*arguments, script=SCRIPT)
+
+
+def stirred(arch: str, **kwargs: Any) -> nn.Module:
+    """A network whose gates differ from their start, where many are constant."""
+    torch.manual_seed(0)
+    net = create_model(arch, num_classes=5, **kwargs).eval()
+    for module in attention_of(net).values():
+        for parameter in module.parameters():
+            if not parameter.any() or parameter.dim() == 1:
+                nn.init.normal_(parameter, std=0.5)
+    return net
+
+
+def multiplied(gates: dict[str, Tensor], x: Tensor) -> Tensor:
+    """SE, SRM, CBAM and SGE."""
+    for values in gates.values():
+        gate = values.flatten(1)[:, :, None, None] if values.shape[2:] in ((), (1, 1)) else values
+        repeats = x.shape[1] // gate.shape[1] if values.dim() == 4 and values.shape[1] > 1 else 1
+        x = x * gate.repeat_interleave(repeats, 1)
+    return x
+
+
+def widened(gates: dict[str, Tensor], x: Tensor) -> Tensor:
+    """BAM."""
+    return x * (1 + gates["gate"])
+
+
+def added(gates: dict[str, Tensor], x: Tensor) -> Tensor:
+    """GC."""
+    return x + gates["added"][:, :, None, None]
+
+
+@pytest.mark.parametrize(
+    ("arch", "formula"),
+    [
+        ("se_resnet18", multiplied),
+        ("srm_resnet18", multiplied),
+        ("cbam_resnet18", multiplied),
+        ("sge_resnet18", multiplied),
+        ("bam_resnet18", widened),
+        ("gc_resnet18", added),
+    ],
+)
+def test_the_gates_are_those_of_the_forward_pass(
+    arch: str, formula: Callable[[dict[str, Tensor], Tensor], Tensor]
+) -> None:
+    net, passed = stirred(arch), {}
+    for name, module in attention_of(net).items():
+        module.register_forward_hook(
+            lambda _, inputs, out, name=name: passed.update({name: (inputs[0].clone(), out.clone())})
+        )
+    images = torch.randn(2, 3, SIDE, SIDE)
+    plain = net(images).detach()
+    recorded = record(net, images)
+    assert torch.equal(recorded.logits, plain)
+    gates = [gate for gate in recorded.shown if isinstance(gate, Gate)]
+    assert {gate.module for gate in gates} == set(passed)
+    for name, (x, out) in passed.items():
+        of_module = {gate.seen.title: gate.values for gate in gates if gate.module == name}
+        assert torch.allclose(formula(of_module, x), out, atol=1e-5), name
+        if arch == "gc_resnet18":
+            weights = of_module["weight in the context"]
+            context = (x * weights).sum((2, 3), keepdim=True)
+            module = net.get_submodule(name)
+            again = module.channel_add_conv(context).flatten(1)  # type: ignore[operator]
+            assert torch.allclose(again, of_module["added"], atol=1e-4)
+    assert any(gate.values.std() > 1e-3 for gate in gates)
+    assert not any(module._forward_pre_hooks for module in net.modules())
+
+
+@pytest.mark.parametrize(
+    ("arch", "branches", "following"),
+    [("sk_resnet50", ("bn2", "bn2g"), "conv3"), ("sknet50", ("conv2.paths.0", "conv2.paths.1"), "conv3")],
+)
+def test_the_weights_of_selective_kernels(arch: str, branches: tuple[str, str], following: str) -> None:
+    net, seen = stirred(arch), {}
+    block = net.get_submodule("layer3.1")
+    for part in branches:
+        hook = lambda _, inputs, out, part=part: seen.update({part: out.relu()})  # noqa: E731
+        block.get_submodule(part).register_forward_hook(hook)
+    block.get_submodule(following).register_forward_pre_hook(
+        lambda _, inputs: seen.update(mixed=inputs[0].clone())
+    )
+    recorded = record(net, torch.randn(2, 3, SIDE, SIDE))
+    gates = [gate for gate in recorded.shown if isinstance(gate, Gate)]
+    (weight,) = (gate.values for gate in gates if gate.module.startswith("layer3.1"))
+    first, second = (seen[part] for part in branches)
+    weight = weight[:, :, None, None]
+    assert torch.allclose(weight * first + (1 - weight) * second, seen["mixed"], atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["oct_resnet26", "oct_mobilenet"])
+def test_the_energy_of_octaves(arch: str) -> None:
+    torch.manual_seed(0)
+    net = create_model(arch, num_classes=5).eval()
+    images = torch.randn(1, 3, SIDE, SIDE)
+    with torch.no_grad():
+        stages = net.forward_octaves(images)  # type: ignore[operator]
+    for octave, maps in zip(record(net, images).shown, stages, strict=True):
+        assert isinstance(octave, Octave)
+        assert torch.equal(octave.high, maps[0].square().mean(1))
+        assert (octave.low is None) == (len(maps) == 1)
+        energies = [maps[0].square().sum(), 4 * maps[1].square().sum() if len(maps) > 1 else 0]
+        assert float(octave.shares[0, 0]) == pytest.approx(float(energies[0] / sum(energies)), rel=1e-4)
+
+
+def test_what_is_drawn_are_the_numbers_of_the_gates() -> None:
+    for arch in ("cbam_resnet18", "sge_resnet18"):
+        image = torch.rand(3, SIDE, SIDE)
+        recorded = record(stirred(arch), image[None])
+        gates = last_of_each_stage([gate for gate in recorded.shown if isinstance(gate, Gate)])
+        assert [gate.stage for gate in gates] == sorted(gate.stage for gate in gates)
+        figure = draw(image, gates, "title $a", "text", by_size=True)
+        arrays = [picture.get_array() for axes in figure.axes for picture in axes.images]
+        steps = [patch.get_data().values for axes in figure.axes for patch in axes.patches]
+        for gate in gates:
+            for _, values in maps_of(gate):
+                assert any(values.shape == array.shape and np.allclose(values, array) for array in arrays)
+            if gate.values.dim() == 2:
+                bars = bars_of(gate, by_size=True)
+                assert any(len(bars) == len(step) and np.array_equal(bars, step) for step in steps)
+                assert sorted(gate.values[0].tolist(), reverse=True) == bars.tolist()
+
+
+def test_numbers_tell_apart() -> None:
+    assert numbers(0.5, 0.50001) == ["0.5", "0.50001"]
+    assert numbers(0.5) == ["0.5"]
+    assert numbers(1e-28, 0.5, 1) == ["0", "0.5", "1"]
+    assert numbers(1030, 9760) == ["1030", "9760"]
+    assert numbers(0.0, 0.0) == ["0", "0"]
+
+
+def test_stages_by_name() -> None:
+    assert [stage_of(name) for name in ("layer2.0.se", "bam3", "fc")] == [2, 3, 0]
+
+
+class Links(HTMLParser):
+    """Collects what a page shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images: list[dict[str, str | None]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "img":
+            self.images.append(dict(attrs))
+
+
+def test_the_command(tmp_path: Path, show: Run) -> None:
+    write_images(tmp_path / "in", 2)
+    odd = tmp_path / "in" / "a <b> & 'c' %.JPEG"
+    (tmp_path / "in" / "1.JPEG").rename(odd)
+    state = {"state_dict": stirred("sge_resnet18").state_dict(), "arch": "sge_resnet18"}
+    names = {"classes": ["ant", "bee", "cat", "<dog>", "$owl"], "epoch": 1, "images": 0}
+    saved = checkpoint.save({**state, **names}, tmp_path)
+    flags = ("-a", "sge_resnet18", "--resume", saved, "--img-size", SIDE)
+    result = show(*flags, "in/0.JPEG", odd, "-o", "out/pictures")
+    assert result.returncode == 0, result.stderr
+    assert "wrote out/pictures/: 2 pictures, index.html" in result.stdout
+    links = Links()
+    links.feed((tmp_path / "out" / "pictures" / "index.html").read_text())
+    assert len(links.images) == 2
+    for image in links.images:
+        assert re.fullmatch(r"[\w.-]+\.png", image["src"] or "")
+        with Image.open(tmp_path / "out" / "pictures" / (image["src"] or "")) as picture:
+            assert picture.width > 1000
+        assert "predicted: " in (image["alt"] or "")
+    assert "a <b> & 'c' %" in (links.images[1]["alt"] or "")
+
+
+def test_bad_input(tmp_path: Path, show: Run) -> None:
+    write_images(tmp_path / "in", 1)
+    (tmp_path / "text.JPEG").write_text("no image")
+    (tmp_path / "file").write_text("")
+    net = ("-a", "se_resnet18", "--img-size", "32")
+    assert_one_line_error(show(*net, "none.JPEG"), "none.JPEG: No such file")
+    assert_one_line_error(show(*net, "text.JPEG"), "text.JPEG: no image")
+    assert_one_line_error(show(*net, "in"), "in is a folder: name images")
+    assert_one_line_error(show(*net, "in/0.JPEG", "-o", "file"), "-o file: File exists")
+    assert_one_line_error(show("-a", "resnet18", "in/0.JPEG"), "no attention to draw")
+    assert_one_line_error(show(*net, "in/0.JPEG", "--resume", "text.JPEG"), "--resume text.JPEG")
+    with pytest.raises(UserError, match="no attention"):
+        record(create_model("sk_resnet18"), torch.zeros(1, 3, 32, 32))
