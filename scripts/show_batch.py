@@ -1,0 +1,185 @@
+"""Show a batch as a command line of imagenet_fast.py trains on it: augmented, mixed, with its labels.
+
+    python scripts/show_batch.py -d /path/to/imagenet --cutmix --manualSeed 1
+    python scripts/show_batch.py -d digits --img-size 64 --mixup --auto-augment ra --manualSeed 1 \\
+        --show-epoch 3 --show-step 10 -o batch.png
+    python scripts/show_batch.py -d digits --img-size 64 --resume checkpoint/checkpoint.pth.tar --epochs 20
+
+Takes every flag of imagenet_fast.py, and reads the images of one step only. With the seed of a run it is the
+very batch of that run; of several processes --processes and --rank choose whose.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from imagenet_fast import DEFAULTS, create_mixer, create_parser
+from scripts.plot_logs import check_picture, picture, write_picture
+from utils import arguments, cli, network
+from utils.curves import rendered
+from utils.data import DeviceLoader, training_loader
+from utils.distributed import Ranks
+from utils.errors import UserError
+from utils.mixing import MixedBatch, Mixer
+from utils.randomness import derive_seed
+from utils.resume import choose_seed, resumed, start_of_training
+from utils.sampling import Position, TrainBatches
+from utils.splits import open_data
+from utils.text import plural
+from utils.transforms import MEAN, STD, TrainTransform
+
+COLUMNS = 8  # of the grid
+TILE, LINE = 1.55, 0.13  # inches: width of an image, height of a line of text
+NAME = 20  # characters of a class name
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The flags of imagenet_fast.py, checked as there, and those of the picture."""
+    parser = create_parser(__doc__)
+    group = parser.add_argument_group("picture")
+    what = "from 1, as training prints it (default: where training starts)"
+    group.add_argument("--show-epoch", type=cli.count_of, metavar="N", help=what)
+    group.add_argument("--show-step", type=cli.count_of, metavar="N", help="from 1 (default: the first)")
+    what = "images that are drawn at most (default: 32)"
+    group.add_argument("--images", type=cli.count_of, default=32, metavar="N", help=what)
+    what = "of the training (default: 1)"
+    group.add_argument("--processes", type=cli.count_of, default=1, metavar="N", help=what)
+    what = "whose batch of the step it is, from 0 (default: 0)"
+    group.add_argument("--rank", type=cli.whole, default=0, metavar="R", help=what)
+    what = "the picture, .png or .svg (default: batch.png)"
+    group.add_argument(
+        "-o", dest="output", type=picture, default=Path("batch.png"), metavar="FILE", help=what
+    )
+    args = parser.parse_args()
+    arguments.check(parser, args)
+    arguments.check_tricks(parser, args, DEFAULTS["mineps"], DEFAULTS["lam"])
+    if args.evaluate:
+        parser.error("-e trains on no batch: leave it out")
+    if args.rank >= args.processes:
+        parser.error(f"--rank {args.rank} is not below --processes {args.processes}")
+    if (args.show_epoch or 1) > args.epochs:
+        parser.error(f"--show-epoch {args.show_epoch} is beyond --epochs {args.epochs}")
+    return args
+
+
+def chosen_step(
+    args: argparse.Namespace, saved: Mapping[str, Any], batches: TrainBatches, ranks: Ranks
+) -> tuple[Position, int]:
+    """Where the step that is shown begins, and its number in the epoch, from 0.
+
+    Raises:
+        UserError: the epoch has no such step, or the resumed run has done it before.
+    """
+    start = start_of_training(args, saved, ranks)
+    epoch = args.show_epoch - 1 if args.show_epoch else start.epoch
+    batches.set_position(start if epoch == start.epoch else Position(epoch))
+    first, last = batches.first_step, batches.steps - 1
+    step = args.show_step - 1 if args.show_step else first
+    if not first <= step <= last:
+        has = f"steps {first + 1} to {last + 1}" if last >= first else "no step left"
+        raise UserError(f"--show-step {step + 1}: epoch {epoch + 1} has {has}; choose one of them")
+    return Position(epoch, batches.images + (step - first) * batches.samples_per_step), step
+
+
+def batches_of_step(
+    loader: DeviceLoader[TrainBatches], mixer: Mixer, seed: int, begin: Position, step: int
+) -> list[MixedBatch]:
+    """What the Trainer gives to the network in a step, a batch for each part of ``--accum-steps``.
+
+    Args:
+        loader: of the process.
+        mixer: as in training.
+        seed: the run's.
+        begin: where the step begins.
+        step: its number in the epoch, from 0.
+    """
+    batches = loader.batches
+    batches.set_position(begin)
+    mixed = []
+    for position, (images, labels) in zip(
+        range(step * batches.parts, (step + 1) * batches.parts), loader, strict=False
+    ):
+        mixed.append(mixer(images, labels, derive_seed(seed, "mix", begin.epoch, position, batches.rank)))
+    return mixed
+
+
+def pixels(images: Tensor) -> Tensor:
+    """Normalised images (B, 3, H, W) back in [0, 1], (B, H, W, 3)."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    return (images * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
+
+
+def captions(batch: MixedBatch, classes: Sequence[str]) -> list[str]:
+    """The label of every image, with its share where it is mixed with another one's."""
+    names = [name if len(name) <= NAME else f"{name[: NAME - 3]}..." for name in classes]
+    own, partners = batch.labels.tolist(), batch.partners.tolist()
+    if batch.weight == 1:
+        return [names[label] for label in own]
+    rest = 1 - batch.weight
+    pairs = zip(own, partners, strict=True)
+    return [f"{batch.weight:.3f} {names[label]}\n{rest:.3f} {names[other]}" for label, other in pairs]
+
+
+def draw(tiles: Tensor, texts: Sequence[str], title: str) -> Any:
+    """A matplotlib figure of images (N, S, S, 3) in a grid, each above its text."""
+    from matplotlib.figure import Figure
+
+    columns = min(COLUMNS, max(4, math.ceil(math.sqrt(len(tiles)))))
+    rows, side = math.ceil(len(tiles) / columns), tiles.shape[1]
+    gap = round(side * (0.1 + LINE / TILE * (1 + max(text.count("\n") for text in texts))))
+    between = max(2, side // 30)
+    canvas = np.ones((rows * (side + gap), columns * (side + between) - between, 3))
+    figure = Figure(figsize=(columns * TILE, rows * (TILE * (side + gap) / side) + 0.4), layout="constrained")
+    axes = figure.subplots()
+    for i, (tile, text) in enumerate(zip(tiles, texts, strict=True)):
+        top, left = i // columns * (side + gap), i % columns * (side + between)
+        canvas[top : top + side, left : left + side] = tile.numpy()
+        place = (left + side / 2, top + side * 1.03)
+        axes.text(*place, text, ha="center", va="top", fontsize=7, parse_math=False)
+    axes.imshow(canvas)
+    axes.axis("off")
+    figure.suptitle(title, fontsize=9, parse_math=False)
+    return figure
+
+
+def main() -> None:
+    args = parse_arguments()
+    check_picture(args.output)
+    ranks = Ranks(args.rank, args.processes)
+    saved = resumed(args)
+    splits = open_data(args.data, False, saved.get("classes", ()), args.cache)
+    assert splits.train is not None  # it is missing in evaluation only
+    seed = choose_seed(args.manualSeed, saved.get("seed"))
+    args.workers = 0  # they would read further batches
+    transform = TrainTransform(args, args.scale or (0.08, 1.0))
+    layout = network.layout(args)
+    loader = training_loader(splits.train, transform, args, seed, ranks, layout, args.accum_steps)
+    begin, step = chosen_step(args, saved, loader.batches, ranks)
+    steps = loader.batches.steps
+    size = loader.batches.batch * args.accum_steps
+    where = f"epoch {begin.epoch + 1}, step {step + 1} of {steps:,}, seed {seed}"
+    print(f"{where}: reading {plural(size, 'image')}", flush=True)
+    mixed = batches_of_step(loader, create_mixer(args), seed, begin, step)
+    tiles = torch.cat([pixels(batch.images) for batch in mixed])[: args.images]
+    texts = [text for batch in mixed for text in captions(batch, splits.train.classes)][: args.images]
+    of = f"process {args.rank} of {args.processes}, " if args.processes > 1 else ""
+    title = f"{args.data}, {where}, {of}{len(tiles)} of {plural(size, 'image')}"
+    content = rendered(draw(tiles, texts, title), args.output.suffix[1:].lower())
+    write_picture(args.output, content)
+    for number, batch in enumerate(mixed, 1):
+        part = f" in part {number}" * (len(mixed) > 1)
+        mixing = f"its own label counts {batch.weight:.3f}" if batch.weight != 1 else "no image is mixed"
+        print(f"{plural(len(batch.labels), 'image')}{part}: {mixing}")
+    print(f"wrote {args.output}: {plural(len(tiles), 'image')}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
