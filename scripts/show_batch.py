@@ -33,7 +33,7 @@ from utils.randomness import derive_seed
 from utils.resume import choose_seed, resumed, start_of_training
 from utils.sampling import Position, TrainBatches
 from utils.splits import open_data
-from utils.text import plural
+from utils.text import drawable, plural
 from utils.transforms import MEAN, STD, TrainTransform
 
 COLUMNS = 8  # of the grid
@@ -119,13 +119,13 @@ def pixels(images: Tensor) -> Tensor:
 
 def captions(batch: MixedBatch, classes: Sequence[str]) -> list[str]:
     """The label of every image, with its share where it is mixed with another one's."""
-    names = [name if len(name) <= NAME else f"{name[: NAME - 3]}..." for name in classes]
+    names = [name if len(name) <= NAME else f"{name[: NAME - 3]}..." for name in map(drawable, classes)]
     own, partners = batch.labels.tolist(), batch.partners.tolist()
     if batch.weight == 1:
         return [names[label] for label in own]
     rest = 1 - batch.weight
     pairs = zip(own, partners, strict=True)
-    return [f"{batch.weight:.3f} {names[label]}\n{rest:.3f} {names[other]}" for label, other in pairs]
+    return [f"{names[label]}: {batch.weight:.3f}\n{names[other]}: {rest:.3f}" for label, other in pairs]
 
 
 def draw(tiles: Tensor, texts: Sequence[str], title: str) -> Any:
@@ -171,7 +171,7 @@ def main() -> None:
     tiles = torch.cat([pixels(batch.images) for batch in mixed])[: args.images]
     texts = [text for batch in mixed for text in captions(batch, splits.train.classes)][: args.images]
     of = f"process {args.rank} of {args.processes}, " if args.processes > 1 else ""
-    title = f"{args.data}, {where}, {of}{len(tiles)} of {plural(size, 'image')}"
+    title = f"{drawable(args.data)}, {where}, {of}{len(tiles)} of {plural(size, 'image')}"
     content = rendered(draw(tiles, texts, title), args.output.suffix[1:].lower())
     write_picture(args.output, content)
     for number, batch in enumerate(mixed, 1):

@@ -30,7 +30,7 @@ from utils import checkpoint, cli, fitting
 from utils.curves import rendered
 from utils.decoding import decode
 from utils.errors import UserError
-from utils.text import plural
+from utils.text import drawable, plural
 from utils.transforms import MEAN, STD, ValTransform
 
 TOP = 3  # predictions that are named
@@ -110,7 +110,7 @@ def open_network(args: argparse.Namespace) -> tuple[nn.Module, Sequence[str]]:
 def predictions(logits: Tensor, names: Sequence[str]) -> list[str]:
     """The likeliest classes of one image, ``57.1 % tabby``."""
     shares, classes = logits[0].softmax(0).topk(min(TOP, logits.shape[1]))
-    called = [names[i] if i < len(names) else f"class {i}" for i in classes.tolist()]
+    called = [drawable(names[i]) if i < len(names) else f"class {i}" for i in classes.tolist()]
     return [f"{100 * share:.1f} % {name}" for share, name in zip(shares.tolist(), called, strict=True)]
 
 
@@ -133,7 +133,7 @@ def index(pages: Sequence[Page], title: str) -> str:
         links.append(f'<li><a href="#{name}">{image}</a>: {html.escape(page.predictions)}</li>')
         alt = f"Attention of every stage on {image}; predicted: {html.escape(page.predictions)}"
         figures.append(FIGURE.format(name=name, alt=alt, caption=image))
-    command = html.escape(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+    command = html.escape(drawable(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])))
     text = {"links": "\n".join(links), "figures": "\n".join(figures)}
     return PAGE.format(title=html.escape(title), command=command, **text)
 
@@ -164,14 +164,16 @@ def main() -> None:
         pixels = pixels_of(path, args.img_size)
         recorded = record(net, normalised(pixels))
         likeliest = predictions(recorded.logits, names)
-        title = f"{args.arch}, {weights}: {Path(path).name}"
+        title = drawable(f"{args.arch}, {weights}: {Path(path).name}")
         text = "\n".join(["predicted:", *likeliest])
         figure = draw(pixels, chosen(recorded, args.all_blocks), title, text, args.sort)
         make_folder(folder)
-        page = Page(picture_name(number, path), path, ", ".join(likeliest))
+        page = Page(picture_name(number, path), drawable(path), ", ".join(likeliest))
         write_picture(folder / page.name, rendered(figure))
         pages.append(page)
-    write_picture(folder / "index.html", index(pages, f"Attention of {args.arch}, {weights}").encode())
+    write_picture(
+        folder / "index.html", index(pages, drawable(f"Attention of {args.arch}, {weights}")).encode()
+    )
     print(f"wrote {folder}/: {plural(len(pages), 'picture')}, index.html")
 
 

@@ -1,6 +1,7 @@
 """Curves of runs: read from any log.txt, grouped by seed, drawn beside it when a run ends."""
 
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -143,6 +144,27 @@ def test_a_picture_is_not_worth_a_run(
     write_curves(folder)
     assert capsys.readouterr().out.startswith("note: no curves.png: ")
     assert [path.name for path in folder.iterdir()] == ["log.txt"]
+
+
+def test_a_name_that_is_no_text(tmp_path: Path, plot: Run) -> None:
+    folder = tmp_path / os.fsdecode(b"a\xff\n")
+    write_run(folder, [1.0])
+    assert plot(folder, "-o", "a.svg").returncode == 0
+    assert r"a\udcff\n" in (tmp_path / "a.svg").read_text()
+    write_curves(folder)
+    assert (folder / "curves.png").exists()
+
+
+def test_the_curves_of_a_run_that_is_replaced_do_not_stay(
+    tmp_path: Path, images: Path, call: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (write_run(tmp_path / "out", [1.0]) / "curves.png").write_text("of another run")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    arguments = ("-a", "shufflenetv2_05x", "--data", images, "--img-size", "32", "-j", "0", "-c", "out")
+    result = call(*arguments, "--train-batch", "8", "--epochs", "1", "--overwrite")
+    assert result.returncode == 0, result.stderr
+    assert "note: no curves.png: " in result.stdout
+    assert not (tmp_path / "out" / "curves.png").exists()
 
 
 @pytest.mark.parametrize("script", ["imagenet.py", "imagenet_fast.py"])

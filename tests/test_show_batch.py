@@ -143,8 +143,8 @@ def test_the_picture_and_its_labels(tmp_path: Path, show: Run) -> None:
     labels, partners = torch.tensor([0, 1]), torch.tensor([1, 1])
     batch = MixedBatch(values, labels, partners, 0.25)
     assert show_batch.captions(batch, ["$cat", "d" * 40]) == [
-        f"0.250 $cat\n0.750 {'d' * 17}...",
-        f"0.250 {'d' * 17}...\n0.750 {'d' * 17}...",
+        f"$cat: 0.250\n{'d' * 17}...: 0.750",
+        f"{'d' * 17}...: 0.250\n{'d' * 17}...: 0.750",
     ]
     assert show_batch.captions(batch._replace(weight=1.0), ["cat", "dog"]) == ["cat", "dog"]
 

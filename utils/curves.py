@@ -14,7 +14,7 @@ import numpy as np
 from utils.errors import UserError
 from utils.files import write_atomically
 from utils.logger import LOG
-from utils.text import plural
+from utils.text import drawable, plural
 
 CURVES = "curves.png"  # in a run's folder
 SEEDS = r"[-_.](?:seed|run|s)?\d+$"  # what the names of runs that differ by their seed end in
@@ -69,7 +69,8 @@ class Group:
     @property
     def label(self) -> str:
         """For the legend."""
-        name = self.name if len(self.name) <= _LABEL else f"...{self.name[3 - _LABEL :]}"
+        name = drawable(self.name)
+        name = name if len(name) <= _LABEL else f"...{name[3 - _LABEL :]}"
         if len(self.runs) == 1:
             return name
         shade = {"range": "least to largest", "error": "± standard error"}[self.band]
