@@ -95,6 +95,14 @@ def test_what_is_drawn(tmp_path: Path) -> None:
     assert box.x1 <= figure.bbox.x1
 
 
+def test_the_legend_has_both_ends_of_a_long_name(tmp_path: Path) -> None:
+    run = read_curves(write_run(tmp_path / "a", [1.0]) / "log.txt", f"first{'-' * 90}last")
+    label = Group(run.name, [run]).label
+    assert len(label) == 60
+    assert (label[:5], label[-4:]) == ("first", "last")
+    assert "..." in label
+
+
 def test_which_values_are_for_a_logarithmic_axis() -> None:
     assert spans_decades(np.array([0.04, np.nan, 162]))
     assert not spans_decades(np.array([0.9, 6.9]))

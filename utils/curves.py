@@ -70,7 +70,8 @@ class Group:
     def label(self) -> str:
         """For the legend."""
         name = drawable(self.name)
-        name = name if len(name) <= _LABEL else f"...{name[3 - _LABEL :]}"
+        if len(name) > _LABEL:  # names may differ at either end
+            name = f"{name[: _LABEL // 2 - 3]}...{name[-_LABEL // 2 :]}"
         if len(self.runs) == 1:
             return name
         shade = {"range": "least to largest", "error": "± standard error"}[self.band]

@@ -77,7 +77,7 @@ def maps_of(gate: Gate) -> list[tuple[str, np.ndarray]]:
         return [(title, maps[0].numpy())]
     spread = maps.flatten(1).amax(1) - maps.flatten(1).amin(1)
     most = torch.argsort(spread, descending=True, stable=True)[:_GROUPS].tolist()
-    mean = (f"{title}, mean of {len(maps)} {what}s", maps.mean(0).numpy())
+    mean = (f"mean of {len(maps)} {what}s", maps.mean(0).numpy())
     return [mean, *((f"{what} {one}", maps[one].numpy()) for one in most)]
 
 
@@ -116,8 +116,8 @@ def _draw_map(part: Any, axes: Any, title: str, values: np.ndarray, grey: np.nda
         extent=(-0.5, width - 0.5, height - 0.5, -0.5),
         interpolation="bilinear",
     )
-    same = ", the same everywhere" if margin else ""
-    axes.set_title(f"{title} ({values.shape[1]} x {values.shape[0]}){same}", fontsize=8)
+    size = f"{values.shape[1]} x {values.shape[0]}{', constant' if margin else ''}"
+    axes.set_title(f"{title} ({size})", fontsize=8)
     axes.axis("off")
     ticks = [low, (low + high) / 2, high] if not margin else [low]
     bar = part.colorbar(colours, ax=axes, ticks=ticks, fraction=0.05, pad=0.02)
