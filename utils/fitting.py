@@ -62,7 +62,7 @@ def fitting_architectures(state: Mapping[str, Tensor]) -> list[str]:
 
     Networks are built on the ``meta`` device: no memory, no initialisation.
     """
-    classes = _class_count(state)
+    classes = output_count(state)
     shapes = {key: value.shape for key, value in state.items()}
     fits: list[str] = []
     for name in list_models():
@@ -81,14 +81,14 @@ def fitting_architectures(state: Mapping[str, Tensor]) -> list[str]:
     return fits
 
 
-def _class_count(state: Mapping[str, Tensor]) -> int:
+def output_count(state: Mapping[str, Tensor]) -> int:
     """Outputs of the classifier, which is the last matrix of every registered net."""
     matrices = [value for value in state.values() if value.dim() >= 2]
     return matrices[-1].shape[0] if matrices else 1000
 
 
 def _class_flag(state: Mapping[str, Tensor]) -> str:
-    classes = _class_count(state)
+    classes = output_count(state)
     return "" if classes == 1000 else f" --num-classes {classes}"
 
 

@@ -3,12 +3,12 @@
 import argparse
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from models import create_model, is_own
+from models import create_model, is_own, list_models
 from utils import checkpoint, fitting
 from utils.cli import architecture
 from utils.complexity import Complexity, count
@@ -101,6 +101,49 @@ def load_weights(net: nn.Module, args: argparse.Namespace, saved: Mapping[str, A
         if not args.evaluate and "training_state_dict" in saved:
             training = {**saved, "state_dict": saved["training_state_dict"]}
             fitting.load_weights(net, training, args.arch, args.resume)
+
+
+class Restored(NamedTuple):
+    """A network with a checkpoint's weights, in evaluation mode on the CPU."""
+
+    net: nn.Module
+    arch: str
+    saved: Mapping[str, Any]  # from :func:`checkpoint.load`
+    img_size: int  # side of the square input in pixels
+    outputs: int
+
+
+def restore(path: str, arch: str | None, img_size: int | None) -> Restored:
+    """The network that a checkpoint holds; its weights say the number of outputs.
+
+    Args:
+        path: the file.
+        arch: its architecture; None: what the file says.
+        img_size: side of the square input in pixels; None: as in training, 224 if the file does not say.
+
+    Raises:
+        UserError: the file cannot be read, does not say what it holds, or does not fit ``arch``.
+    """
+    saved = checkpoint.load(path)
+    arch = arch or saved.get("arch")
+    if arch not in list_models():
+        print(f"{path} names no registered architecture; looking for the one that it fits", flush=True)
+        fits = fitting.fitting_architectures(saved["state_dict"])
+        known = " or ".join(text.split()[0] for text in fits) or "ARCH"
+        raise UserError(f"--resume {path} does not say which architecture it holds: give -a {known}")
+    trained = saved.get("arguments", {})
+    args = argparse.Namespace(
+        arch=arch,
+        img_size=img_size or trained.get("img_size", 224),
+        cardinality=trained.get("cardinality"),
+        base_width=trained.get("base_width"),
+        zero_gamma=False,
+        pretrained=False,
+    )
+    outputs = fitting.output_count(saved["state_dict"])
+    net, _ = build_model(args, outputs)
+    fitting.load_weights(net, saved, arch, path)
+    return Restored(net.eval(), arch, saved, args.img_size, outputs)
 
 
 def place(net: nn.Module, args: argparse.Namespace, device: torch.device) -> nn.Module:

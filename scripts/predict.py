@@ -1,0 +1,241 @@
+"""Say what is on images: the classes of the highest probability, as CSV on stdout or in a file, or as JSON.
+
+    python scripts/predict.py -a sge_resnet50 --resume sge_resnet50.pth.tar photo.jpg
+    python scripts/predict.py --resume checkpoints/demo/model_best.pth.tar -k 3 data/digits/val --csv a.csv
+    python scripts/predict.py -a se_resnet50 --resume se.pth --classes names.txt photos/ --json found.json
+
+Images are decoded, resized, cropped and normalised as in validation. Folders are searched with all folders
+in them. Class names are those of the checkpoint unless --classes is given; without either they are numbers
+from 0.
+
+Exit code: 0 every image has its line, 1 some could not be decoded, 2 the command is wrong.
+"""
+
+import argparse
+import csv
+import io
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from scripts.check_data import kind_of, listed, shown
+from utils import cli, network
+from utils.data import Broken, DeviceLoader, validation_loader
+from utils.decoding import DECODERS, choose_decoder
+from utils.distributed import Ranks, select_devices
+from utils.errors import UserError
+from utils.files import write_atomically
+from utils.network import Restored
+from utils.sampling import EvalBatches
+from utils.splits import ImageSplit
+from utils.text import plural
+
+TOP = 5  # classes for an image
+
+
+class Predictions(NamedTuple):
+    """The classes of the highest probability of N images, the most probable first."""
+
+    files: Tensor  # (N,), int64: positions in the list of files
+    probabilities: Tensor  # (N, k), float32
+    labels: Tensor  # (N, k), int64
+
+
+def find_images(names: Iterable[str]) -> tuple[list[str], list[Broken]]:
+    """The images that files and folders mean, those of a folder in order, and links that lead nowhere.
+
+    Raises:
+        UserError: a name leads nowhere, a folder cannot be read, or there are no images.
+    """
+    images: list[str] = []
+    dead: list[Broken] = []
+    for name in names:
+        if Path(name).is_dir():
+            search(name, images, dead)
+        elif Path(name).is_file():
+            images.append(name)
+        else:
+            raise UserError(f"{shown(name)}: no such file or folder")
+    if not images and not dead:
+        raise UserError(f"no images in {shown(' '.join(names))}: give image files, or folders with some")
+    return images, dead
+
+
+def search(folder: str, images: list[str], dead: list[Broken]) -> None:
+    """Add the images below a folder, in order of their names; links are followed as in training."""
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"{shown(folder)}: {error.strerror}") from error
+    for entry in entries:
+        kind = kind_of(entry)
+        if kind == "folder":
+            search(entry.path, images, dead)
+        elif kind == "image":
+            images.append(entry.path)
+        elif kind == "dead link":
+            dead.append(Broken(entry.path, "leads to no file"))
+
+
+def class_names(args: argparse.Namespace, restored: Restored) -> list[str]:
+    """A name for every output of the network.
+
+    Raises:
+        UserError: ``--classes`` cannot be read, or has other than a line for each.
+    """
+    outputs = restored.outputs
+    if args.classes:
+        try:
+            names = Path(args.classes).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--classes {shown(args.classes)}: {error}") from error
+        if len(names) != outputs:
+            lines = f"{plural(len(names), 'line')} for {plural(outputs, 'output')} of the network"
+            raise UserError(f"--classes {shown(args.classes)}: {lines}; give a name in a line for each")
+        return names
+    names = list(restored.saved.get("classes", ()))[:outputs]
+    if len(names) < outputs:
+        which = "names no classes" if not names else f"names only {len(names)} of {outputs} classes"
+        note(f"{args.resume} {which}: the others are numbers from 0 (--classes FILE names all)")
+    return names + [str(label) for label in range(len(names), outputs)]
+
+
+def note(text: str) -> None:
+    """On stderr: stdout is for the CSV."""
+    print(f"note: {shown(text)}", file=sys.stderr, flush=True)
+
+
+@torch.inference_mode()
+def predict(net: nn.Module, loader: DeviceLoader[EvalBatches], k: int) -> Predictions:
+    """The ``k`` most probable classes of every image that could be decoded; labels are positions of files."""
+    parts: list[tuple[Tensor, ...]] = []
+    total = len(loader.dataset)
+    with tqdm(desc="predicting", total=total, unit=" images", leave=False, disable=None) as bar:
+        for images, files in loader:
+            if len(files):
+                best = net(images).float().softmax(dim=1).topk(k)
+                parts.append((files.cpu(), best.values.cpu(), best.indices.cpu()))
+            bar.update(loader.read + len(loader.broken) - bar.n)
+    empty = (torch.empty(0, dtype=torch.int64), torch.empty(0, k), torch.empty(0, k, dtype=torch.int64))
+    return Predictions(*map(torch.cat, zip(*(parts or [empty]), strict=True)))
+
+
+def answers(found: Predictions, paths: Sequence[str], names: Sequence[str]) -> Iterator[dict[str, object]]:
+    """For every image its path and its classes with their probabilities."""
+    for file, probabilities, labels in zip(*(part.tolist() for part in found), strict=True):
+        classes = [
+            {"class": names[label], "label": label, "probability": round(probability, 6)}
+            for label, probability in zip(labels, probabilities, strict=True)
+        ]
+        yield {"path": paths[file], "classes": classes}
+
+
+def as_csv(found: Predictions, paths: Sequence[str], names: Sequence[str]) -> str:
+    """A line for every image and class: path, rank from 1, class, its number from 0, probability."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("path", "rank", "class", "label", "probability"))
+    for file, probabilities, labels in zip(*(part.tolist() for part in found), strict=True):
+        for rank, (label, probability) in enumerate(zip(labels, probabilities, strict=True), 1):
+            writer.writerow((paths[file], rank, names[label], label, f"{probability:.6f}"))
+    return text.getvalue()
+
+
+def write(name: str, text: str) -> None:
+    """Write a result; names that are no UTF-8 keep their bytes.
+
+    Raises:
+        UserError: the system refuses.
+    """
+    try:
+        write_atomically(Path(name), lambda file: file.write(text.encode("utf-8", "surrogateescape")))
+    except OSError as error:
+        raise UserError(f"{shown(name)}: {error.strerror}") from error
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """Before hours of work: may the results be written?
+
+    Raises:
+        UserError: a file is there already, or its folder is not.
+    """
+    for flag, name in (("--csv", args.csv), ("--json", args.json)):
+        if name and Path(name).exists() and not args.overwrite:
+            raise UserError(f"{flag} {shown(name)} is there already: give another name, or --overwrite")
+        if name and not os.access(Path(name).parent, os.W_OK):
+            raise UserError(f"{flag} {shown(name)}: its folder is not there or cannot be written to")
+
+
+def answer(args: argparse.Namespace) -> int:
+    """Predict and write; return the number of files that could not be decoded."""
+    check_outputs(args)
+    args.decoder = choose_decoder(args.decoder)
+    device, _ = select_devices(args.device, "0")
+    paths, dead = find_images(args.images)
+    restored = network.restore(args.resume, args.arch, args.img_size)
+    names = class_names(args, restored)
+    if args.k is not None and args.k > restored.outputs:
+        raise UserError(f"-k {args.k} is too many: the network has {plural(restored.outputs, 'class')}")
+    args.img_size = restored.img_size
+    split = ImageSplit([(path, file) for file, path in enumerate(paths)], ())
+    loader = validation_loader(split, args, 0, Ranks(device=device))
+    found = predict(restored.net.to(device), loader, args.k or min(TOP, restored.outputs))
+    broken = sorted(loader.broken) + dead
+    if args.json:
+        files = [{"path": path, "reason": reason} for path, reason in broken]
+        content = {"arch": restored.arch, "checkpoint": args.resume, "img_size": restored.img_size}
+        content |= {"images": list(answers(found, paths, names)), "undecodable": files}
+        write(args.json, json.dumps(content, indent=1) + "\n")
+    if args.csv:
+        write(args.csv, as_csv(found, paths, names))
+    if not args.csv and not args.json:
+        print(as_csv(found, paths, names), end="", flush=True)
+    if broken:
+        what = f"{plural(len(broken), 'file')} cannot be decoded: no predictions for"
+        print("\n".join([f"trouble: {what}", *map(shown, listed(broken, Path.cwd()))]), file=sys.stderr)
+    return len(broken)
+
+
+def main() -> None:
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="+", type=cli.name_of_file, metavar="IMAGE", help="files or folders")
+    parser.add_argument("--resume", required=True, type=cli.name_of_file, metavar="FILE", help="checkpoint")
+    what = "its architecture (default: what the checkpoint says)"
+    parser.add_argument("-a", "--arch", type=cli.architecture, help=what)
+    what = f"classes for an image (default: {TOP}, or all if there are fewer)"
+    parser.add_argument("-k", type=cli.count_of, help=what)
+    what = "names of the classes, one a line, in the order of the outputs"
+    parser.add_argument("--classes", type=cli.name_of_file, metavar="FILE", help=what)
+    parser.add_argument("--csv", type=cli.name_of_file, metavar="FILE", help="write CSV there, not to stdout")
+    parser.add_argument("--json", type=cli.name_of_file, metavar="FILE", help="write JSON there")
+    parser.add_argument("--overwrite", action="store_true", help="replace these files")
+    what = "side of the square input in pixels (default: as in training; 224 if the checkpoint does not say)"
+    parser.add_argument("--img-size", type=cli.count_of, metavar="S", help=what)
+    what = "images at a time (default: 64)"
+    parser.add_argument(
+        "--batch", "--test-batch", dest="test_batch", type=cli.count_of, default=64, metavar="N", help=what
+    )
+    what = "processes that decode (default: one per core, at most 32)"
+    cores = min(32, os.cpu_count() or 1)
+    parser.add_argument("-j", "--workers", type=cli.whole, default=cores, metavar="N", help=what)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
+    parser.add_argument("--decoder", choices=DECODERS, default="auto", help="(default: the fastest)")
+    parser.set_defaults(max_bad=1.0)  # each is named at the end
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")  # PIL's of odd metadata; workers inherit the filter
+    if answer(args):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    cli.run(main)

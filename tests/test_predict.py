@@ -1,0 +1,158 @@
+"""scripts/predict.py: the classes of a direct forward pass, for every image that can be decoded."""
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPOSITORY, Run, assert_one_line_error
+from small_checkpoint import ARCH, CLASSES, SIZE, calibrated, write_checkpoint
+from torch import Tensor
+
+from utils.decoding import read_image
+from utils.transforms import MEAN, STD, ValTransform
+
+SCRIPT = "scripts/predict.py"
+
+
+@pytest.fixture
+def predict(call: Run, images: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The script within this process, on a checkpoint ``net.pth.tar``."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
+    write_checkpoint(images.parent).rename(images.parent / "net.pth.tar")
+    return lambda *arguments: call("--resume", "net.pth.tar", "-j", 0, *arguments, script=SCRIPT)
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def direct(path: Path) -> Tensor:
+    """The probabilities of one image by a forward pass, (3,)."""
+    transform = ValTransform(SIZE)
+    pixels = transform(*read_image(str(path), "simplejpeg", transform.box)).float() / 255
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    with torch.inference_mode():
+        return calibrated()(((pixels - mean) / std)[None])[0].softmax(0)
+
+
+def test_predictions_are_those_of_a_forward_pass(predict: Run, images: Path) -> None:
+    result = predict("images/valf", "--batch", 4, "--decoder", "simplejpeg")
+    assert (result.returncode, result.stderr) == (0, "")
+    found = rows(result.stdout)
+    names = [f"images/valf/{name}/{i}.JPEG" for name in CLASSES for i in range(7)]
+    assert [row["path"] for row in found[::3]] == names
+    for i, name in enumerate(names):
+        expected = direct(images.parent / name)
+        order = expected.argsort(descending=True).tolist()
+        for rank, (row, label) in enumerate(zip(found[3 * i : 3 * i + 3], order, strict=True), 1):
+            assert (row["rank"], row["label"], row["class"]) == (str(rank), str(label), CLASSES[label])
+            assert float(row["probability"]) == pytest.approx(float(expected[label]), abs=2e-5)
+
+
+def test_files_csv_and_json(predict: Run, images: Path, tmp_path: Path) -> None:
+    shutil.copy(images / "valf/cat/0.JPEG", tmp_path / "no suffix")
+    arguments = ("no suffix", "images/train/owl", "-k", 1, "-a", ARCH, "--csv", "a.csv", "--json", "a.json")
+    result = predict(*arguments, "-j", 2)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    table, content = rows((tmp_path / "a.csv").read_text()), json.loads((tmp_path / "a.json").read_text())
+    assert len(table) == 9
+    assert (content["arch"], content["img_size"], content["undecodable"]) == (ARCH, SIZE, [])
+    for row, image in zip(table, content["images"], strict=True):
+        (best,) = image["classes"]
+        assert (row["path"], row["class"]) == (image["path"], best["class"])
+        assert float(row["probability"]) == best["probability"]
+    before = (tmp_path / "a.csv").read_bytes()
+    assert_one_line_error(predict(*arguments), "predict.py: error: --csv a.csv is there", "--overwrite")
+    assert (tmp_path / "a.csv").read_bytes() == before
+    assert predict(*arguments, "--overwrite").returncode == 0
+
+
+def test_files_that_cannot_be_decoded_are_named(predict: Run, images: Path) -> None:
+    folder = images / "valf" / "cat"
+    (folder / "3.JPEG").write_bytes(b"no image")
+    (folder / "link.jpg").symlink_to("nowhere.jpg")
+    (folder / "up").symlink_to("..")
+    (folder / "note.txt").touch()
+    result = predict("images/valf/cat", "--json", "a.json")
+    lines = result.stderr.splitlines()
+    assert (result.returncode, lines[0]) == (
+        1,
+        "trouble: 3 files cannot be decoded: no predictions for",
+    )
+    assert sorted(line.split(":")[0] for line in lines[1:]) == [
+        f"  images/valf/cat/{name}" for name in ("3.JPEG", "link.jpg", "up")
+    ]
+    content = json.loads((images.parent / "a.json").read_text())
+    assert len(content["images"]) == 6
+    assert len(content["undecodable"]) == 3
+
+
+def test_only_a_broken_image(predict: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    result = predict("a.png")
+    assert (result.returncode, result.stdout) == (1, "path,rank,class,label,probability\n")
+
+
+def names_of(result: subprocess.CompletedProcess[str]) -> set[str]:
+    assert result.returncode == 0, result.stderr
+    return {row["class"] for row in rows(result.stdout)}
+
+
+def test_class_names(predict: Run, call: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("utils.fitting.list_models", lambda: ["sge_resnet18", ARCH])  # trying all takes 8 s
+    (tmp_path / "names.txt").write_text("Katze\nHund\nEule, graue\n")
+    image = "images/valf/cat/0.JPEG"
+    assert names_of(predict(image, "--classes", "names.txt")) == {"Katze", "Hund", "Eule, graue"}
+    few = write_checkpoint(tmp_path, classes=["cat"])
+    result = call("--resume", few, "-j", 0, image, script=SCRIPT)
+    assert "names only 1 of 3 classes" in result.stderr
+    assert names_of(result) == {"cat", "1", "2"}
+    bare = write_checkpoint(tmp_path, classes=None, arch=None, arguments=None)
+    result = call("--resume", bare, "-a", ARCH, "--img-size", 64, "-j", 0, image, script=SCRIPT)
+    assert "names no classes" in result.stderr
+    assert names_of(result) == {"0", "1", "2"}
+    result = call("--resume", bare, "-j", 0, image, script=SCRIPT)
+    assert_one_line_error(result, f"does not say which architecture it holds: give -a {ARCH}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragments"),
+    [
+        ((), ("IMAGE", "--help")),
+        (("nowhere",), ("nowhere: no such file or folder",)),
+        (("empty",), ("no images in empty",)),
+        (("images", "--resume", "none.pth"), ("--resume none.pth: no such file",)),
+        (("images", "-a", "sge_resnet18"), ("does not fit sge_resnet18", f"-a {ARCH}")),
+        (("images", "-a", "sge_resnet"), ("did you mean",)),
+        (("images", "-k", "4"), ("-k 4 is too many: the network has 3 classes",)),
+        (("images", "-k", "0"), ("at least 1",)),
+        (("images", "--classes", "none.txt"), ("--classes none.txt", "No such file")),
+        (("images", "--classes", "two.txt"), ("2 lines for 3 outputs",)),
+        (("images", "--csv", "nowhere/a.csv"), ("--csv nowhere/a.csv", "folder")),
+        (("images", "--json", "two.txt"), ("--json two.txt is there already",)),
+        (("images", "--device", "cuda"), ("--device cuda: no CUDA GPU",)),
+    ],
+)
+def test_bad_usage(
+    predict: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    fragments: tuple[str, ...],
+) -> None:
+    monkeypatch.setattr("utils.distributed.gpu_count", lambda: 0)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "two.txt").write_text("cat\ndog\n")
+    result = predict(*arguments)
+    assert_one_line_error(result, "predict.py: error: ", *fragments)
+    assert result.stdout == ""
+
+
+def test_help_has_an_example(predict: Run) -> None:
+    result = predict("--help")
+    assert (result.returncode, "\n    python scripts/predict.py -a " in result.stdout) == (0, True)
