@@ -1,6 +1,7 @@
 """Reading files of tensors that may be damaged or hostile: no code runs, memory stays bounded by the file."""
 
 import hashlib
+import json
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ _TYPES = frozenset(
     {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool}
     | {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 )
+NOTES = "checkpoint"  # where the metadata of safetensors hold a checkpoint's other fields, as JSON
 _PARTS = 1_000_000  # values and containers in a file; checkpoints of the largest nets have some ten thousand
 
 
@@ -30,9 +32,7 @@ def read(path: str) -> Any:
         Exception: nearly any that torch's or safetensors' reader meets in such a file.
     """
     if path.endswith(".safetensors"):
-        from safetensors.torch import load_file  # only those who have such files need the library
-
-        return load_file(path)
+        return _read_safetensors(path)
     with open(path, "rb") as file:  # noqa: PTH123
         zipped = file.read(4) == b"PK\x03\x04"
     if zipped:
@@ -50,6 +50,21 @@ def read(path: str) -> Any:
     elif zipped and (record := zipfile.ZipFile(path).testzip()):
         raise DamagedError(f"the CRC-32 of {record} does not match")
     return content
+
+
+def _read_safetensors(path: str) -> dict[str, Any]:
+    """The tensors; with the other fields, those of a file of ``scripts/convert_checkpoint.py``."""
+    from safetensors import safe_open  # only those who have such files need the library
+
+    with safe_open(path, "pt") as file:
+        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
+        notes = (file.metadata() or {}).get(NOTES)
+    if notes is None:
+        return weights
+    fields = json.loads(notes)
+    if not isinstance(fields, dict):
+        raise DamagedError("its metadata are no fields of a checkpoint")
+    return {**fields, "state_dict": weights}
 
 
 def _refuse_compressed(path: str) -> None:

@@ -44,10 +44,15 @@ def position_of(path: Path) -> tuple[int, int] | None:
 def save(state: Mapping[str, Any], folder: Path) -> Path:
     """Write a checkpoint under the name of its position, ``checkpoint-EPOCHS-IMAGES.pth.tar``."""
     path = folder / f"checkpoint-{state['epoch']:04d}-{state['images']:07d}.pth.tar"
+    write(state, path)
+    return path
+
+
+def write(state: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint, with the version of the format and a checksum over all."""
     content = {**state, "version": VERSION}
     content["checksum"] = archive.checksum(content)
     write_atomically(path, lambda file: torch.save(content, file))
-    return path
 
 
 def publish(path: Path, is_best: bool, keep: int) -> None:

@@ -1,0 +1,183 @@
+"""scripts/convert_checkpoint.py: clean files whose weights are those of the checkpoint, or their mean."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import REPOSITORY, Run, assert_one_line_error
+from safetensors import safe_open
+from safetensors.torch import save_file
+from small_checkpoint import ARCH, CLASSES, SIZE, calibrated, fields, write_checkpoint
+from torch import Tensor
+
+from utils import checkpoint
+
+SCRIPT = "scripts/convert_checkpoint.py"
+KEPT = ("arch", "classes", "epoch", "acc", "seed", "command", "arguments", "versions", "commit")
+FORMATS = pytest.mark.parametrize("out", ["out.pth", "out.safetensors"])
+
+
+@pytest.fixture
+def convert(call: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The script within this process; ``a.pth.tar`` to ``c.pth.tar`` are checkpoints of three seeds."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
+    for seed, name in enumerate("abc"):
+        write_checkpoint(tmp_path, calibrated(seed=seed), epoch=seed).rename(tmp_path / f"{name}.pth.tar")
+    return lambda *arguments: call(*arguments, script=SCRIPT)
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    return checkpoint.load(str(path))["state_dict"]
+
+
+def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert (found[key].dtype, found[key].shape) == (value.dtype, value.shape)
+        assert torch.equal(found[key], value), key
+
+
+@FORMATS
+def test_of_ours(convert: Run, call: Run, images: Path, tmp_path: Path, out: str) -> None:
+    result = convert("a.pth.tar", out)
+    data = (tmp_path / out).read_bytes()
+    assert (result.returncode, result.stderr) == (0, "")
+    assert f"wrote {out}: {len(data):,} bytes, SHA-256 {hashlib.sha256(data).hexdigest()}" in result.stdout
+    assert "left out: images, best_acc, optimizer" in result.stdout
+    saved, expected = checkpoint.load(str(tmp_path / out)), fields(calibrated())
+    assert_equal(saved["state_dict"], expected["state_dict"])
+    assert saved.keys() - {"version", "checksum"} == {*KEPT, "state_dict"}
+    assert {key: saved[key] for key in KEPT} == {key: expected[key] for key in KEPT} | {"epoch": 0}
+    evaluation = ("-d", "images", "-a", ARCH, "--img-size", SIZE, "-j", 0, "-e", "--resume")
+    lines = [call(*evaluation, name).stdout.splitlines()[-1] for name in ("a.pth.tar", out)]
+    assert lines[0] == lines[1]
+    assert "top" in lines[0].lower()
+
+
+@FORMATS
+def test_of_a_published_file(convert: Run, tmp_path: Path, out: str) -> None:
+    net = calibrated()
+    state = {f"module.{key}": value for key, value in net.state_dict().items()}
+    published = {"epoch": 1, "state_dict": state, "best_acc": torch.tensor(1.0), "acc": torch.tensor(71.5)}
+    torch.save({**published, "optimizer": {"state": {}, "param_groups": []}}, tmp_path / "published.pth.tar")
+    assert convert("published.pth.tar", out, "-a", ARCH).returncode == 0
+    saved = checkpoint.load(str(tmp_path / out))
+    assert_equal(saved["state_dict"], net.state_dict())
+    assert {key: saved.get(key) for key in ("arch", "epoch", "acc")} == {
+        "arch": ARCH,
+        "epoch": 1,
+        "acc": 71.5,
+    }
+    assert type(saved["acc"]) is float
+    assert "optimizer" not in saved
+
+
+def test_the_average_of_ema_is_what_is_kept(convert: Run, tmp_path: Path) -> None:
+    training = calibrated(seed=5).state_dict()
+    write_checkpoint(tmp_path, training_state_dict=training).rename(tmp_path / "ema.pth.tar")
+    assert (
+        "left out: images, best_acc, optimizer, training_state_dict" in convert("ema.pth.tar", "o.pth").stdout
+    )
+    assert_equal(weights(tmp_path / "o.pth"), calibrated().state_dict())
+
+
+@FORMATS
+def test_the_mean_of_several(convert: Run, tmp_path: Path, out: str) -> None:
+    assert convert("--average", "a.pth.tar", "b.pth.tar", "c.pth.tar", out).returncode == 0
+    states = [calibrated(seed=seed).state_dict() for seed in range(3)]
+    expected = {
+        key: torch.stack([state[key].double() for state in states]).mean(0).float()
+        if value.is_floating_point()
+        else value
+        for key, value in states[-1].items()
+    }
+    saved = checkpoint.load(str(tmp_path / out))
+    for key, value in expected.items():
+        assert torch.allclose(saved["state_dict"][key], value, rtol=1e-7, atol=0), key
+    assert "acc" not in saved
+    assert "epoch" not in saved
+    assert (saved["arch"], saved["classes"], saved["seed"]) == (ARCH, list(CLASSES), 7)
+
+
+def test_metadata_of_safetensors_are_text(convert: Run, tmp_path: Path) -> None:
+    assert convert("a.pth.tar", "out.safetensors").returncode == 0
+    with safe_open(tmp_path / "out.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert metadata["format"] == "pt"
+    assert json.loads(metadata["checkpoint"])["classes"] == list(CLASSES)
+
+
+@pytest.mark.parametrize("notes", ["[1]", "{", "[" * 100_000, '{"epoch": "x"}', '{"classes": [1]}', "NaN"])
+def test_damaged_metadata_are_refused(call: Run, tmp_path: Path, notes: str) -> None:
+    save_file({"a": torch.ones(2)}, tmp_path / "x.safetensors", {"checkpoint": notes})
+    result = call("-d", "x", "-e", "--resume", "x.safetensors")
+    assert_one_line_error(result, "--resume x.safetensors: damaged")
+
+
+def test_a_part_of_a_large_storage_is_written_alone(convert: Run, tmp_path: Path) -> None:
+    large = torch.randn(1000, 1000)
+    torch.save({"a": large[:2, :2], "b": large[0, :3]}, tmp_path / "parts.pth")
+    assert convert("parts.pth", "out.pth").returncode == 0
+    assert (tmp_path / "out.pth").stat().st_size < 10_000
+    assert torch.equal(weights(tmp_path / "out.pth")["a"], large[:2, :2])
+
+
+def spoil(tmp_path: Path) -> None:
+    """Files that cannot be averaged with ``a.pth.tar``, or not be taken at all."""
+
+    def write(name: str, **changes: Any) -> None:
+        write_checkpoint(tmp_path, **changes).rename(tmp_path / name)
+
+    state = calibrated().state_dict()
+    first = next(iter(state))
+    write("keys", state_dict={**state, "more": torch.ones(1)})
+    write("shapes", state_dict={**state, first: torch.ones(1)})
+    write("types", state_dict={**state, first: state[first].half()})
+    write("nan", state_dict={**state, first: state[first] * float("nan")})
+    write("arch", arch="sge_resnet18")
+    write("classes", classes=["cat", "dog", "yak"])
+    (tmp_path / "text.pth").write_text("text")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        ((), "IN, OUT"),
+        (("a.pth.tar", "b.pth.tar", "o.pth"), "several IN with --average"),
+        (("--average", "a.pth.tar", "o.pth"), "several IN with --average"),
+        (("a.pth.tar", "o.onnx"), "o.onnx: the suffix says the format; give one of .pth .safetensors"),
+        (("a.pth.tar", "nowhere/o.pth"), "nowhere/o.pth: its folder is not there"),
+        (("none", "o.pth"), "IN none: no such file"),
+        (("text.pth", "o.pth"), "IN text.pth: damaged or not a checkpoint"),
+        (("text.pth", "text.pth", "--overwrite"), "text.pth is one of the files to be read"),
+        (("a.pth.tar", "text.pth"), "text.pth is there already: give another name, or --overwrite"),
+        (("a.pth.tar", "o.pth", "-a", "sge_resnet18"), f"the file fits -a {ARCH}"),
+        (("nan", "o.pth"), "holds values that are not finite"),
+        (("--average", "a.pth.tar", "keys", "o.pth"), "keys has other keys than a.pth.tar: more (1 key)"),
+        (("--average", "a.pth.tar", "shapes", "o.pth"), "(1,) torch.float32, not (24, 3, 3, 3)"),
+        (("--average", "a.pth.tar", "types", "o.pth"), "types has other shapes or types than a.pth.tar"),
+        (("--average", "a.pth.tar", "arch", "o.pth"), "the files have other arch"),
+        (("--average", "a.pth.tar", "classes", "o.pth"), "the files have other classes"),
+    ],
+)
+def test_bad_usage(convert: Run, tmp_path: Path, arguments: tuple[str, ...], fragment: str) -> None:
+    spoil(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert_one_line_error(convert(*arguments), "convert_checkpoint.py: error: ", fragment)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_overwrite(convert: Run, tmp_path: Path) -> None:
+    (tmp_path / "o.pth").write_text("old")
+    assert convert("a.pth.tar", "o.pth", "--overwrite").returncode == 0
+    assert_equal(weights(tmp_path / "o.pth"), calibrated().state_dict())
+
+
+def test_help_has_an_example(convert: Run) -> None:
+    assert re.search(
+        r"\n    python scripts/convert_checkpoint\.py .*\.safetensors\n", convert("--help").stdout
+    )
