@@ -1,0 +1,63 @@
+"""hubconf.py: every network of our own through torch.hub, with and without a checkpoint."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from small_checkpoint import ARCH, calibrated, write_checkpoint
+
+from models import is_own, list_models
+from utils.errors import UserError
+
+
+def load(name: str, **kwargs: Any) -> Any:
+    return torch.hub.load(str(REPOSITORY), name, source="local", **kwargs)
+
+
+@pytest.fixture
+def as_if_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.hub.list and help know no ``source="local"``."""
+    monkeypatch.setattr("torch.hub._get_cache_or_reload", lambda *_, **__: str(REPOSITORY))
+
+
+def test_every_own_network_is_listed_and_nothing_else(as_if_downloaded: None) -> None:
+    assert sorted(torch.hub.list("x/y")) == sorted(name for name in list_models() if is_own(name))
+
+
+def test_help(as_if_downloaded: None) -> None:
+    for name in torch.hub.list("x/y"):
+        text = torch.hub.help("x/y", name)
+        assert text.startswith(f"{name}, by models/")
+        assert "checkpoint: file of weights" in text
+    assert "models/resnet_sge.py: " in torch.hub.help("x/y", "sge_resnet50")
+
+
+def test_keywords_reach_the_builder() -> None:
+    torch.manual_seed(0)
+    net = load("oct_mobilenet", num_classes=7, alpha=0.25)
+    assert net(torch.randn(2, 3, 64, 64)).shape == (2, 7)
+    with pytest.raises(TypeError):
+        load(ARCH, no_such_keyword=1)
+
+
+def test_a_checkpoint(tmp_path: Path) -> None:
+    net, x = calibrated(), torch.randn(2, 3, 64, 64)
+    path = write_checkpoint(tmp_path, net)
+    with torch.inference_mode():
+        assert torch.equal(load(ARCH, checkpoint=str(path)).eval()(x), net(x))
+    with pytest.raises(UserError, match=f"does not fit sge_resnet18.*-a {ARCH}"):
+        load("sge_resnet18", checkpoint=str(path))
+    with pytest.raises(UserError, match="of another shape"):
+        load(ARCH, checkpoint=str(path), num_classes=4)
+    with pytest.raises(UserError, match="checkpoint none: no such file"):
+        load(ARCH, checkpoint="none")
+
+
+def test_from_another_folder(tmp_path: Path) -> None:
+    """As users do: nothing of the repository on the path."""
+    code = f"import torch; torch.hub.load({str(REPOSITORY)!r}, {ARCH!r}, source='local', num_classes=3)"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=100)
