@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from utils.cli import (
@@ -225,9 +226,8 @@ def add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_optimizer_arguments(parser: argparse.ArgumentParser) -> None:
+def add_decay_arguments(group: argparse._ArgumentGroup) -> None:
     """Which parameters decay, and how."""
-    group = parser.add_argument_group("weight decay and optimizer")
     group.add_argument(
         "--wd-all", dest="wdall", action="store_true", help="everything decays (default: biases do not)"
     )
@@ -238,6 +238,12 @@ def add_optimizer_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--mineps", type=non_negative, help="e of --el2 (default: 1e-3, mobile: 1e-8)")
     group.add_argument("--lam", type=non_negative, help="strength of --el2 (default: 1e-4, mobile: 4e-5)")
+
+
+def add_optimizer_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which parameters decay, and the optimizer."""
+    group = parser.add_argument_group("weight decay and optimizer")
+    add_decay_arguments(group)
     group.add_argument(
         "--print-always", action="store_true", help="print the filters' spread after every step of --el2"
     )
@@ -374,6 +380,30 @@ _COMPANIONS = MappingProxyType(
 )
 
 
+def _fill_companions(
+    parser: Parser, args: argparse.Namespace, companions: Mapping[str, tuple[str, float]]
+) -> None:
+    for flag, (owner, default) in companions.items():
+        name = flag.strip("-").replace("-", "_")
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+        elif not getattr(args, owner):
+            parser.error(f"{flag} goes with --{owner}")
+
+
+def check_decay(parser: Parser, args: argparse.Namespace, e_shift: float, e_lambda: float) -> None:
+    """Refuse combinations of the flags of weight decay, and fill in ``--mineps`` and ``--lam``.
+
+    Arguments as of :func:`check_tricks`.
+    """
+    _fill_companions(parser, args, {"--mineps": ("el2", e_shift), "--lam": ("el2", e_lambda)})
+    if args.el2 and (args.wdall or not args.nowd_conv):
+        parser.error("--el2 takes the place of the convolutions' decay: give --nowd-conv, and not --wd-all")
+    for kind in ("bn", "fc", "conv"):
+        if args.wdall and getattr(args, f"nowd_{kind}"):
+            parser.error(f"--wd-all and --nowd-{kind} contradict each other")
+
+
 def check_tricks(parser: Parser, args: argparse.Namespace, e_shift: float, e_lambda: float) -> None:
     """Refuse combinations of imagenet_fast.py's flags, and fill in what companions leave open.
 
@@ -383,25 +413,10 @@ def check_tricks(parser: Parser, args: argparse.Namespace, e_shift: float, e_lam
         e_shift: ``--mineps`` where it is not given.
         e_lambda: ``--lam`` where it is not given.
     """
-    companions = {
-        **_COMPANIONS,
-        "--cutout_size": ("cutout", args.img_size // 2),
-        "--mineps": ("el2", e_shift),
-        "--lam": ("el2", e_lambda),
-    }
-    for flag, (owner, default) in companions.items():
-        name = flag.strip("-").replace("-", "_")
-        if getattr(args, name) is None:
-            setattr(args, name, default)
-        elif not getattr(args, owner):
-            parser.error(f"{flag} goes with --{owner}")
+    _fill_companions(parser, args, {**_COMPANIONS, "--cutout_size": ("cutout", args.img_size // 2)})
+    check_decay(parser, args, e_shift, e_lambda)
     if args.print_always and not args.el2:
         parser.error("--print-always goes with --el2")
-    if args.el2 and (args.wdall or not args.nowd_conv):
-        parser.error("--el2 takes the place of the convolutions' decay: give --nowd-conv, and not --wd-all")
-    for kind in ("bn", "fc", "conv"):
-        if args.wdall and getattr(args, f"nowd_{kind}"):
-            parser.error(f"--wd-all and --nowd-{kind} contradict each other")
     if args.cutout and (args.mixup or args.cutmix):
         parser.error("--cutout does not go with --mixup or --cutmix")
     if args.nesterov and args.momentum == 0:

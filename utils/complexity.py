@@ -8,7 +8,8 @@ standardisation). A module called k times counts k times.
 
 import copy
 import math
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,24 +44,38 @@ def _cost(module: nn.Module, x: Tensor, out: Tensor) -> int:
     return 0
 
 
-def count(model: nn.Module, shape: tuple[int, ...], forward: str = "__call__") -> Complexity:
-    """Count one forward pass in evaluation mode, without computing it.
+class Call(NamedTuple):
+    """One call of a module in a forward pass for one image."""
+
+    name: str  # of the module within the network
+    shape: tuple[int, ...]  # of the output, (1, ...), the first of several; empty if it is no tensor
+    multiply_adds: int  # of a module without children; those of others are their children's
+
+
+def trace(model: nn.Module, shape: tuple[int, ...], forward: str = "__call__") -> list[Call]:
+    """Every call of a module in one forward pass in evaluation mode, without computing it, as they end.
 
     Args:
         model: the network; it is left as it is.
         shape: of one image, (3, H, W).
-        forward: the method to count, such as ``forward_features``.
+        forward: the method to follow, such as ``forward_features``.
     """
     twin = copy.deepcopy(model).to("meta").eval()  # shapes without values cost no time
-    total = 0
+    calls: list[Call] = []
 
-    def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal total
-        total += _cost(module, inputs[0], output)
+    def add(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+        cost = 0 if list(module.children()) else _cost(module, inputs[0], output)
+        first = output[0] if isinstance(output, tuple) and output else output
+        calls.append(Call(name, tuple(first.shape) if isinstance(first, Tensor) else (), cost))
 
-    for module in twin.modules():
-        if not list(module.children()):
-            module.register_forward_hook(add)
+    for name, module in twin.named_modules():
+        module.register_forward_hook(partial(add, name))
     with torch.no_grad():
         getattr(twin, forward)(torch.empty(1, *shape, device="meta", dtype=next(twin.parameters()).dtype))
+    return calls
+
+
+def count(model: nn.Module, shape: tuple[int, ...], forward: str = "__call__") -> Complexity:
+    """Count one forward pass in evaluation mode, without computing it; arguments as of :func:`trace`."""
+    total = sum(call.multiply_adds for call in trace(model, shape, forward))
     return Complexity(sum(p.numel() for p in model.parameters() if p.requires_grad), total)

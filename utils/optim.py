@@ -73,7 +73,7 @@ def create_optimizer(net: nn.Module, args: argparse.Namespace) -> SGD:
         for members, decay in ((without, 0.0), (with_decay, args.weight_decay))
         if members
     ]
-    print(describe_groups(owned, lambda kind: _decay_text(kind, decaying, shifted, args)))
+    print(describe_groups(owned, lambda kind: decay_text(kind, decaying, shifted, args)))
     settings: dict[str, Any] = {"lr": args.lr, "momentum": args.momentum, "nesterov": args.nesterov}
     if args.el2:
         return EShiftedSGD(groups, lam=args.lam, shift=args.mineps, **settings)
@@ -95,7 +95,8 @@ def start_momentum(optimizer: Optimizer) -> None:
             optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
 
 
-def _decay_text(kind: str, decaying: set[str], shifted: set[str], args: argparse.Namespace) -> str:
+def decay_text(kind: str, decaying: set[str], shifted: set[str], args: argparse.Namespace) -> str:
+    """What draws the parameters of a kind to 0 or to a sphere, in words."""
     if kind in shifted:
         return f"e-shifted L2, lambda {args.lam:g}, e {args.mineps:g}"
     return f"{args.weight_decay:g}" if kind in decaying else "0"

@@ -1,0 +1,125 @@
+"""List the layers of a network: output, parameters, multiply-adds, and how training decays its parameters.
+
+    python scripts/summary.py -a sge_resnet50
+    python scripts/summary.py -a ws_resnet18 --img-size 128 --num-classes 10 --nowd-conv --el2 --nowd-bn
+
+Multiply-adds are for one image, by the rules of utils/complexity.py; functions that are no modules count
+nothing. The flags of weight decay are those of imagenet_fast.py.
+"""
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from utils import arguments, cli, network
+from utils.complexity import trace
+from utils.optim import Owned, classify, decay_text, decaying_kinds, describe_groups
+
+WIDTH, KIND = 110, 20  # characters of a line, and of the longest kind in it
+E_SHIFT, E_LAMBDA = 1e-3, 1e-4  # as in imagenet_fast.py
+
+
+class Row(NamedTuple):
+    """A module without children, or one that has parameters of its own."""
+
+    layer: str
+    kind: str  # the class of the module
+    output: str  # shape without the batch dimension, of the last call if there are several
+    parameters: int
+    multiply_adds: int
+    decay: str  # of its parameters, by their kind
+
+    def cells(self) -> tuple[str, ...]:
+        return (*self[:3], f"{self.parameters:,}", f"{self.multiply_adds:,}", self.decay)
+
+
+def rows_of(net: nn.Module, args: argparse.Namespace) -> Iterator[Row]:
+    """The layers in the order in which the network defines them."""
+    calls = defaultdict(list)
+    for call in trace(net, (3, args.img_size, args.img_size)):
+        calls[call.name].append(call)
+    owned = defaultdict(list)
+    for one in classify(net):
+        owned[one.name.rpartition(".")[0]].append(one)
+    for name, module in net.named_modules():
+        own, called = owned[name], calls[name]
+        if own or (called and not list(module.children())):
+            times = f"{len(called)} * " * (len(called) > 1)
+            output = times + "x".join(map(str, called[-1].shape[1:])) if called else "not called"
+            parameters = sum(one.parameter.numel() for one in own)
+            multiply_adds = sum(call.multiply_adds for call in called)
+            yield Row(
+                name or args.arch,
+                type(module).__name__,
+                output,
+                parameters,
+                multiply_adds,
+                decay_of(own, args),
+            )
+
+
+def decay_of(owned: Sequence[Owned], args: argparse.Namespace) -> str:
+    """``conv 0.0001, bias 0``: the kinds of a layer's parameters and their decay."""
+    decaying, shifted = decaying_kinds(args), {"conv"} if args.el2 else set()
+    texts = {one.kind: decay_text(one.kind, decaying, shifted, args).split(",")[0] for one in owned}
+    return ", ".join(f"{kind} {text}" for kind, text in texts.items())
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """Lines of at most ``WIDTH`` characters: a long name loses its beginning, a long kind its end."""
+    total = Row("total", "", "", sum(row.parameters for row in rows), sum(row[4] for row in rows), "")
+    lines = [
+        ("layer", "kind", "output", "parameters", "multiply-adds", "weight decay"),
+        *(row.cells() for row in (*rows, total)),
+    ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    widths[1] = min(widths[1], KIND)
+    widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - 2 * len(widths[1:]))
+    return [line_of(cells, widths) for cells in lines]
+
+
+def line_of(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Text to the left and numbers to the right."""
+    layer, kind, *others = cells
+    layer = layer if len(layer) <= widths[0] else ".." + layer[2 - widths[0] :]
+    kind = kind if len(kind) <= widths[1] else kind[: widths[1] - 2] + ".."
+    aligned = [
+        text.rjust(width) if i in (3, 4) else text.ljust(width)
+        for i, (text, width) in enumerate(zip((layer, kind, *others), widths, strict=True))
+    ]
+    return "  ".join(aligned).rstrip()
+
+
+def main() -> None:
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = "see models/ and torchvision.models"
+    parser.add_argument("-a", "--arch", required=True, type=cli.architecture, help=what)
+    what = "side of the square input in pixels (default: 224)"
+    parser.add_argument("--img-size", type=cli.count_of, default=224, metavar="S", help=what)
+    what = "outputs of the network (default: 1000)"
+    parser.add_argument("--num-classes", type=cli.count_of, default=1000, metavar="N", help=what)
+    parser.add_argument(
+        "--cardinality", type=cli.count_of, metavar="N", help="groups of the 3x3 convolutions"
+    )
+    parser.add_argument("--base-width", type=cli.count_of, metavar="N", help="width of each group")
+    group = parser.add_argument_group("weight decay")
+    group.add_argument("--weight-decay", "--wd", type=cli.non_negative, default=1e-4, help="(default: 1e-4)")
+    arguments.add_decay_arguments(group)
+    parser.set_defaults(pretrained=False, zero_gamma=False)
+    args = parser.parse_args()
+    arguments.check_decay(parser, args, E_SHIFT, E_LAMBDA)
+    net, complexity = network.build_model(args, args.num_classes)
+    print(*table(list(rows_of(net, args))), sep="\n")
+    decaying, shifted = decaying_kinds(args), {"conv"} if args.el2 else set()
+    print(f"\n{describe_groups(classify(net), lambda kind: decay_text(kind, decaying, shifted, args))}")
+    print(f"\n{args.arch}: {complexity} at {args.img_size} px, {args.num_classes} classes")
+
+
+if __name__ == "__main__":
+    cli.run(main)
