@@ -11,7 +11,7 @@ from utils.complexity import count, trace
 from utils.optim import classify, create_optimizer
 
 SCRIPT = "scripts/summary.py"
-NETS = ("sge_resnet18", "oct_mobilenet", "ws_resnet18", "shufflenetv2_05x", "vit_b_16", "squeezenet1_1")
+NETS = ("sge_resnet18", "oct_mobilenet", "ws_resnet18", "shufflenetv2_05x", "squeezenet1_1")
 
 
 @pytest.fixture

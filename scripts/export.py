@@ -1,0 +1,168 @@
+"""Export a network with a checkpoint's weights to ONNX or to torch.export's .pt2, by OUT's suffix.
+
+    python scripts/export.py -a sge_resnet50 --resume sge_resnet50.pth.tar sge_resnet50.onnx
+    python scripts/export.py --resume checkpoints/demo/model_best.pth.tar digits.pt2
+
+OUT takes "images" (B, 3, S, S), float32, any B, RGB normalised as in validation, and gives "logits" (B, K).
+With it come architecture, S, mean, standard deviation and class names: as metadata in .onnx, as the extra file
+network.json in .pt2. Before it is written it is run (.onnx by onnxruntime) on random images, in batches of
+several sizes; its largest difference from the network must be at most 1e-4 of the largest output.
+
+Exit code: 0 OUT is written, 1 it differs too much and is not, 2 the command is wrong.
+"""
+
+import argparse
+import importlib.util
+import io
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from utils import cli, network
+from utils.errors import UserError
+from utils.files import write_atomically
+from utils.network import Restored
+from utils.transforms import MEAN, STD
+
+SUFFIXES = (".onnx", ".pt2")
+NOTES = "network.json"  # the extra file of .pt2
+BATCHES = (1, 2, 5)  # that are compared
+TOLERANCE = 1e-4  # of the largest output
+LARGEST = 2**31 - 2**20  # bytes of weights: a protocol buffer ends at 2 GiB
+
+Network = Callable[[Tensor], Tensor]
+
+
+def random_images(batch: int, size: int) -> Tensor:
+    """As normalised images are: (B, 3, S, S), mean 0, deviation 1."""
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(batch))
+
+
+def export(restored: Restored) -> ExportedProgram:
+    """The graph of the network for any batch size.
+
+    Raises:
+        UserError: torch cannot trace it.
+    """
+    images = random_images(2, restored.img_size)  # 1 would be taken for a constant
+    try:
+        return torch.export.export(restored.net, (images,), dynamic_shapes=({0: Dim("batch")},))
+    except Exception as error:  # each of its many stages has kinds of its own
+        raise UserError(f"torch cannot export {restored.arch}: {str(error)[:200]}") from error
+
+
+def notes_of(restored: Restored) -> dict[str, str]:
+    """What a user of the file needs to know, as text."""
+    classes = json.dumps(restored.saved.get("classes", []))
+    known = {"arch": restored.arch, "img_size": str(restored.img_size), "classes": classes}
+    return {**known, "mean": json.dumps(MEAN), "std": json.dumps(STD)}
+
+
+def to_onnx(program: ExportedProgram, notes: Mapping[str, str]) -> tuple[bytes, Network]:
+    """The file, and what onnxruntime computes from it."""
+    import onnx  # only those who want such files need the libraries
+    import onnxruntime
+
+    settings = {"input_names": ["images"], "output_names": ["logits"], "dynamic_shapes": ({0: "batch"},)}
+    made = torch.onnx.export(program, dynamo=True, verbose=False, **settings)  # type: ignore[arg-type]
+    assert made is not None
+    proto = made.model_proto
+    onnx.helper.set_model_props(proto, dict(notes))
+    data = proto.SerializeToString()
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    return data, lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+def to_pt2(program: ExportedProgram, notes: Mapping[str, str]) -> tuple[bytes, Network]:
+    """The file, and the network that is read from it."""
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files={NOTES: json.dumps(notes)})
+    data = file.getvalue()
+    return data, torch.export.load(io.BytesIO(data)).module()
+
+
+@torch.inference_mode()
+def largest_difference(net: nn.Module, exported: Network, size: int) -> float:
+    """The largest difference between two networks' outputs, as a share of the largest output; perhaps NaN."""
+    shares = []
+    for batch in BATCHES:
+        images = random_images(batch, size)
+        expected = net(images)
+        shares.append((exported(images) - expected).abs().max() / expected.abs().max())
+    return float(torch.stack(shares).max())
+
+
+def check_command(args: argparse.Namespace) -> Path:
+    """The file to be written.
+
+    Raises:
+        UserError: it has an unknown suffix, is there already, or has no folder; a library is not installed.
+    """
+    out = Path(args.out)
+    if out.suffix not in SUFFIXES:
+        raise UserError(f"{out}: the suffix says the format; give one of {' '.join(SUFFIXES)}")
+    if out.is_dir() or (out.exists() and not args.overwrite):
+        raise UserError(f"{out} is there already: give another name, or --overwrite")
+    if not os.access(out.parent, os.W_OK):
+        raise UserError(f"{out}: its folder is not there or cannot be written to")
+    wanted = ("onnx", "onnxscript", "onnxruntime") if out.suffix == ".onnx" else ()
+    if missing := [name for name in wanted if importlib.util.find_spec(name) is None]:
+        raise UserError(f"{out}: {' and '.join(missing)} not installed; pip install {' '.join(wanted)}")
+    return out
+
+
+def export_checked(args: argparse.Namespace) -> bool:
+    """Export and compare; write if it is right, and return whether it is."""
+    out = check_command(args)
+    restored = network.restore(args.resume, args.arch, args.img_size)
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in restored.net.state_dict().values())
+    if out.suffix == ".onnx" and weights > LARGEST:
+        raise UserError(f"{out}: an .onnx file holds at most 2 GiB, the weights are more: give a .pt2 file")
+    with tqdm(desc="exporting", total=3, unit=" steps", leave=False, disable=None) as bar:
+        program = export(restored)
+        bar.update()
+        convert = to_onnx if out.suffix == ".onnx" else to_pt2
+        data, exported = convert(program, notes_of(restored))
+        bar.update()
+        share = largest_difference(restored.net, exported, restored.img_size)
+    if not share <= TOLERANCE:
+        line = f"differs by {share:.1e} of the largest output, more than {TOLERANCE:g}: not written"
+        print(f"{out}: {line}", file=sys.stderr)
+        return False
+    try:
+        write_atomically(out, lambda file: file.write(data))
+    except OSError as error:
+        raise UserError(f"{out}: {error.strerror}") from error
+    print(
+        f"{restored.arch}: images (B, 3, {restored.img_size}, {restored.img_size}), {restored.outputs} logits"
+    )
+    print(f"wrote {out}: {len(data):,} bytes; differs by at most {share:.1e} of the largest output")
+    return True
+
+
+def main() -> None:
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=cli.name_of_file, metavar="OUT", help="an .onnx or .pt2 file")
+    parser.add_argument("--resume", required=True, type=cli.name_of_file, metavar="FILE", help="checkpoint")
+    what = "its architecture (default: what the checkpoint says)"
+    parser.add_argument("-a", "--arch", type=cli.architecture, help=what)
+    what = "S, the side of the input in pixels (default: as in training; 224 if the checkpoint does not say)"
+    parser.add_argument("--img-size", type=cli.count_of, metavar="S", help=what)
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")  # torch's exporters warn of their own internals
+    if not export_checked(args):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    cli.run(main)
