@@ -4,7 +4,7 @@
     python scripts/export.py --resume checkpoints/demo/model_best.pth.tar digits.pt2
 
 OUT takes "images" (B, 3, S, S), float32, any B, RGB normalised as in validation, and gives "logits" (B, K).
-With it come architecture, S, mean, standard deviation and class names: as metadata in .onnx, as the extra file
+With it come architecture, S, mean, standard deviation and class names: metadata in .onnx, the extra file
 network.json in .pt2. Before it is written it is run (.onnx by onnxruntime) on random images, in batches of
 several sizes; its largest difference from the network must be at most 1e-4 of the largest output.
 
