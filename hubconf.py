@@ -27,7 +27,9 @@ def _builder(name: str) -> collections.abc.Callable[..., nn.Module]:
         if checkpoint is None:
             return _create_model(name, **kwargs)
         saved = _checkpoint.load(checkpoint, "checkpoint")
-        net = _create_model(name, **{"num_classes": _fitting.output_count(saved["state_dict"]), **kwargs})
+        net = _create_model(
+            name, **{"num_classes": _fitting.output_count(saved["state_dict"], name), **kwargs}
+        )
         _fitting.load_weights(net, saved, name, checkpoint, "checkpoint")
         return net
 

@@ -17,7 +17,17 @@ from utils.optim import create_optimizer
 def test_the_architecture_that_fits_is_found(name: str, classes: int) -> None:
     with torch.device("meta"):
         weights = create_model(name, num_classes=classes).state_dict()
-    assert fitting.fitting_architectures(weights)[0].split()[0] == name
+    for state in (weights, dict(sorted(weights.items()))):  # as safetensors has them
+        assert fitting.output_count(state, name) == classes
+    flag = f" --num-classes {classes}" if classes != 1000 else ""
+    assert fitting.fitting_architectures(state)[0] == name + flag
+
+
+@pytest.mark.parametrize("name", ["regnet_y_400mf", "squeezenet1_1", "shufflenetv1_1x", "vit_b_32"])
+def test_the_outputs_of_a_checkpoint(name: str) -> None:
+    state = create_model(name, num_classes=7).state_dict()
+    assert fitting.output_count(state, name) == 7
+    assert fitting.output_count({"a": torch.ones(1)}, name) == 1000
 
 
 def test_other_names_of_a_fitting_architecture_are_left_out() -> None:

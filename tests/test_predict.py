@@ -92,6 +92,15 @@ def test_files_that_cannot_be_decoded_are_named(predict: Run, images: Path) -> N
     assert len(content["undecodable"]) == 3
 
 
+def test_a_safetensors_file(predict: Run, call: Run, tmp_path: Path) -> None:
+    """Its keys are sorted, so that the classifier's are not the last; its metadata hold the classes."""
+    converted = call("net.pth.tar", "net.safetensors", script="scripts/convert_checkpoint.py")
+    assert converted.returncode == 0
+    expected = predict("images/valf/owl")
+    result = predict("images/valf/owl", "--resume", "net.safetensors")
+    assert (result.returncode, result.stdout, result.stderr) == (0, expected.stdout, "")
+
+
 def test_only_a_broken_image(predict: Run, tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     result = predict("a.png")

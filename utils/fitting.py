@@ -43,7 +43,7 @@ def load_weights(
     ]
     if problems:
         if saved.get("arch") in list_models():
-            fits = [saved["arch"] + _class_flag(state)]
+            fits = [saved["arch"] + _class_flag(output_count(state, saved["arch"]))]
         else:
             print(f"{path} does not fit {arch}; looking for the architecture that it fits", flush=True)
             fits = fitting_architectures(state)
@@ -58,12 +58,8 @@ def load_weights(
 
 
 def fitting_architectures(state: Mapping[str, Tensor]) -> list[str]:
-    """The registered architectures with the keys and shapes of ``state``, as flags; our own only, if any.
-
-    Networks are built on the ``meta`` device: no memory, no initialisation.
-    """
-    classes = output_count(state)
-    shapes = {key: value.shape for key, value in state.items()}
+    """The registered architectures with the keys and shapes of ``state``, as flags; our own only, if any."""
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
     fits: list[str] = []
     for name in list_models():
         if is_own(resolve(name)) and resolve(name) != name:
@@ -71,25 +67,43 @@ def fitting_architectures(state: Mapping[str, Tensor]) -> list[str]:
         if fits and not is_own(name) and resolve(name) == name:
             break  # torchvision's own names come last
         try:
-            with torch.device("meta"), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                model = create_model(name, num_classes=classes)
+            expected = _shapes_of(name)
         except NotImplementedError:  # RegNets compute their widths with tensors, which meta tensors cannot
             continue
-        if {key: value.shape for key, value in model.state_dict().items()} == shapes:
-            fits.append(name + _class_flag(state))
+        weight = _classifier(expected)
+        outputs = shapes.get(weight, ())[:1]
+        for key in expected.keys() & {weight, weight.removesuffix("weight") + "bias"}:
+            expected[key] = (*outputs, *expected[key][1:])
+        if expected == shapes:
+            fits.append(name + _class_flag(*outputs))
     return fits
 
 
-def output_count(state: Mapping[str, Tensor]) -> int:
-    """Outputs of the classifier, which is the last matrix of every registered net."""
-    matrices = [value for value in state.values() if value.dim() >= 2]
-    return matrices[-1].shape[0] if matrices else 1000
+def output_count(state: Mapping[str, Tensor], arch: str) -> int:
+    """Outputs of the classifier of ``arch`` in a checkpoint; 1000 if it has none."""
+    try:
+        expected = _shapes_of(arch)
+    except NotImplementedError:
+        expected = _shapes_of(arch, "cpu")
+    shape = tuple(state[key].shape) if (key := _classifier(expected)) in state else ()
+    return shape[0] if shape else 1000
 
 
-def _class_flag(state: Mapping[str, Tensor]) -> str:
-    classes = output_count(state)
-    return "" if classes == 1000 else f" --num-classes {classes}"
+def _shapes_of(arch: str, device: str = "meta") -> dict[str, tuple[int, ...]]:
+    """The keys and shapes of an architecture; on ``meta`` it takes no memory and is not initialised."""
+    with torch.device(device), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = create_model(arch)
+    return {key: tuple(value.shape) for key, value in model.state_dict().items()}
+
+
+def _classifier(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The last matrix of every registered net. In a file it need not be the last: safetensors sorts keys."""
+    return [key for key, shape in shapes.items() if len(shape) >= 2][-1]
+
+
+def _class_flag(outputs: int) -> str:
+    return "" if outputs == 1000 else f" --num-classes {outputs}"
 
 
 def load_optimizer(optimizer: Optimizer, saved: Mapping[str, Any] | None, net: nn.Module, path: str) -> None:

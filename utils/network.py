@@ -140,7 +140,7 @@ def restore(path: str, arch: str | None, img_size: int | None) -> Restored:
         zero_gamma=False,
         pretrained=False,
     )
-    outputs = fitting.output_count(saved["state_dict"])
+    outputs = fitting.output_count(saved["state_dict"], arch)
     net, _ = build_model(args, outputs)
     fitting.load_weights(net, saved, arch, path)
     return Restored(net.eval(), arch, saved, args.img_size, outputs)
