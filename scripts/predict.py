@@ -117,13 +117,19 @@ def note(text: str) -> None:
 
 @torch.inference_mode()
 def predict(net: nn.Module, loader: DeviceLoader[EvalBatches], k: int) -> Predictions:
-    """The ``k`` most probable classes of every image that could be decoded; labels are positions of files."""
+    """The ``k`` most probable classes of every image that could be decoded; labels are positions of files.
+
+    Raises:
+        UserError: an output is not finite.
+    """
     parts: list[tuple[Tensor, ...]] = []
     total = len(loader.dataset)
     with tqdm(desc="predicting", total=total, unit=" images", leave=False, disable=None) as bar:
         for images, files in loader:
             if len(files):
                 best = net(images).float().softmax(dim=1).topk(k)
+                if not torch.isfinite(best.values).all():
+                    raise UserError("the network's outputs are not finite: its weights are of no use")
                 parts.append((files.cpu(), best.values.cpu(), best.indices.cpu()))
             bar.update(loader.read + len(loader.broken) - bar.n)
     empty = (torch.empty(0, dtype=torch.int64), torch.empty(0, k), torch.empty(0, k, dtype=torch.int64))

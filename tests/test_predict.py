@@ -107,6 +107,15 @@ def test_only_a_broken_image(predict: Run, tmp_path: Path) -> None:
     assert (result.returncode, result.stdout) == (1, "path,rank,class,label,probability\n")
 
 
+def test_outputs_that_are_not_finite(predict: Run, tmp_path: Path) -> None:
+    net = calibrated()
+    next(net.parameters()).data.fill_(float("nan"))
+    broken = write_checkpoint(tmp_path, net)
+    result = predict("images", "--resume", broken, "--csv", "a.csv")
+    assert_one_line_error(result, "outputs are not finite")
+    assert not (tmp_path / "a.csv").exists()
+
+
 def names_of(result: subprocess.CompletedProcess[str]) -> set[str]:
     assert result.returncode == 0, result.stderr
     return {row["class"] for row in rows(result.stdout)}
