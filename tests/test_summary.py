@@ -5,8 +5,9 @@ import re
 
 import pytest
 from conftest import REPOSITORY, Run, assert_one_line_error
+from test_robustness import SHALLOW
 
-from models import create_model, is_own, list_models
+from models import create_model
 from utils.complexity import count, trace
 from utils.optim import classify, create_optimizer
 
@@ -89,8 +90,8 @@ def test_the_decay_is_that_of_training(
 
 
 @pytest.mark.slow
-def test_every_own_net(summary: Run) -> None:
-    for arch in filter(is_own, list_models()):
+def test_every_kind_of_net(summary: Run) -> None:
+    for arch in (*SHALLOW, "vit_b_16", "ws_densenet201"):
         lines = summary("-a", arch).stdout.splitlines()
         assert max(map(len, lines)) <= 110
         total = next(cells(line) for line in lines if line.startswith("total"))
