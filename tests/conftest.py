@@ -86,6 +86,8 @@ def call(
     """The same as ``run``, within this process: saves the import of torch where many lines are tried."""
 
     def start(*arguments: object, script: str = "imagenet.py") -> subprocess.CompletedProcess[str]:
+        if script.startswith("imagenet") and "-j" not in arguments:
+            arguments = (*arguments, "-j", 0)  # of so many runs in one process the data workers would pile up
         command = [script, *map(str, arguments)]
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", command)

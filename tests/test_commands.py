@@ -81,7 +81,9 @@ def test_command_of_the_readme(words: list[str], images: Path, tmp_path: Path) -
     else:
         assert result.stdout.count(" 2/2 ") == 1
         assert result.stdout.count("best top-1") == 1
-        assert written - {""} == {"log", "checkpoint", "model_best", "events"} or "--resume" in words
+        assert (
+            written - {""} == {"log", "checkpoint", "model_best", "events", "curves"} or "--resume" in words
+        )
         assert len(list(tmp_path.rglob("events.*"))) == 1
 
 

@@ -153,7 +153,8 @@ class Run(Keeper):
         """Draw the curves, and say what was reached."""
         if self.ranks.main:
             print(f"best top-1: {self.best:.2f} %", flush=True)
-            write_curves(self.folder)
+            if len(self.log.rows) > 2:  # one epoch is no curve
+                write_curves(self.folder)
             files = [name for name in (LOG, CURVES, LAST, BEST) if (self.folder / name).exists()]
             print(f"wrote {self.folder}/: {', '.join(files)}, TensorBoard events")
 
