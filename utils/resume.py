@@ -91,9 +91,8 @@ def differences(saved: Mapping[str, Any], fields: Mapping[str, Any], reached: Po
             f"{now[0]} and {now[1]:,}: what follows differs from it; every image that was left is read, but "
             "for those at the end that fill no step"
         )
-    versions = {key: of.get("versions", {}) for key, of in (("before", saved), ("now", fields))}
-    if versions["before"] and versions["before"] != versions["now"]:
-        yield f"that run had other versions: {versions['before']}; results may differ in the last bits"
+    if saved.get("versions", fields["versions"]) != fields["versions"]:
+        yield f"that run had other versions: {saved['versions']}; results may differ in the last bits"
     if changed := changes(saved.get("arguments", {}), fields["arguments"]):
         yield f"other than in that run: {', '.join(changed)}"
 

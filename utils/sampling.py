@@ -87,11 +87,6 @@ class TrainBatches(Sampler[list[SampleKey]]):
         """Steps of the epoch, those before the next iteration included."""
         return self.first_step + max(self.size - self.images, 0) // self.samples_per_step
 
-    @property
-    def left_out(self) -> int:
-        """Images at the end of the epoch that fill no step."""
-        return max(self.size - self.images, 0) % self.samples_per_step
-
     def __len__(self) -> int:
         return (self.steps - self.first_step) * self.parts
 

@@ -21,6 +21,7 @@ from scripts.benchmarks.loader import CROP
 from scripts.benchmarks.report import Result, Table
 from utils import cli
 from utils.data import training_loader
+from utils.decoding import choose_decoder
 from utils.distributed import ONE_PROCESS
 from utils.errors import UserError
 from utils.index import Index
@@ -67,8 +68,8 @@ def private_megabytes(process: int | str) -> float:
 def epochs(args: argparse.Namespace, folder: Path, size: int) -> Iterator[tuple[float, float, float]]:
     """Seconds of an epoch, and the megabytes of the main process and of the largest worker after it."""
     split = ImageSplit(index_of(folder, size), tuple(map(str, range(CLASSES))))
-    settings = {**CROP, "img_size": 32, "train_batch": 100, "max_bad": 0.0}
-    whole = argparse.Namespace(**{**settings, "workers": args.workers, "decoder": images.decoders()[-1]})
+    settings = {**CROP, "img_size": 32, "train_batch": 100, "max_bad": 0.0, "workers": args.workers}
+    whole = argparse.Namespace(**settings, decoder=choose_decoder("auto"))
     loader = training_loader(split, TrainTransform(whole, (0.08, 1.0)), whole, 0, ONE_PROCESS)
     for epoch in range(args.epochs):
         loader.batches.set_position(Position(epoch, max(size - args.read, 0)))

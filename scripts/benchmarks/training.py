@@ -66,14 +66,11 @@ def create_trainer(args: argparse.Namespace, ranks: Ranks, batches: TrainBatches
     with distributed.silence(True):
         optimizer = create_optimizer(net, args)
     local = network.compiled(precision.prepare(net, optimizer), args)
-    parts: dict[str, Any] = {"mixer": imagenet_fast.create_mixer(args), "distillation": distillation}
-    flags: dict[str, Any] = {"accumulate": args.accum_steps, "clip": args.clip_grad}
+    tricks = {**imagenet_fast.step_settings(args), "distillation": distillation}
     model, average = precision.distribute(local, ranks), create_average(net, args.ema, {})
     schedule = imagenet_fast.create_schedule(args, batches.samples_per_step)
     criterion = LabelSmoothing(args.label_smoothing, CLASSES)
-    return Trainer(
-        model, optimizer, criterion, schedule, SEED, ranks, precision, average=average, **parts, **flags
-    )
+    return Trainer(model, optimizer, criterion, schedule, SEED, ranks, precision, average=average, **tricks)
 
 
 def images_of_an_epoch(args: argparse.Namespace, ranks: Ranks) -> int:
