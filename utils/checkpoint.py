@@ -69,6 +69,11 @@ def publish(path: Path, is_best: bool, keep: int) -> None:
             old.unlink()
 
 
+def candidates(folder: Path) -> list[Path]:
+    """All checkpoints of a folder, the newest first."""
+    return [path for path in (*kept(folder), folder / LAST, folder / BEST) if path.exists()]
+
+
 def newest(folder: Path) -> str | None:
     """The newest checkpoint of a folder that can be read, or None in a folder without any.
 
@@ -77,17 +82,16 @@ def newest(folder: Path) -> str | None:
     Raises:
         UserError: there are some, and none can be read.
     """
-    candidates = [path for path in (*kept(folder), folder / LAST, folder / BEST) if path.exists()]
-    for path in candidates:
+    for path in candidates(folder):
         try:
             load(str(path), "--resume auto:")
         except UserError as error:
             print(f"note: {error}; trying the one before it", flush=True)
         else:
             return str(path)
-    if candidates:
+    if found := candidates(folder):
         raise UserError(
-            f"--resume auto: none of the {len(candidates)} checkpoints in {folder} can be read; "
+            f"--resume auto: none of the {len(found)} checkpoints in {folder} can be read; "
             "start anew in another folder with -c"
         )
     return None

@@ -20,21 +20,21 @@ def resumed(args: argparse.Namespace, ranks: Ranks = ONE_PROCESS) -> dict[str, A
 
     Changes ``args``: ``resume`` from ``auto`` to the newest checkpoint in the run's folder, or None where
     there is none; then ``finetune``, ``pretrained`` and ``zero_gamma``, which are for a start, stay or go.
-    ``auto`` says whether it was so.
+    ``auto`` says whether it was so, ``seen`` what lay there.
 
     Raises:
         UserError: it cannot be read, or there is nothing to evaluate.
     """
     args.auto = args.resume == "auto"
-    args.found = None  # by auto
+    args.seen = []
     if args.auto:
         folder = Path(args.checkpoint or "checkpoint")
+        args.seen = checkpoint.candidates(folder)
         with ranks.agree():
             found = checkpoint.newest(folder) if ranks.main else None
             if ranks.main and found is None and args.evaluate:
                 raise UserError(f"--resume auto: there is no checkpoint in {folder} to evaluate; give -c DIR")
         args.checkpoint, args.resume = str(folder), ranks.gather(found)[0]
-        args.found = args.resume
         if args.resume is None:
             print(f"--resume auto: no checkpoint in {folder}/: starting anew")
         else:

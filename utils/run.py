@@ -71,7 +71,7 @@ class Run(Keeper):
         args, self.fields = self.args, fields
         self.lock = make_folder(self.folder)
         check_folder(args)  # again: another run may have ended since the script looked
-        if args.auto and checkpoint.newest(self.folder) != args.found:
+        if args.auto and checkpoint.candidates(self.folder) != args.seen:
             raise UserError(f"-c {self.folder}: another process has trained into it meanwhile; start again")
         rows = previous_rows(args, saved, self.reached.epoch)
         self.log = RunLog(self.folder, args.epochs, rows, self.reached.epoch)
