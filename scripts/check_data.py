@@ -30,7 +30,7 @@ from utils.data import Broken
 from utils.decoding import decode
 from utils.errors import UserError
 from utils.splits import TRAIN_NAMES, VAL_NAMES, data_root, find_split
-from utils.text import plural
+from utils.text import plural, shown
 
 CLASSES, TRAIN_IMAGES, VAL_IMAGES = 1000, 1_281_167, 50_000  # ImageNet's
 WORDNET_ID = re.compile(r"n\d{8}(?!\d)")
@@ -179,13 +179,6 @@ def listed(broken: Sequence[Broken], root: Path) -> list[str]:
     """A line for each of the first files, and how many more there are."""
     lines = [f"  {os.path.relpath(path, root)}: {reason}" for path, reason in broken[:FILES]]
     return lines + [f"  ... and {len(broken) - FILES:,} more"] * (len(broken) > FILES)
-
-
-def shown(text: str) -> str:
-    """Printable here: a newline as ``\\n``, a byte that is no UTF-8 as ``\\xff``."""
-    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    encoding = sys.stdout.encoding
-    return "".join(escaped).replace("\\udc", "\\x").encode(encoding, "backslashreplace").decode(encoding)
 
 
 def say(*lines: str) -> None:

@@ -16,7 +16,6 @@ those of the last file, and of the rest only what is the same in all files is ke
 import argparse
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -133,10 +132,7 @@ def check_out(args: argparse.Namespace) -> Path:
         raise UserError(f"{out}: the suffix says the format; give one of {' '.join(SUFFIXES)}")
     if out.resolve() in (Path(name).resolve() for name in args.sources):
         raise UserError(f"{out} is one of the files to be read: give another name for what is written")
-    if out.is_dir() or (out.exists() and not args.overwrite):
-        raise UserError(f"{out} is there already: give another name, or --overwrite")
-    if not os.access(out.parent, os.W_OK):
-        raise UserError(f"{out}: its folder is not there or cannot be written to")
+    cli.check_output(out, overwrite=args.overwrite)
     return out
 
 

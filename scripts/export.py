@@ -12,10 +12,8 @@ Exit code: 0 OUT is written, 1 it differs too much and is not, 2 the command is 
 """
 
 import argparse
-import importlib.util
 import io
 import json
-import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -110,13 +108,9 @@ def check_command(args: argparse.Namespace) -> Path:
     out = Path(args.out)
     if out.suffix not in SUFFIXES:
         raise UserError(f"{out}: the suffix says the format; give one of {' '.join(SUFFIXES)}")
-    if out.is_dir() or (out.exists() and not args.overwrite):
-        raise UserError(f"{out} is there already: give another name, or --overwrite")
-    if not os.access(out.parent, os.W_OK):
-        raise UserError(f"{out}: its folder is not there or cannot be written to")
-    wanted = ("onnx", "onnxscript", "onnxruntime") if out.suffix == ".onnx" else ()
-    if missing := [name for name in wanted if importlib.util.find_spec(name) is None]:
-        raise UserError(f"{out}: {' and '.join(missing)} not installed; pip install {' '.join(wanted)}")
+    cli.check_output(out, overwrite=args.overwrite)
+    if out.suffix == ".onnx":
+        cli.check_libraries(str(out), "onnx", "onnxscript", "onnxruntime")
     return out
 
 

@@ -10,8 +10,6 @@ A log.txt may be ours or a published one. Dashed: training, solid: validation.
 """
 
 import argparse
-import importlib.util
-import os
 import re
 import sys
 from collections import Counter
@@ -54,24 +52,8 @@ def check_picture(path: Path, flag: str = "-o") -> None:
     Raises:
         UserError: the file cannot be written there, or matplotlib is missing.
     """
-    trouble = "is a folder: name a file in it" if path.is_dir() else None
-    if not path.parent.is_dir():
-        trouble = f"no folder {path.parent}: make it first"
-    elif not os.access(path.parent, os.W_OK):
-        trouble = f"no permission to write in {path.parent}"
-    if trouble:
-        raise UserError(f"{flag} {path}: {trouble}")
-    need_matplotlib()
-
-
-def need_matplotlib() -> None:
-    """Refuse to start without what draws.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError("matplotlib is not installed: pip install matplotlib")
+    cli.check_output(path, flag)
+    cli.check_libraries("pictures", "matplotlib")
 
 
 def write_picture(path: Path, content: bytes, flag: str = "-o") -> None:

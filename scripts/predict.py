@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from scripts.check_data import kind_of, listed, shown
+from scripts.check_data import kind_of, listed
 from utils import cli, network
 from utils.data import Broken, DeviceLoader, validation_loader
 from utils.decoding import DECODERS, choose_decoder
@@ -37,7 +37,7 @@ from utils.files import write_atomically
 from utils.network import Restored
 from utils.sampling import EvalBatches
 from utils.splits import ImageSplit
-from utils.text import plural
+from utils.text import plural, shown
 
 TOP = 5  # classes for an image
 
@@ -176,10 +176,8 @@ def check_outputs(args: argparse.Namespace) -> None:
         UserError: a file is there already, or its folder is not.
     """
     for flag, name in (("--csv", args.csv), ("--json", args.json)):
-        if name and Path(name).exists() and not args.overwrite:
-            raise UserError(f"{flag} {shown(name)} is there already: give another name, or --overwrite")
-        if name and not os.access(Path(name).parent, os.W_OK):
-            raise UserError(f"{flag} {shown(name)}: its folder is not there or cannot be written to")
+        if name:
+            cli.check_output(Path(name), flag, args.overwrite)
 
 
 def answer(args: argparse.Namespace) -> int:

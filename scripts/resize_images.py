@@ -27,14 +27,14 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from scripts.check_data import Split, broken_file, by_workers, listed, open_splits, say, shown, troubles_of
+from scripts.check_data import Split, broken_file, by_workers, listed, open_splits, say, troubles_of
 from utils import cli
 from utils.data import Broken
 from utils.decoding import decode
 from utils.errors import UserError
 from utils.files import remove_leftovers, write_atomically
 from utils.splits import VAL_NAMES
-from utils.text import plural
+from utils.text import plural, shown
 
 NOTE = "resized.txt"  # in TARGET: what it was made from, and how
 # The sharpest of PIL's: training resizes once more, and what a first filter blurs is lost to it.

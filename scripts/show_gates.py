@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from models import create_model
 from scripts.gates.draw import draw
 from scripts.gates.record import Gate, Recorded, last_of_each_stage, record
-from scripts.plot_logs import need_matplotlib, write_picture
+from scripts.plot_logs import write_picture
 from utils import checkpoint, cli, fitting
 from utils.curves import rendered
 from utils.decoding import decode
@@ -155,7 +155,7 @@ def main() -> None:
     what = "folder of the pictures; made if missing, files of the same names are replaced (default: gates)"
     parser.add_argument("-o", dest="output", type=cli.name_of_file, default="gates", metavar="DIR", help=what)
     args = parser.parse_args()
-    need_matplotlib()
+    cli.check_libraries("pictures", "matplotlib")
     folder = Path(args.output)
     net, names = open_network(args)
     weights = args.resume or "random weights"

@@ -55,8 +55,7 @@ def known(source: str) -> Sequence[str]:
         UserError: timm is not installed, or there is no such source.
     """
     if source == "timm":
-        if importlib.util.find_spec("timm") is None:
-            raise UserError("timm:NAME: timm is not installed; pip install timm")
+        cli.check_libraries("timm:NAME", "timm")
         return importlib.import_module("timm").list_models()
     if source == "torchvision":
         return torchvision.models.list_models(module=torchvision.models)

@@ -1,7 +1,6 @@
 """What was measured: as a table, as JSON, as a chart."""
 
 import argparse
-import importlib.util
 import io
 import json
 import os
@@ -158,16 +157,9 @@ def check(args: argparse.Namespace) -> None:
     """
     for flag, name in (("--json", args.json), ("--png", args.png)):
         if name:
-            path = Path(name)
-            trouble = "is a folder" if path.is_dir() else None
-            if not path.parent.is_dir():
-                trouble = f"no folder {path.parent}"
-            elif not os.access(path.parent, os.W_OK):
-                trouble = f"no permission to write in {path.parent}"
-            if trouble:
-                raise UserError(f"{flag} {name}: {trouble}")
-    if args.png and importlib.util.find_spec("matplotlib") is None:
-        raise UserError("--png: matplotlib is not installed; pip install matplotlib, or leave it out")
+            cli.check_output(Path(name), flag)
+    if args.png:
+        cli.check_libraries("--png", "matplotlib")
 
 
 def machine(args: argparse.Namespace) -> dict[str, str]:
