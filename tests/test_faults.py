@@ -249,6 +249,21 @@ def test_without_skip_the_trainer_gives_up_before_the_step(images: Path) -> None
         trained(images, 3, 2, skip=False)
 
 
+def test_weights_that_are_not_finite_end_a_run_that_skips(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update: Callable[[Trainer], None] = Trainer._update
+
+    def spoil(trainer: Trainer) -> None:
+        update(trainer)
+        with torch.no_grad():
+            trainer.optimizer.param_groups[0]["params"][0].fill_(float("nan"))
+
+    monkeypatch.setattr(Trainer, "_update", spoil)
+    with pytest.raises(UserError, match=r"at 8 images: .* the weights are not finite either"):
+        trained(images, None, 3)
+
+
 def test_weights_that_are_not_finite_are_never_saved(
     call: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,8 @@ from utils import checkpoint, engine, network
 from utils.checkpoint import kept, position_of
 from utils.distributed import Ranks
 from utils.precision import Precision
-from utils.resume import start_of_training
+from utils.resume import differences, start_of_training
+from utils.sampling import Position
 
 SMALL = ("-a", "shufflenetv2_05x", "--img-size", 32, "--test-batch", 7, "--manualSeed", 7)
 
@@ -360,6 +361,31 @@ def test_a_batch_larger_than_what_is_left_of_the_epoch(
     result = call(*flags, "--train-batch", 48, "--resume", "auto", script="imagenet_fast.py")
     assert result.returncode == 0, result.stderr
     assert "every image that was left is read, but for those at the end that fill no step" in result.stdout
+
+
+def test_what_differs_is_noted() -> None:
+    """Each by itself; flags by the names that they are typed by."""
+    saved: dict[str, Any] = {"seed": 1, "training_images": 10, "processes": 1, "images_per_step": 4}
+    saved |= {"versions": {"torch": "2"}, "arguments": {"wdall": False, "schedule": [1, 2]}}
+    reached = Position(1, 4)
+    assert list(differences(saved, saved, reached)) == []
+    for change, note in (
+        ({"seed": 2}, "that run's seed is 1"),
+        ({"training_images": 11}, "the number of training images has changed"),
+        ({"processes": 2, "images_per_step": 8}, "1 process and steps of 4 images, this one 2 and 8"),
+        ({"versions": {"torch": "3"}}, "other versions: {'torch': '2'}"),
+        ({"arguments": {"wdall": True, "schedule": [3]}}, "--schedule 1 2 -> 3, --wd-all False -> True"),
+    ):
+        (found,) = differences(saved, {**saved, **change}, reached)
+        assert note in found
+
+
+def test_a_first_epoch_beside_a_resumed_file_is_noted(call: Run, pictures: Path) -> None:
+    flags = (*SMALL, "--data", pictures, "--train-batch", 16, "-c", "out")
+    assert call(*flags, "--epochs", 1).returncode == 0
+    result = call(*flags, "--epochs", 3, "--start-epoch", 2, "--resume", "auto")
+    assert "note: --start-epoch 2 is not used" in result.stdout
+    assert result.returncode == 0
 
 
 def test_sums_of_fewer_processes() -> None:
