@@ -271,7 +271,7 @@ def _losses_in_one_line(rank: int) -> Iterator[None]:
             port = os.environ.get("MASTER_PORT", "")
             raise UserError(f"port {port} is in use: set another MASTER_PORT, or --master_port") from None
         raise UserError(
-            f"rank {rank}: another process has ended, for what it says itself if it could, or hangs"
+            f"rank {rank}: another process has ended, perhaps with a message of its own, or hangs"
         ) from None
 
 
