@@ -7,6 +7,7 @@ python imagenet.py -a sge_resnet101 --data /path/to/imagenet -e --resume sge_res
 """
 
 import argparse
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,9 +15,17 @@ from torch import nn
 from torch.optim import SGD
 
 from utils import arguments, cli, fitting, network
+from utils.classification import FORM, Classification, evaluate, row
 from utils.data import training_loader, validation_loader
-from utils.distributed import Ranks, describe, parallelize, refuse_several_processes, select_devices
-from utils.engine import Trainer, evaluate
+from utils.distributed import (
+    ONE_PROCESS,
+    Ranks,
+    describe,
+    parallelize,
+    refuse_several_processes,
+    select_devices,
+)
+from utils.engine import Trainer
 from utils.folder import check_folder
 from utils.rehearsal import rehearse
 from utils.resume import check_start, choose_seed, resumed
@@ -85,7 +94,8 @@ def main() -> None:
         fitting.load_optimizer(optimizer, saved.get("optimizer"), net, args.resume)
 
     schedule = Schedule(args.lr, args.epochs, milestones=args.schedule, gamma=args.gamma)
-    trainer = Trainer(model, optimizer, nn.CrossEntropyLoss(), schedule, seed, print_every=args.print_freq)
+    task = Classification(nn.CrossEntropyLoss())
+    trainer = Trainer(model, optimizer, task, schedule, seed, print_every=args.print_freq)
     trainer.skip_nan = args.on_nan == "skip"
     fields = {"arch": args.arch, "seed": seed, "classes": list(splits.val.classes)}
 
@@ -93,13 +103,14 @@ def main() -> None:
         return {"state_dict": net.state_dict(), "optimizer": optimizer.state_dict()}
 
     if args.dry_run:
-        rehearse(args, trainer, train_loader, val_loader, model)
+        check = partial(evaluate, model, val_loader, ONE_PROCESS, None, None)
+        rehearse(args, trainer, train_loader, val_loader, check)
         return
-    with Run(args, saved, train_loader.batches, fields, state) as run:
+    with Run(args, saved, train_loader.batches, fields, state, FORM) as run:
         for begin in run.epochs():
             trained, speed = trainer.epoch(train_loader, begin, run)
             validated = evaluate(model, val_loader, print_every=args.print_freq, keeper=run)
-            run.finish_epoch(begin.epoch, trainer.rate, trained, validated, speed)
+            run.finish_epoch(begin.epoch, row(trainer.rate, trained, validated), validated.top1, speed)
     run.finish()
 
 

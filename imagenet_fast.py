@@ -11,6 +11,7 @@ python imagenet_fast.py -a sge_resnet18 --data digits --img-size 64 --epochs 10 
 import argparse
 import os
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -18,8 +19,9 @@ import torch
 
 from utils import arguments, cli, distributed, fitting, network
 from utils.averaging import create_average, weights
+from utils.classification import FORM, Classification, evaluate, row
 from utils.data import training_loader, validation_loader
-from utils.engine import Trainer, evaluate
+from utils.engine import Trainer
 from utils.folder import check_folder
 from utils.losses import LabelSmoothing
 from utils.mixing import Mixer
@@ -90,7 +92,6 @@ def create_mixer(args: argparse.Namespace) -> Mixer:
 def step_settings(args: argparse.Namespace) -> dict[str, Any]:
     """What flags say of a step, as arguments of the Trainer."""
     return {
-        "mixer": create_mixer(args),
         "accumulate": args.accum_steps,
         "clip": args.clip_grad,
         "print_every": args.print_freq,
@@ -129,6 +130,7 @@ def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAUL
         with ranks.agree():
             criterion = LabelSmoothing(args.label_smoothing, classes)
             distillation = network.create_distillation(args, classes, ranks.device, precision)
+            task = Classification(criterion, create_mixer(args), distillation)
             transform = TrainTransform(args, args.scale or (0.08, 1.0))
             train_loader = training_loader(
                 splits.train, transform, args, seed, ranks, layout, args.accum_steps
@@ -149,21 +151,22 @@ def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAUL
                 fitting.load_optimizer(optimizer, saved.get("optimizer"), net, args.resume)
                 precision.load_state_dict(saved.get("precision", {}))
         model = precision.distribute(local, ranks)
-        tricks = {**step_settings(args), "average": average, "distillation": distillation}
-        trainer = Trainer(model, optimizer, criterion, schedule, seed, ranks, precision, **tricks)
+        settings = {**step_settings(args), "average": average}
+        trainer = Trainer(model, optimizer, task, schedule, seed, ranks, precision, **settings)
         evaluated = precision.prepare(average.module) if average else local
         if args.dry_run:
-            rehearse(args, trainer, train_loader, val_loader, evaluated, ranks, precision)
+            check = partial(evaluate, evaluated, val_loader, ranks, precision, None)
+            rehearse(args, trainer, train_loader, val_loader, check, ranks)
             return
         with ranks.agree():
             fields = {"arch": args.arch, "seed": seed, "classes": list(splits.val.classes)}
-            run = Run(args, saved, train_loader.batches, fields, state, ranks)
+            run = Run(args, saved, train_loader.batches, fields, state, FORM, ranks)
         with run:
             for begin in run.epochs():
                 trained, speed = trainer.epoch(train_loader, begin, run)
                 ranks.share_buffers(average or net)
                 validated = evaluate(evaluated, val_loader, ranks, precision, args.print_freq, run)
-                run.finish_epoch(begin.epoch, trainer.rate, trained, validated, speed)
+                run.finish_epoch(begin.epoch, row(trainer.rate, trained, validated), validated.top1, speed)
         run.finish()
 
 

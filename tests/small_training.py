@@ -12,6 +12,7 @@ from torch import nn
 
 from utils import distributed
 from utils.averaging import create_average
+from utils.classification import Classification
 from utils.data import training_loader
 from utils.engine import Trainer
 from utils.losses import LabelSmoothing
@@ -60,7 +61,8 @@ def main() -> None:
         for epoch in range(args.epochs):
             if args.wrap_anew:
                 model = ranks.wrap(net)
-            trainer = Trainer(model, optimizer, LabelSmoothing(0.1, 3), Schedule(0.1, 2), 1, ranks)
+            task = Classification(LabelSmoothing(0.1, 3))
+            trainer = Trainer(model, optimizer, task, Schedule(0.1, 2), 1, ranks)
             trainer.accumulate, trainer.clip, trainer.average = args.parts, 1.0, average
             trained, _ = trainer.epoch(loader, Position(epoch))
         if ranks.main:

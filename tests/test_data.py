@@ -2,6 +2,7 @@
 
 import argparse
 import io
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from conftest import write_images
 from PIL import Image
 
-from utils.data import DeviceLoader, ImageDataset
+from utils.data import DeviceLoader, ImageDataset, stack
 from utils.decoding import Box, decode
 from utils.digits import write_digits
 from utils.distributed import ONE_PROCESS
@@ -20,6 +21,7 @@ from utils.splits import open_data
 from utils.transforms import MEAN, STD, TrainTransform, ValTransform
 
 CPU = torch.device("cpu")
+TO_32 = partial(stack, size=32)
 WHOLE = Box(0, 0, 0, 0)  # not looked at
 
 
@@ -28,7 +30,7 @@ def loader(images: Path, workers: int, batch: int = 5, seed: int = 1) -> DeviceL
     assert split is not None
     flags = argparse.Namespace(img_size=32, hflip=0.5, auto_augment=None, random_erase=0.0)
     dataset = ImageDataset(split, TrainTransform(flags, (0.08, 1.0)), seed, substitute=True)
-    return DeviceLoader(dataset, TrainBatches(len(dataset), batch, seed), 32, workers, CPU)
+    return DeviceLoader(dataset, TrainBatches(len(dataset), batch, seed), TO_32, workers, CPU)
 
 
 @pytest.mark.parametrize("name", ["val", "valf", "valid", "validation"])
@@ -131,7 +133,11 @@ def test_images_are_normalised_by_imagenets_mean_and_deviation(tmp_path: Path) -
     write_images(tmp_path / "val" / "a", 1, size=(64, 64))
     split = open_data(str(tmp_path), evaluate=True).val
     images, labels = next(
-        iter(DeviceLoader(ImageDataset(split, ValTransform(56), 0), EvalBatches(1, 1), 56, 0, CPU))
+        iter(
+            DeviceLoader(
+                ImageDataset(split, ValTransform(56), 0), EvalBatches(1, 1), partial(stack, size=56), 0, CPU
+            )
+        )
     )
     pixels = ValTransform(56)(decode(split.samples[0][0]), WHOLE).double() / 255
     mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (MEAN, STD))
@@ -170,7 +176,7 @@ def test_in_evaluation_a_broken_file_is_left_out(images: Path, capsys: pytest.Ca
     split = open_data(str(images), evaluate=False).train
     assert split is not None
     dataset = ImageDataset(split, ValTransform(32), 0)
-    batches = DeviceLoader(dataset, EvalBatches(len(dataset), 1), 32, 0, CPU)
+    batches = DeviceLoader(dataset, EvalBatches(len(dataset), 1), TO_32, 0, CPU)
     assert [len(labels) for _, labels in batches].count(0) == 2
     batches.report(ONE_PROCESS)
     assert "2 images could not be decoded: left out" in capsys.readouterr().out
@@ -183,7 +189,7 @@ def test_only_broken_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"1 of 1 image cannot be decoded.*x\.png"):
         list(loader(tmp_path, workers=0))
     dataset = ImageDataset(open_data(str(tmp_path), evaluate=True).val, ValTransform(32), 0)
-    batches = DeviceLoader(dataset, EvalBatches(1, 1), 32, 0, CPU)
+    batches = DeviceLoader(dataset, EvalBatches(1, 1), TO_32, 0, CPU)
     assert [len(labels) for _, labels in batches] == [0]
     with pytest.raises(UserError, match=r"1 of 1 image cannot be decoded.*x\.png"):
         batches.report(ONE_PROCESS)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from utils import engine, saving
 from utils.averaging import create_average
 from utils.checkpoint import kept, load, position_of
+from utils.classification import Classification
 from utils.data import training_loader
 from utils.distributed import ONE_PROCESS
 from utils.engine import Keeper, Trainer
@@ -224,7 +225,8 @@ def trained(
     optimizer = torch.optim.SGD(net.named_parameters(), 0.1, momentum=0.9, fused=True)
     average = create_average(net, 0.9, {})
     assert average is not None
-    trainer = Trainer(net, optimizer, criterion, Schedule(0.1, 2), 1, accumulate=2, average=average)
+    task = Classification(criterion)
+    trainer = Trainer(net, optimizer, task, Schedule(0.1, 2), 1, accumulate=2, average=average)
     trainer.skip_nan = skip
     with pytest.raises(StopIteration):
         trainer.epoch(loader, Position(0), StopAfter(steps))

@@ -49,3 +49,12 @@ def test_a_run_shorter_than_its_warm_up() -> None:
 def test_milestones_in_any_order_and_at_the_first_epoch() -> None:
     assert Schedule(1.0, 9, milestones=[9, 3, 4], gamma=0.5)(5, 0, 1) == 0.25
     assert Schedule(1.0, 9, milestones=[0])(0, 0, 1) == 0.1
+
+
+def test_the_warm_up_of_the_first_steps_rises_from_a_third() -> None:
+    schedule = Schedule(0.3, 3, milestones=(2,), warmup_steps=6)
+    rates = [schedule(epoch, step, 4) for epoch in range(3) for step in range(4)]
+    rising = [0.1 + 0.2 * step / 6 for step in range(6)]
+    assert rates == pytest.approx([*rising, *[0.3] * 2, *[0.03] * 4])
+    assert Schedule(0.3, 3, warmup_steps=2, warmup_from=0.5)(0, 1, 4) == pytest.approx(0.225)
+    assert "6 steps of warm-up from 0.33 of it" in str(schedule)

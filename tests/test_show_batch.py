@@ -16,6 +16,7 @@ from torch.optim import SGD
 import imagenet_fast
 from scripts import show_batch
 from utils import checkpoint
+from utils.classification import Classification
 from utils.data import training_loader
 from utils.distributed import Ranks
 from utils.engine import Trainer
@@ -79,8 +80,9 @@ def trained_on(args: argparse.Namespace, begin: Position) -> list[Tensor]:
     transform = TrainTransform(args, args.scale or (0.08, 1.0))
     loader = training_loader(split, transform, args, SEED, Ranks(), parts=args.accum_steps)
     net = Seeing()
-    trainer = Trainer(net, SGD(net.named_parameters(), 0.1), LabelSmoothing(0.1, 3), Schedule(0.1, 9), SEED)
-    trainer.mixer, trainer.accumulate = imagenet_fast.create_mixer(args), args.accum_steps
+    task = Classification(LabelSmoothing(0.1, 3), imagenet_fast.create_mixer(args))
+    trainer = Trainer(net, SGD(net.named_parameters(), 0.1), task, Schedule(0.1, 9), SEED)
+    trainer.accumulate = args.accum_steps
     trainer.epoch(loader, begin)
     return net.seen
 

@@ -6,7 +6,7 @@ Samples stay uint8 until they are on the device; there they are cast and normali
 import argparse
 import atexit
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -87,12 +87,20 @@ class ImageDataset(Dataset[Sample]):
             path, label = self.split.samples[self._sample(key, attempt)]
             with seeded_cpu(derive_seed(self.seed, "augment", key.epoch, key.sample)):
                 try:
-                    image, box = read_image(path, self.decoder, self.transform.box)
+                    read = self.read(path)
                 except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
                     broken.append(Broken(path, f"{type(error).__name__}: {error}"))
                     continue
-                return Sample(self.transform(image, box), label, tuple(broken))
+                return Sample(*self.transformed(read, label), tuple(broken))
         return Sample(None, -1, tuple(broken))
+
+    def read(self, path: str) -> Any:
+        """What a file holds."""
+        return read_image(path, self.decoder, self.transform.box)
+
+    def transformed(self, read: Any, label: Any) -> tuple[Any, Any]:
+        """The image and label to learn from, of what was read and the file's label."""
+        return self.transform(*read), label
 
     def _sample(self, key: SampleKey, attempt: int) -> int:
         if attempt == 0:
@@ -100,7 +108,7 @@ class ImageDataset(Dataset[Sample]):
         return derive_seed(self.seed, "substitute", key.epoch, key.sample, attempt) % len(self)
 
 
-def collate(samples: list[Sample], size: int) -> Batch:
+def stack(samples: list[Sample], size: int) -> Batch:
     """Stack the samples that could be read, possibly none; ``size`` is the image side in pixels.
 
     The images lie in memory as decoders write them, (B, S, S, 3), and in a data worker in shared memory, so
@@ -119,6 +127,15 @@ def collate(samples: list[Sample], size: int) -> Batch:
     return Batch(stacked, torch.tensor(labels, dtype=torch.int64), broken)
 
 
+def _tensors(nested: Any) -> Iterator[Tensor]:
+    """Those of a batch, in whatever lists and dicts."""
+    if isinstance(nested, Tensor):
+        yield nested
+        return
+    for part in nested.values() if isinstance(nested, Mapping) else nested:
+        yield from _tensors(part)
+
+
 Batches = TypeVar("Batches", TrainBatches, EvalBatches)
 
 
@@ -130,7 +147,7 @@ class DeviceLoader(Generic[Batches]):
     Args:
         dataset: the samples.
         batches: which samples form the batches of a pass.
-        size: side of the images in pixels.
+        collate: makes a batch of samples.
         workers: processes that decode.
         device: where the batches go.
         layout: memory format of the images.
@@ -141,7 +158,7 @@ class DeviceLoader(Generic[Batches]):
         self,
         dataset: ImageDataset,
         batches: Batches,
-        size: int,
+        collate: Callable[[list[Sample]], Batch],
         workers: int,
         device: torch.device,
         layout: torch.memory_format = torch.contiguous_format,
@@ -163,7 +180,7 @@ class DeviceLoader(Generic[Batches]):
             dataset,
             batch_sampler=batches,
             num_workers=workers,
-            collate_fn=partial(collate, size=size),
+            collate_fn=collate,
             pin_memory=device.type == "cuda",
             persistent_workers=workers > 0,
             worker_init_fn=ignore_signals,
@@ -213,7 +230,7 @@ class DeviceLoader(Generic[Batches]):
         """Have the computation wait for a batch, and its memory wait for the computation."""
         current = torch.cuda.current_stream(self.device)
         current.wait_event(done)
-        for tensor in (images, labels):
+        for tensor in _tensors((images, labels)):
             tensor.record_stream(current)
         return images, labels
 
@@ -264,7 +281,8 @@ def training_loader(
     """
     dataset = ImageDataset(split, transform, seed, substitute=True, decoder=args.decoder)
     batches = TrainBatches(len(dataset), args.train_batch, seed, parts, ranks.rank, ranks.size)
-    return DeviceLoader(dataset, batches, args.img_size, args.workers, ranks.device, layout, args.max_bad)
+    to_batch = partial(stack, size=args.img_size)
+    return DeviceLoader(dataset, batches, to_batch, args.workers, ranks.device, layout, args.max_bad)
 
 
 def validation_loader(
@@ -277,4 +295,5 @@ def validation_loader(
     """This process's share of the images, in batches of ``--test-batch``."""
     dataset = ImageDataset(split, ValTransform(args.img_size), seed, decoder=args.decoder)
     batches = EvalBatches(len(dataset), args.test_batch, ranks.rank, ranks.size)
-    return DeviceLoader(dataset, batches, args.img_size, args.workers, ranks.device, layout, args.max_bad)
+    to_batch = partial(stack, size=args.img_size)
+    return DeviceLoader(dataset, batches, to_batch, args.workers, ranks.device, layout, args.max_bad)

@@ -1,9 +1,9 @@
-"""One epoch of training, one pass of evaluation."""
+"""One epoch of training."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import Any, Generic, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +16,16 @@ from utils.data import DeviceLoader
 from utils.distributed import ONE_PROCESS, Ranks
 from utils.errors import UserError
 from utils.logger import Progress
-from utils.losses import Distillation
-from utils.metrics import Meter, Metrics
-from utils.mixing import MixedBatch, Mixer
+from utils.metrics import Sums
 from utils.optim import EShiftedSGD, parameters, start_momentum
 from utils.precision import Precision
 from utils.randomness import derive_seed
-from utils.sampling import EvalBatches, Position, TrainBatches
+from utils.sampling import Position, TrainBatches
 from utils.schedule import Schedule, set_learning_rate
 from utils.snapshot import Snapshot, finite_later
 from utils.text import plural
 
-Criterion = Callable[[Tensor, Tensor], Tensor]
+Batch = TypeVar("Batch")
 SKIPPED_IN_A_ROW = 20  # steps whose loss is not finite; more will not come right by themselves
 
 
@@ -50,6 +48,22 @@ class Keeper:
         raise UserError(why)
 
 
+class Task(Generic[Batch]):
+    """What is learned: what a batch is made into, its loss, and what is counted of it."""
+
+    def meter(self, device: torch.device, sums: Tensor | Sequence[float] = ()) -> Any:
+        """The :class:`Sums` of an epoch, to begin with those of an interrupted one."""
+        raise NotImplementedError
+
+    def prepare(self, images: Any, targets: Any, seed: int) -> Batch:
+        """What is learned from; all that is random in it follows from ``seed``."""
+        raise NotImplementedError
+
+    def loss(self, model: nn.Module, precision: Precision, batch: Batch, meter: Any) -> Tensor:
+        """The mean loss of a batch, a scalar, which is counted in ``meter``."""
+        raise NotImplementedError
+
+
 @dataclass
 class Trainer:
     """Everything that a training step consists of; the defaults are a plain step in one process.
@@ -57,16 +71,14 @@ class Trainer:
     Args:
         model: the network, in its wrappers.
         optimizer: of the network's parameters.
-        criterion: mean loss of logits (B, K) and labels (B,).
+        task: what is learned.
         schedule: the rate of every step.
         seed: the run's seed.
         ranks: the processes that train together.
         precision: types and loss scale.
-        mixer: mixup, CutMix, Cutout.
         accumulate: batches per step.
         clip: largest norm of the gradient, over all parameters.
         average: moving average of the weights, updated after every step.
-        distillation: the teacher's part in the loss.
         print_every: batches between two lines of progress; None: ten seconds.
         print_filters: say the spread of the filters after every step (of :class:`EShiftedSGD`).
         skip_nan: leave out a step whose loss is not finite, in place of ending the run.
@@ -74,16 +86,14 @@ class Trainer:
 
     model: nn.Module
     optimizer: Optimizer
-    criterion: Criterion
+    task: Task[Any]
     schedule: Schedule
     seed: int
     ranks: Ranks = ONE_PROCESS
     precision: Precision = field(default_factory=Precision)
-    mixer: Mixer = field(default_factory=Mixer)
     accumulate: int = 1
     clip: float | None = None
     average: Average | None = None
-    distillation: Distillation | None = None
     print_every: int | None = None
     print_filters: bool = False
     skip_nan: bool = False
@@ -96,7 +106,7 @@ class Trainer:
 
     def epoch(
         self, loader: DeviceLoader[TrainBatches], begin: Position, keeper: Keeper | None = None
-    ) -> tuple[Metrics, float]:
+    ) -> tuple[Any, float]:
         """Train on every batch of an epoch, or what an interrupted run left of it.
 
         Args:
@@ -105,7 +115,8 @@ class Trainer:
             keeper: is called after every step.
 
         Returns:
-            Averages over the images as the network saw them (training mode, mixed), and images per second.
+            Averages over the images as the network saw them (training mode, mixed), as the task's meter
+            reads them, and images per second.
 
         Raises:
             UserError: a loss is not finite (unless ``skip_nan``), or files are missing.
@@ -113,30 +124,28 @@ class Trainer:
         self.model.train()
         keeper, batches = keeper or Keeper(), loader.batches
         batches.set_position(begin)
-        meter = Meter(loader.device, begin.sums)
+        meter: Sums = self.task.meter(loader.device, begin.sums)
         before = Snapshot([*self.model.buffers(), meter.sums])
         steps, first = batches.steps, batches.first_step
         done, total = first * self.accumulate, steps * self.accumulate
         progress = Progress(f"epoch {begin.epoch + 1}", total, self.ranks.size, self.print_every, done)
         finite: list[Callable[[], bool]] = []
-        for position, (images, labels) in enumerate(loader, done):
+        for position, (images, targets) in enumerate(loader, done):
             step, part = divmod(position, self.accumulate)
             if part == 0:
                 before.take()
                 finite.clear()
                 self._set_rate(begin.epoch, step, steps)
             place = (begin.epoch, position, self.ranks.rank)
-            batch = self.mixer(images, labels, derive_seed(self.seed, "mix", *place))
+            batch = self.task.prepare(images, targets, derive_seed(self.seed, "mix", *place))
             if not self._buckets_settled:
-                self._settle_buckets(batch)
+                self._settle_buckets(batch, loader.device)
             torch.manual_seed(derive_seed(self.seed, "step", *place))  # dropout and the like
             last = part == self.accumulate - 1
             with nullcontext() if last else self._without_exchange():
-                logits = self.precision.forward(self.model, batch.images)
-                loss = self._loss(logits, batch)
+                loss = self.task.loss(self.model, self.precision, batch, meter)
                 finite.append(finite_later(loss))
                 self.precision.backward(loss / self.accumulate, self.optimizer)
-            meter.add(loss.detach(), logits.detach(), batch.labels, batch.partners, batch.weight)
             if last:
                 images_before = begin.images + (step - first) * batches.samples_per_step
                 bad, signal = self.ranks.largest([not all(answer() for answer in finite), keeper.signal])
@@ -148,7 +157,7 @@ class Trainer:
                     self._update()
                 images_after = images_before + batches.samples_per_step
                 keeper.after_step(Position(begin.epoch, images_after, meter.sums), step + 1, signal)
-            progress.step(meter, len(labels))
+            progress.step(meter, len(targets))
         self._set_rate(begin.epoch, max(steps, 1) - 1, max(steps, 1))
         loader.report(self.ranks)
         return meter.read(self.ranks), progress.close()
@@ -176,7 +185,7 @@ class Trainer:
             keeper.give_up(reached, what, files)
         tqdm.write(f"note: {what}: the step is left out")
 
-    def _settle_buckets(self, batch: MixedBatch) -> None:
+    def _settle_buckets(self, batch: Any, device: torch.device) -> None:
         """Run a batch whose gradients are thrown away, at the start of a process of three or more.
 
         DistributedDataParallel regroups the gradients after its first step; the order in which three or more
@@ -185,7 +194,7 @@ class Trainer:
         """
         before = Snapshot(list(self.model.buffers()))
         before.take()
-        self._loss(self.precision.forward(self.model, batch.images), batch).backward()
+        self.task.loss(self.model, self.precision, batch, self.task.meter(device)).backward()
         self.optimizer.zero_grad()
         before.restore()
         self._buckets_settled = True
@@ -193,12 +202,6 @@ class Trainer:
     def _without_exchange(self) -> AbstractContextManager[None]:
         """DistributedDataParallel averages the gradients in the last part of a step only."""
         return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else nullcontext()
-
-    def _loss(self, logits: Tensor, batch: MixedBatch) -> Tensor:
-        loss = self.criterion(logits, batch.labels)
-        if batch.weight != 1:
-            loss = batch.weight * loss + (1 - batch.weight) * self.criterion(logits, batch.partners)
-        return self.distillation(loss, logits, batch.images) if self.distillation else loss
 
     def _update(self) -> None:
         self.precision.unscale(self.optimizer)
@@ -212,28 +215,3 @@ class Trainer:
         if self.print_filters and isinstance(self.optimizer, EShiftedSGD):
             stds = " ".join(f"{std:.3g}" for std in self.optimizer.filter_stds())
             tqdm.write(f"standard deviation of the filters: {stds}")
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    loader: DeviceLoader[EvalBatches],
-    ranks: Ranks = ONE_PROCESS,
-    precision: Precision | None = None,
-    print_every: int | None = None,
-    keeper: Keeper | None = None,
-) -> Metrics:
-    """Cross-entropy and accuracy over every image, each once, whatever the batches and the processes."""
-    precision, keeper = precision or Precision(), keeper or Keeper()
-    model.eval()
-    meter = Meter(loader.device)
-    progress = Progress("evaluate", len(loader), ranks.size, print_every)
-    for images, labels in loader:
-        if len(labels):
-            logits = precision.forward(model, images)
-            meter.add(nn.functional.cross_entropy(logits, labels), logits, labels, labels, 1.0)
-        progress.step(meter, len(labels))
-        keeper.between_batches()
-    progress.close()
-    loader.report(ranks)
-    return meter.read(ranks)

@@ -4,31 +4,33 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
+from typing import NamedTuple
 
 from tqdm import tqdm
 
 from utils.events import Events
 from utils.files import write_atomically
-from utils.metrics import Meter, Metrics
+from utils.metrics import Sums
 
 LOG = "log.txt"
 _PLAIN_SECONDS = 10.0  # between two progress lines where there is no terminal
-_WIDTHS = (8, 10, 12, 12, 13, 13, 13, 10, 9, 9)  # of the console table's cells
 _BAR_SECONDS = 0.5  # between two readings of the metrics on a terminal
 
-# Columns of log.txt, the first five as published, and the TensorBoard tag of each.
-COLUMNS = MappingProxyType(
-    {
-        "Learning Rate": "learning_rate",
-        "Train Loss": "loss/train",
-        "Valid Loss": "loss/valid",
-        "Train Acc.": "top1/train",
-        "Valid Acc.": "top1/valid",
-        "Train Acc.5": "top5/train",
-        "Valid Acc.5": "top5/valid",
-    }
-)
+
+class Column(NamedTuple):
+    """A figure of every epoch."""
+
+    name: str  # in log.txt
+    tag: str  # in TensorBoard
+    title: str | None  # on the console; None: not there
+    decimals: int  # on the console
+
+
+class Form(NamedTuple):
+    """What is logged of every epoch."""
+
+    columns: Sequence[Column]
+    score: str  # what makes an epoch the best, in percent
 
 
 def read_rows(path: Path) -> list[str]:
@@ -51,73 +53,65 @@ class RunLog:
     Args:
         folder: where log.txt and the events go.
         epochs: epochs in all.
+        columns: what is logged.
         previous: log.txt rows of the epochs before this run.
         first_epoch: the first epoch of this run, from 0.
     """
 
-    def __init__(self, folder: Path, epochs: int, previous: Sequence[str], first_epoch: int) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        epochs: int,
+        columns: Sequence[Column],
+        previous: Sequence[str],
+        first_epoch: int,
+    ) -> None:
+        self.folder, self.columns = folder, columns
         self.epochs, self.first_epoch = epochs, first_epoch
         self.started = time.perf_counter()
-        self.rows = ["".join(f"{name}\t" for name in COLUMNS), *previous]
+        self.rows = ["".join(f"{name}\t" for name, *_ in columns), *previous]
         self.events: Events | None = None
 
     def header(self) -> None:
         """Begin the console table."""
-        self._print(
-            "epoch",
-            "rate",
-            "train loss",
-            "valid loss",
-            "train top-1",
-            "valid top-1",
-            "valid top-5",
-            "images/s",
-            "time",
-            "ETA",
-        )
+        self._print("epoch", *(column.title or "" for column in self.columns), "images/s", "time", "ETA")
 
-    def add(self, rate: float, trained: Metrics, validated: Metrics) -> None:
-        """Append an epoch's row: the rate used, the two passes."""
-        self.rows.append("".join(f"{value:.6f}\t" for value in _row(rate, trained, validated)))
+    def add(self, values: Sequence[float]) -> None:
+        """Append an epoch's row."""
+        self.rows.append("".join(f"{value:.6f}\t" for value in values))
 
-    def show(
-        self, epoch: int, rate: float, trained: Metrics, validated: Metrics, images_per_second: float
-    ) -> None:
+    def show(self, epoch: int, values: Sequence[float], images_per_second: float) -> None:
         """Write an epoch, counted from 1, to TensorBoard and the console."""
         if self.events is None:
             # Events of epochs that a resumed run repeats are hidden.
             self.events = Events(self.folder, self.first_epoch + 1 if self.first_epoch else None)
-        values = dict(zip(COLUMNS.values(), _row(rate, trained, validated), strict=True))
-        self.events.add({**values, "images_per_second": images_per_second}, epoch)
+        tags = (column.tag for column in self.columns)
+        scalars = dict(zip(tags, values, strict=True))
+        self.events.add({**scalars, "images_per_second": images_per_second}, epoch)
 
         elapsed = time.perf_counter() - self.started
         left = elapsed / (epoch - self.first_epoch) * (self.epochs - epoch)
         self._print(
             f"{epoch}/{self.epochs}",
-            f"{rate:.6f}",
-            *(f"{loss:.4f}" for loss in (trained.loss, validated.loss)),
-            *(f"{accuracy:.2f}" for accuracy in (trained.top1, validated.top1, validated.top5)),
+            *(f"{value:.{column.decimals}f}" for column, value in zip(self.columns, values, strict=True)),
             f"{images_per_second:.0f}",
             clock(elapsed),
             clock(left),
         )
 
-    @staticmethod
-    def _print(*cells: str) -> None:
-        print(
-            " ".join(f"{cell:>{width - 1}}" for cell, width in zip(cells, _WIDTHS, strict=True)), flush=True
-        )
+    def _print(self, epoch: str, *cells: str) -> None:
+        """A line of the console table; ``cells`` are of all columns, then speed, time and ETA."""
+        titled = [
+            f"{cell:>{max(len(column.title), column.decimals + 2) + 1}}"
+            for column, cell in zip(self.columns, cells[:-3], strict=True)
+            if column.title
+        ]
+        speed, *times = cells[-3:]
+        print(f"{epoch:>7}", *titled, f"{speed:>9}", *(f"{time:>8}" for time in times), flush=True)
 
     def close(self) -> None:
         if self.events is not None:
             self.events.close()
-
-
-def _row(rate: float, trained: Metrics, validated: Metrics) -> tuple[float, ...]:
-    """In the order of ``COLUMNS``."""
-    losses, top1 = (trained.loss, validated.loss), (trained.top1, validated.top1)
-    return (rate, *losses, *top1, trained.top5, validated.top5)
 
 
 def clock(seconds: float) -> str:
@@ -150,7 +144,7 @@ class Progress:
             else None
         )
 
-    def step(self, meter: Meter, images: int) -> None:
+    def step(self, meter: Sums, images: int) -> None:
         """Count a batch; the meter is read, which waits for the device, only when its figures are due."""
         self.done += 1
         self.images += images * self.processes

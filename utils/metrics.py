@@ -25,13 +25,29 @@ class Metrics(NamedTuple):
         return f" Test Loss:  {self.loss:.8f}, Test Acc:  {self.top1:.2f}, Top-5 Acc:  {self.top5:.2f}"
 
 
-class Meter:
-    """Sums of loss and hits, kept on the device so that a step does not wait for it."""
+class Sums:
+    """What is added up over a pass, kept on the device so that a step does not wait for it.
+
+    Args:
+        device: of the sums.
+        count: how many.
+        sums: those of an interrupted pass to begin with.
+    """
+
+    def __init__(self, device: torch.device, count: int, sums: Tensor | Sequence[float] = ()) -> None:
+        values = [float(value) for value in sums] or [0.0] * count
+        self.sums = torch.tensor(values, dtype=torch.float64, device=device)
+
+    def read(self, ranks: Ranks = ONE_PROCESS) -> object:
+        """The figures so far, over all ``ranks``; waits for the device."""
+        raise NotImplementedError
+
+
+class Meter(Sums):
+    """Sums of images, loss, top-1 and top-5 hits."""
 
     def __init__(self, device: torch.device, sums: Tensor | Sequence[float] = ()) -> None:
-        # images, loss, top-1 hits, top-5 hits; those of an interrupted pass to begin with
-        values = [float(value) for value in sums] or [0.0] * 4
-        self.sums = torch.tensor(values, dtype=torch.float64, device=device)
+        super().__init__(device, 4, sums)
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor, partners: Tensor, weight: float) -> None:
         """Count a batch: its mean loss, its logits (B, K), its labels (B,).

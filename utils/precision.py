@@ -79,8 +79,12 @@ class Precision:
 
     def forward(self, model: nn.Module, images: Tensor) -> Tensor:
         """Logits (B, K) in float32."""
-        with torch.autocast(self.device, self.half, enabled=self.level == "O1"):
+        with self.autocast():
             return model(images).float()
+
+    def autocast(self) -> torch.autocast:
+        """Within it O1 computes in half where that is safe; for networks that are more than logits."""
+        return torch.autocast(self.device, self.half, enabled=self.level == "O1")
 
     def backward(self, loss: Tensor, optimizer: Optimizer) -> None:
         """Add the gradients of a loss to ``.grad``, scaled until :meth:`unscale`."""

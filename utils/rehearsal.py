@@ -12,10 +12,9 @@ import torch
 
 from utils.data import DeviceLoader
 from utils.distributed import ONE_PROCESS, Ranks
-from utils.engine import Keeper, Trainer, evaluate
+from utils.engine import Keeper, Trainer
 from utils.errors import UserError
 from utils.files import write_atomically
-from utils.precision import Precision
 from utils.sampling import EvalBatches, Position, TrainBatches
 from utils.schedule import Schedule
 from utils.text import plural
@@ -62,9 +61,8 @@ def rehearse(
     trainer: Trainer,
     train_loader: DeviceLoader[TrainBatches],
     val_loader: DeviceLoader[EvalBatches],
-    evaluated: torch.nn.Module,
+    check: Callable[[Keeper], object],
     ranks: Ranks = ONE_PROCESS,
-    precision: Precision | None = None,
 ) -> None:
     """Print the steps, the rate, the memory and the time of a run; the network that it has trained is no use.
 
@@ -73,9 +71,8 @@ def rehearse(
         trainer: of the run.
         train_loader: its batches.
         val_loader: those of its evaluation.
-        evaluated: the network that is evaluated.
+        check: evaluates.
         ranks: the processes that train together.
-        precision: of the evaluation.
 
     Raises:
         UserError: the picture cannot be written.
@@ -88,9 +85,7 @@ def rehearse(
         fine = curve(trainer.schedule, args.epochs, batches.steps, points=2000)
         print(f"drawn in {draw(fine, args.epochs, Path(args.checkpoint))}")
     training = timed(train_loader.device, lambda clock: trainer.epoch(train_loader, Position(0), clock))
-    checking = timed(
-        val_loader.device, lambda clock: evaluate(evaluated, val_loader, ranks, precision, None, clock)
-    )
+    checking = timed(val_loader.device, check)
     epoch = training * batches.steps + checking * len(val_loader)
     print(f"memory: {memory(train_loader.device)}")
     print(f"{batches.samples_per_step / training:,.1f} images/s, {training:.3f} s per step of {STEPS} timed")

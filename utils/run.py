@@ -18,8 +18,7 @@ from utils.engine import Keeper
 from utils.errors import UserError
 from utils.files import write_atomically
 from utils.folder import Predecessor, check_folder, choose_folder, continues, make_folder
-from utils.logger import LOG, RunLog
-from utils.metrics import Metrics
+from utils.logger import LOG, Form, RunLog
 from utils.provenance import origin
 from utils.resume import differences, previous_rows, start_of_training
 from utils.sampling import Position, TrainBatches
@@ -41,6 +40,7 @@ class Run(Keeper):
         batches: of its training.
         fields: what every checkpoint of the run holds, beside what training has reached.
         state: gives what training has reached: ``state_dict``, ``optimizer``, ...
+        form: of its log.
         ranks: the processes that train together.
 
     Raises:
@@ -54,9 +54,10 @@ class Run(Keeper):
         batches: TrainBatches,
         fields: Mapping[str, Any],
         state: Callable[[], Mapping[str, Any]],
+        form: Form,
         ranks: Ranks = ONE_PROCESS,
     ) -> None:
-        self.args, self.ranks, self.state = args, ranks, state
+        self.args, self.ranks, self.state, self.form = args, ranks, state, form
         self.folder = choose_folder(args)
         self.reached = start_of_training(args, saved, ranks)
         self.accuracy, self.best = float(saved.get("acc", 0.0)), float(saved.get("best_acc", -1.0))
@@ -74,7 +75,7 @@ class Run(Keeper):
         if args.auto and checkpoint.candidates(self.folder) != args.seen:
             raise UserError(f"-c {self.folder}: another process has trained into it meanwhile; start again")
         rows = previous_rows(args, saved, self.reached.epoch)
-        self.log = RunLog(self.folder, args.epochs, rows, self.reached.epoch)
+        self.log = RunLog(self.folder, args.epochs, self.form.columns, rows, self.reached.epoch)
         goes_on = continues(args, self.folder)
         self.saver = Saver(self.folder, args.keep, None if goes_on else Predecessor(args, saved, self.folder))
         if goes_on and checkpoint.position_of(Path(args.resume)) == self.reached[:2]:
@@ -123,17 +124,24 @@ class Run(Keeper):
             self._stop(signal)
 
     def finish_epoch(
-        self, epoch: int, rate: float, trained: Metrics, validated: Metrics, images_per_second: float
+        self, epoch: int, values: Sequence[float], score: float, images_per_second: float
     ) -> None:
-        """Log an epoch, counted from 0, and save."""
-        self.accuracy, self.reached = validated.top1, Position(epoch + 1)
-        if validated.top1 > self.best:
-            self.best, self.best_epoch = validated.top1, epoch + 1
+        """Log an epoch, counted from 0, and save.
+
+        Args:
+            epoch: that is done.
+            values: of the columns.
+            score: of the evaluation.
+            images_per_second: of training.
+        """
+        self.accuracy, self.reached = score, Position(epoch + 1)
+        if score > self.best:
+            self.best, self.best_epoch = score, epoch + 1
         if self.ranks.main:
-            self.log.add(rate, trained, validated)
+            self.log.add(values)
         self._save()
         if self.ranks.main:
-            self.log.show(epoch + 1, rate, trained, validated, images_per_second)
+            self.log.show(epoch + 1, values, images_per_second)
 
     def give_up(self, reached: Position, why: str, files: Sequence[str]) -> NoReturn:
         """Save what was reached before the step that is to blame, and the names of its images."""
@@ -152,7 +160,7 @@ class Run(Keeper):
     def finish(self) -> None:
         """Draw the curves, and say what was reached."""
         if self.ranks.main:
-            print(f"best top-1: {self.best:.2f} %", flush=True)
+            print(f"best {self.form.score}: {self.best:.2f} %", flush=True)
             if len(self.log.rows) > 2:  # one epoch is no curve
                 write_curves(self.folder)
             files = [name for name in (LOG, CURVES, LAST, BEST) if (self.folder / name).exists()]

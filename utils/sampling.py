@@ -94,8 +94,12 @@ class TrainBatches(Sampler[list[SampleKey]]):
         few = f" (too few for --train-batch {self.wanted})" if self.batch < self.wanted else ""
         return f"{plural(self.size, 'training image')} in steps of {self.samples_per_step:,}{few}"
 
+    def order(self) -> Tensor:
+        """All samples in the order of the epoch: (size,), int64."""
+        return permutation(self.size, self.seed, "order", self.epoch)
+
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        order = permutation(self.size, self.seed, "order", self.epoch)
+        order = self.order()
         for position in range(len(self)):
             step, part = divmod(position, self.parts)
             start = self.images + step * self.samples_per_step + (self.rank * self.parts + part) * self.batch
@@ -103,7 +107,7 @@ class TrainBatches(Sampler[list[SampleKey]]):
 
     def of_step(self, step: int) -> list[int]:
         """The samples of this process in a step, counted from 0 in the epoch."""
-        order = permutation(self.size, self.seed, "order", self.epoch)
+        order = self.order()
         first = self.images + (step - self.first_step) * self.samples_per_step
         start = first + self.rank * self.parts * self.batch
         return order[start : start + self.parts * self.batch].tolist()

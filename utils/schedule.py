@@ -24,6 +24,9 @@ class Schedule:
             the warm-up is below ``base``); changing by the iteration it begins after the warm-up and ends at
             exactly 0. Both are the published forms.
         per_iteration: warm-up and cosine change with every step, not with every epoch.
+        warmup_steps: first steps of the run, over which the rate rises linearly from ``warmup_from`` of what
+            it would be (detection's warm-up, as published).
+        warmup_from: a share.
     """
 
     base: float
@@ -33,9 +36,16 @@ class Schedule:
     gamma: float = 0.1
     cosine: bool = False
     per_iteration: bool = False
+    warmup_steps: int = 0
+    warmup_from: float = 1 / 3
 
     def __call__(self, epoch: int, step: int, steps: int) -> float:
         """The rate of step ``step`` (from 0) of ``steps`` in epoch ``epoch`` (from 0)."""
+        progress = min((epoch * steps + step) / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
+        return self._settled(epoch, step, steps) * (self.warmup_from + (1 - self.warmup_from) * progress)
+
+    def _settled(self, epoch: int, step: int, steps: int) -> float:
+        """Without the warm-up of the first steps."""
         done = (step + 1) / steps if self.per_iteration else 1.0  # share of the epoch, this step included
         if epoch < self.warmup:
             return self.base * (epoch + done) / self.warmup
@@ -50,6 +60,8 @@ class Schedule:
     def __str__(self) -> str:
         name = "cosine" if self.cosine else f"times {self.gamma:g} at epochs {list(self.milestones)}"
         warmup = f"{plural(self.warmup, 'epoch')} of warm-up, " if self.warmup else ""
+        if self.warmup_steps:
+            warmup = f"{plural(self.warmup_steps, 'step')} of warm-up from {self.warmup_from:.2g} of it, "
         if self.warmup >= self.epochs:
             warmup = f"{plural(self.warmup, 'epoch')} of warm-up (the run ends within them), "
         return f"learning rate {self.base:g}, {warmup}{name}, by {'step' if self.per_iteration else 'epoch'}"

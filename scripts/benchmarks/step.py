@@ -19,6 +19,7 @@ from scripts.benchmarks import images, measure, training
 from scripts.benchmarks.report import Result, Table
 from scripts.benchmarks.training import Clock, Loader
 from utils import cli
+from utils.classification import Classification
 from utils.decoding import DECODERS
 from utils.distributed import Ranks
 from utils.engine import Trainer
@@ -61,13 +62,16 @@ class WatchedLoader:
 def watched(trainer: Trainer, watch: measure.Watch) -> Trainer:
     """The same Trainer, whose parts are waited for and timed."""
     own = copy.copy(trainer)
-    own.precision = copy.copy(trainer.precision)
-    for owner, method, part in (
+    own.precision, own.task = copy.copy(trainer.precision), copy.copy(trainer.task)
+    parts = [
         (own.precision, "forward", "forward"),
-        (own, "_loss", "forward"),
+        (own.task, "criterion", "forward"),
         (own.precision, "backward", "backward"),
         (own, "_update", "optimizer"),
-    ):
+    ]
+    if cast(Classification, own.task).distillation is not None:
+        parts.append((own.task, "distillation", "forward"))
+    for owner, method, part in parts:
         setattr(owner, method, watch.around(part, getattr(owner, method)))
     return own
 
@@ -75,11 +79,12 @@ def watched(trainer: Trainer, watch: measure.Watch) -> Trainer:
 def bare_seconds(trainer: Trainer, loader: Loader, epoch: int, steps: int) -> float:
     """Seconds of a step of the bare loop."""
     precision, optimizer, accumulate = trainer.precision, trainer.optimizer, trainer.accumulate
+    criterion = cast(Classification, trainer.task).criterion
     trainer.model.train()
     clock = Clock(trainer.ranks, steps)
     loader.batches.set_position(Position(epoch))
     for position, (pictures, labels) in enumerate(loader, 1):
-        loss = trainer.criterion(precision.forward(trainer.model, pictures), labels)
+        loss = criterion(precision.forward(trainer.model, pictures), labels)
         precision.backward(loss / accumulate, optimizer)
         if position % accumulate == 0:
             precision.unscale(optimizer)

@@ -10,6 +10,7 @@ import imagenet_fast
 from scripts.benchmarks.measure import Watch, wait
 from utils import arguments, cli, distributed, network
 from utils.averaging import create_average
+from utils.classification import Classification
 from utils.data import Batch, DeviceLoader, training_loader
 from utils.decoding import choose_decoder
 from utils.distributed import Ranks
@@ -66,11 +67,12 @@ def create_trainer(args: argparse.Namespace, ranks: Ranks, batches: TrainBatches
     with distributed.silence(True):
         optimizer = create_optimizer(net, args)
     local = network.compiled(precision.prepare(net, optimizer), args)
-    tricks = {**imagenet_fast.step_settings(args), "distillation": distillation}
-    model, average = precision.distribute(local, ranks), create_average(net, args.ema, {})
+    settings = {**imagenet_fast.step_settings(args), "average": create_average(net, args.ema, {})}
+    model = precision.distribute(local, ranks)
     schedule = imagenet_fast.create_schedule(args, batches.samples_per_step)
     criterion = LabelSmoothing(args.label_smoothing, CLASSES)
-    return Trainer(model, optimizer, criterion, schedule, SEED, ranks, precision, average=average, **tricks)
+    task = Classification(criterion, imagenet_fast.create_mixer(args), distillation)
+    return Trainer(model, optimizer, task, schedule, SEED, ranks, precision, **settings)
 
 
 def images_of_an_epoch(args: argparse.Namespace, ranks: Ranks) -> int:
