@@ -9,13 +9,10 @@ python imagenet_fast.py -a sge_resnet18 --data digits --img-size 64 --epochs 10 
 """
 
 import argparse
-import os
 from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any
-
-import torch
 
 from utils import arguments, cli, distributed, fitting, network
 from utils.averaging import create_average, weights
@@ -27,6 +24,7 @@ from utils.losses import LabelSmoothing
 from utils.mixing import Mixer
 from utils.optim import create_optimizer
 from utils.precision import choose_precision
+from utils.randomness import configure_torch
 from utils.rehearsal import rehearse
 from utils.resume import check_start, choose_seed, resumed
 from utils.run import Run
@@ -63,15 +61,6 @@ def parse_arguments(description: str | None, defaults: Mapping[str, Any]) -> arg
     arguments.check_tricks(parser, args, defaults["mineps"], defaults["lam"])
     args.cos = args.cos or (defaults["cosine"] and not args.schedule)
     return args
-
-
-def configure_torch(deterministic: bool, seed: int) -> None:
-    """Seed the initial weights; choose fast algorithms, or those that always add in the same order."""
-    torch.manual_seed(seed)
-    torch.backends.cudnn.benchmark = not deterministic
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
 
 
 def create_schedule(args: argparse.Namespace, images_per_step: int) -> Schedule:

@@ -127,7 +127,8 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         "--train-batch",
         type=count_of,
         default=256,
-        help="images per batch: in imagenet.py over all GPUs, in the others of each process (default: 256)",
+        help="images per batch: in imagenet.py over all GPUs, in the others of each process "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "--test-batch", type=count_of, help="images per batch of evaluation (default: %(default)s)"
@@ -137,8 +138,9 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         "--learning-rate",
         type=positive,
         default=0.1,
-        help="learning rate; in imagenet_fast.py and imagenet_mobile.py for 256 images per step, scaled "
-        "linearly with the images of all processes and of --accum-steps (default: 0.1)",
+        help="learning rate; in imagenet_fast.py and imagenet_mobile.py for 256 images per step, in "
+        "detection/train.py for 16, scaled linearly with the images of all processes and of --accum-steps "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "--schedule",
@@ -146,7 +148,8 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="EPOCH",
         help="epochs, from 0, at whose start the rate is multiplied by --gamma; those within --warmup do not "
-        "count (default: 150 225 in imagenet.py, 30 60 90 in imagenet_fast.py, cosine in imagenet_mobile.py)",
+        "count (default: 150 225 in imagenet.py, 30 60 90 in imagenet_fast.py, cosine in imagenet_mobile.py, "
+        "16 22 in detection/train.py)",
     )
     group.add_argument(
         "--gamma", type=positive, default=0.1, help="the factor at each epoch of --schedule (default: 0.1)"
@@ -240,6 +243,19 @@ def add_decay_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--lam", type=non_negative, help="strength of --el2 (default: 1e-4, mobile: 4e-5)")
 
 
+def add_step_arguments(group: argparse._ArgumentGroup) -> None:
+    """What a step consists of."""
+    group.add_argument(
+        "--clip-grad",
+        type=positive,
+        metavar="NORM",
+        help="largest norm of the gradient",
+    )
+    group.add_argument(
+        "--accum-steps", type=count_of, default=1, metavar="N", help="batches per step (default: 1)"
+    )
+
+
 def add_optimizer_arguments(parser: argparse.ArgumentParser) -> None:
     """Which parameters decay, and the optimizer."""
     group = parser.add_argument_group("weight decay and optimizer")
@@ -248,10 +264,7 @@ def add_optimizer_arguments(parser: argparse.ArgumentParser) -> None:
         "--print-always", action="store_true", help="print the filters' spread after every step of --el2"
     )
     group.add_argument("--nesterov", action="store_true", help="Nesterov momentum")
-    group.add_argument("--clip-grad", type=positive, metavar="NORM", help="largest norm of the gradient")
-    group.add_argument(
-        "--accum-steps", type=count_of, default=1, metavar="N", help="batches per step (default: 1)"
-    )
+    add_step_arguments(group)
     group.add_argument(
         "--ema",
         type=below_one,
@@ -267,6 +280,20 @@ def loss_scale(text: str) -> float | str:
     return text if text == "dynamic" else positive(text)
 
 
+def add_half_arguments(group: argparse._ArgumentGroup) -> None:
+    """The half type and its loss scale."""
+    group.add_argument(
+        "--amp-dtype",
+        choices=("float16", "bfloat16"),
+        help="the half type (default: float16 on CUDA, bfloat16 on a CPU)",
+    )
+    group.add_argument(
+        "--loss-scale",
+        type=loss_scale,
+        help="a number, or 'dynamic' (default: dynamic for float16 in O1 and O2, otherwise 1)",
+    )
+
+
 def add_precision_arguments(parser: argparse.ArgumentParser) -> None:
     """What is computed in which type."""
     group = parser.add_argument_group("precision")
@@ -276,20 +303,11 @@ def add_precision_arguments(parser: argparse.ArgumentParser) -> None:
         help="O0: float32, O1: autocast, O2: half with float32 batch norm and master weights, O3: half "
         "(default: O2 on CUDA, O0 on a CPU)",
     )
-    group.add_argument(
-        "--amp-dtype",
-        choices=("float16", "bfloat16"),
-        help="the half type (default: float16 on CUDA, bfloat16 on a CPU)",
-    )
+    add_half_arguments(group)
     group.add_argument(
         "--keep-batchnorm-fp32",
         action=argparse.BooleanOptionalAction,
         help="batch norm in float32, in O2 and O3 (default: in O2)",
-    )
-    group.add_argument(
-        "--loss-scale",
-        type=loss_scale,
-        help="a number, or 'dynamic' (default: dynamic for float16 in O1 and O2, otherwise 1)",
     )
     group.add_argument(
         "--amp-backend",
@@ -339,6 +357,11 @@ def add_running_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--sync-bn", action="store_true", help="batch norm over all processes (CUDA only)")
     group.add_argument("--compile", action="store_true", help="compile the network with torch.compile")
     group.add_argument("--channels-last", action="store_true", help="NHWC layout of images and weights")
+    add_process_arguments(group)
+
+
+def add_process_arguments(group: argparse._ArgumentGroup) -> None:
+    """How each process runs."""
     group.add_argument("--deterministic", action="store_true", help="deterministic algorithms only")
     group.add_argument("--local-rank", "--local_rank", type=whole, help=argparse.SUPPRESS)
 
@@ -348,16 +371,9 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     args.decoder = choose_decoder(args.decoder)
     if args.evaluate and not (args.resume or args.pretrained):
         parser.error("-e evaluates a checkpoint: give --resume FILE, or --pretrained")
-    if args.start_epoch >= args.epochs:
-        parser.error(f"--start-epoch {args.start_epoch} leaves nothing of --epochs {args.epochs}")
-    if args.dry_run and (args.evaluate or args.resume):
-        parser.error("--dry-run is of a training from its start: without -e and --resume")
     if args.scale and not 0 < args.scale[0] <= args.scale[1]:
         parser.error("--scale takes the least share of the area, above 0, and then the largest")
-    if args.fresh_optimizer and not args.resume:
-        parser.error("--fresh-optimizer goes with --resume FILE")
-    if args.fresh_optimizer and args.resume == "auto":
-        parser.error("--fresh-optimizer would drop the momentum at every start of --resume auto: name a FILE")
+    check_run(parser, args)
     file = args.resume if args.resume != "auto" else None  # auto goes with whatever the first start is from
     if args.finetune and (file or args.pretrained):
         parser.error("--finetune FILE starts anew: without --resume FILE and --pretrained")
@@ -365,6 +381,18 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("--resume and --pretrained are two different weights: give one of them")
     if args.zero_gamma and (file or args.pretrained):
         parser.error("--zero-gamma is for new weights: without --resume FILE and --pretrained")
+
+
+def check_run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse combinations of flags that say where a run starts and what becomes of it."""
+    if args.start_epoch >= args.epochs:
+        parser.error(f"--start-epoch {args.start_epoch} leaves nothing of --epochs {args.epochs}")
+    if args.dry_run and (args.evaluate or args.resume):
+        parser.error("--dry-run is of a training from its start: without -e and --resume")
+    if args.fresh_optimizer and not args.resume:
+        parser.error("--fresh-optimizer goes with --resume FILE")
+    if args.fresh_optimizer and args.resume == "auto":
+        parser.error("--fresh-optimizer would drop the momentum at every start of --resume auto: name a FILE")
     if args.overwrite and args.resume == "auto":
         parser.error("--overwrite and --resume auto contradict each other: auto continues what DIR holds")
 

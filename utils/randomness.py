@@ -6,11 +6,27 @@ consumed before, so neither the number of workers nor a stop and resume changes 
 """
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+
+
+def configure_torch(deterministic: bool, seed: int, one_size: bool = True) -> None:
+    """Seed the initial weights; choose fast algorithms, or those that always add in the same order.
+
+    Args:
+        deterministic: the latter.
+        seed: the run's seed.
+        one_size: whether all batches are of one size, for which the fastest convolutions are then searched.
+    """
+    torch.manual_seed(seed)
+    torch.backends.cudnn.benchmark = one_size and not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
 
 
 def derive_seed(seed: int, purpose: str, *position: int) -> int:

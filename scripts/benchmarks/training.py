@@ -18,6 +18,7 @@ from utils.engine import Keeper, Trainer
 from utils.losses import LabelSmoothing
 from utils.optim import create_optimizer
 from utils.precision import choose_precision
+from utils.randomness import configure_torch
 from utils.sampling import Position, TrainBatches
 from utils.splits import ImageSplit
 from utils.transforms import TrainTransform
@@ -60,7 +61,7 @@ def complete(args: argparse.Namespace) -> argparse.Namespace:
 def create_trainer(args: argparse.Namespace, ranks: Ranks, batches: TrainBatches) -> Trainer:
     """The same as in imagenet_fast.py, of ``complete`` arguments."""
     precision = choose_precision(args, ranks.device.type)
-    imagenet_fast.configure_torch(args.deterministic, SEED)
+    configure_torch(args.deterministic, SEED)
     net, _ = network.build_model(args, CLASSES)
     net = network.place(net, args, ranks.device)
     distillation = network.create_distillation(args, CLASSES, ranks.device, precision)
