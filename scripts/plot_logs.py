@@ -1,4 +1,5 @@
-"""Draw the curves of one or many runs from their log.txt: loss, top-1 and rate over the epochs.
+"""Draw the curves of one or many runs from their log.txt: loss, top-1 (of detectors AP) and rate over the
+epochs.
 
     python scripts/plot_logs.py checkpoints/sge_resnet50
     python scripts/plot_logs.py checkpoints/* -o all.svg
@@ -92,8 +93,9 @@ def say(groups: Sequence[Group]) -> None:
     width = max(len(run.name) for group in groups for run in group.runs)
     for group in groups:
         for run in group.runs:
-            top1, epoch = run.best
-            best = f"best top-1 {top1:.2f} % (epoch {epoch})" if epoch else "no top-1 that is a number"
+            score, epoch = run.best
+            what = run.kind.score
+            best = f"best {what} {score:.2f} % (epoch {epoch})" if epoch else f"no {what} that is a number"
             print(f"{run.name:<{width}}  {plural(run.epochs, 'epoch')}, {best}")
         if len({run.epochs for run in group.runs}) > 1:
             print(f"note: {group.name} is drawn to epoch {group.epochs}, where its shortest run ends")

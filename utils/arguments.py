@@ -33,13 +33,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder with train/ and val/ (or valf/, valid/, validation/), a folder per class in each; "
         "'digits' is embedded: 1,797 handwritten digits, written to data/digits on first use",
     )
-    group.add_argument(
-        "-j",
-        "--workers",
-        type=whole,
-        default=min(32, os.cpu_count() or 1),
-        help="processes that decode images; does not change the result (default: one per core, at most 32)",
-    )
+    add_reading_arguments(group)
     group.add_argument(
         "--no-cache",
         action="store_false",
@@ -65,12 +59,6 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of the image's area that a training crop covers (default: 0.08 1)",
     )
     group.add_argument(
-        "--hflip",
-        type=fraction,
-        default=0.5,
-        help="probability of a horizontal flip in training (default: 0.5)",
-    )
-    group.add_argument(
         "--auto-augment",
         choices=AUTO_AUGMENT,
         help="ra: RandAugment, ta: TrivialAugment, imagenet: AutoAugment's policy for ImageNet",
@@ -83,6 +71,20 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         help="probability of random erasing (default: 0)",
     )
     group.add_argument(
+        "--num-classes", type=count_of, help="outputs of the network (default: the number of class folders)"
+    )
+
+
+def add_reading_arguments(group: argparse._ArgumentGroup) -> None:
+    """How images are read, whatever is learned from them."""
+    group.add_argument(
+        "-j",
+        "--workers",
+        type=whole,
+        default=min(32, os.cpu_count() or 1),
+        help="processes that decode images; does not change the result (default: one per core, at most 32)",
+    )
+    group.add_argument(
         "--max-bad",
         type=fraction,
         default=0.01,
@@ -90,7 +92,10 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of the images that may be undecodable before the run stops (default: 0.01)",
     )
     group.add_argument(
-        "--num-classes", type=count_of, help="outputs of the network (default: the number of class folders)"
+        "--hflip",
+        type=fraction,
+        default=0.5,
+        help="probability of a horizontal flip in training (default: 0.5)",
     )
 
 

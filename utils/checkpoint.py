@@ -23,6 +23,7 @@ from utils.files import copy_atomically, write_atomically
 LAST = "checkpoint.pth.tar"
 BEST = "model_best.pth.tar"
 VERSION = 1  # of the format
+_SUMS = (0, 4, 5, 6)  # of an epoch: before any, of classification, of detectors without and with masks
 
 # Parts that wrappers add to a parameter's name: DataParallel and DDP (published files have it),
 # torch.compile.
@@ -164,7 +165,7 @@ def _are_texts(value: object) -> bool:
 
 def _are_sums(value: object) -> bool:
     return isinstance(value, list) and all(
-        isinstance(sums, list) and len(sums) in (0, 4) and all(map(_is_number, sums)) for sums in value
+        isinstance(sums, list) and len(sums) in _SUMS and all(map(_is_number, sums)) for sums in value
     )
 
 

@@ -1,4 +1,4 @@
-"""The curves of one or many runs, from their log.txt: loss, top-1 and rate over the epochs."""
+"""The curves of one or many runs, from their log.txt: loss, top-1 or AP, and rate over the epochs."""
 
 import io
 import math
@@ -23,9 +23,28 @@ _DECADES = 1.5  # values that span as much are drawn on a logarithmic axis
 _MARKED = 30  # epochs up to which each is marked by a dot
 _LEGEND = 165  # characters that fit into a line of the legend
 _LABEL = 60  # characters of a run's name in the legend
-_PANELS = (("loss", ("Train Loss", "Valid Loss")), ("top-1 (%)", ("Train Acc.", "Valid Acc.")))
 _RATE = "Learning Rate"
 _STYLES = ("--", "-")  # of training and of validation
+
+
+class Kind(NamedTuple):
+    """What is drawn of a run."""
+
+    panels: Sequence[tuple[str, Sequence[str]]]  # titles and columns
+    column: str  # the epoch of its largest value is the best
+    score: str  # what that value is, in percent
+
+    @property
+    def columns(self) -> list[str]:
+        return [_RATE, *(column for _, columns in self.panels for column in columns)]
+
+
+_CLASSIFICATION = Kind(
+    (("loss", ("Train Loss", "Valid Loss")), ("top-1 (%)", ("Train Acc.", "Valid Acc."))),
+    "Valid Acc.",
+    "top-1",
+)
+_DETECTION = Kind((("loss", ("Train Loss",)), ("AP (%)", ("AP",))), "AP", "AP")
 
 
 class RunCurves(NamedTuple):
@@ -33,6 +52,7 @@ class RunCurves(NamedTuple):
 
     name: str
     columns: dict[str, np.ndarray]
+    kind: Kind = _CLASSIFICATION
 
     @property
     def epochs(self) -> int:
@@ -40,12 +60,12 @@ class RunCurves(NamedTuple):
 
     @property
     def best(self) -> tuple[float, int]:
-        """The best validation top-1 in percent and its epoch, from 1; NaN and 0 if none is finite."""
-        top1 = self.columns["Valid Acc."]
-        if not np.isfinite(top1).any():
+        """The best score in percent and its epoch, from 1; NaN and 0 if none is finite."""
+        score = self.columns[self.kind.column]
+        if not np.isfinite(score).any():
             return math.nan, 0
-        at = int(np.nanargmax(np.where(np.isfinite(top1), top1, -np.inf)))
-        return float(top1[at]), at + 1
+        at = int(np.nanargmax(np.where(np.isfinite(score), score, -np.inf)))
+        return float(score[at]), at + 1
 
 
 @dataclass(frozen=True)
@@ -97,15 +117,16 @@ def read_curves(path: Path, name: str) -> RunCurves:
         lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; give the folder of a run, or its {LOG}") from None
-    wanted = [_RATE, *(column for _, columns in _PANELS for column in columns)]
     heads = [cell.strip() for cell in lines[0].split("\t")] if lines else []
+    kind = _DETECTION if set(_DETECTION.columns) <= set(heads) else _CLASSIFICATION
+    wanted = kind.columns
     if missing := [column for column in wanted if column not in heads]:
         raise UserError(f"{path}: no {LOG} of a training run (it has no column '{missing[0]}')")
     if len(lines) == 1:
         raise UserError(f"{path}: it holds no epoch yet; wait for the first")
     places = [heads.index(column) for column in wanted]
     rows = [_values(line, places, f"{path}, line {number}") for number, line in enumerate(lines[1:], 2)]
-    return RunCurves(name, dict(zip(wanted, np.array(rows).T, strict=True)))
+    return RunCurves(name, dict(zip(wanted, np.array(rows).T, strict=True)), kind)
 
 
 def _values(line: str, places: Sequence[int], where: str) -> list[float]:
@@ -134,7 +155,17 @@ def spans_decades(values: np.ndarray) -> bool:
 
 
 def draw(groups: Sequence[Group]) -> Any:
-    """A matplotlib figure of three panels, the legend below them."""
+    """A matplotlib figure of three panels, the legend below them.
+
+    Raises:
+        UserError: some runs are of classification and some of detection.
+    """
+    kind = groups[0].runs[0].kind
+    if other := next((run for group in groups for run in group.runs if run.kind != kind), None):
+        raise UserError(
+            f"{groups[0].runs[0].name} logs {kind.score} and {other.name} {other.kind.score}: "
+            "draw runs of classification and of detection apart"
+        )
     from matplotlib.figure import Figure  # takes a second, and most of a run does without
     from matplotlib.lines import Line2D
 
@@ -147,7 +178,7 @@ def draw(groups: Sequence[Group]) -> Any:
     lines = math.ceil(len(labels) / columns)
     figure = Figure(figsize=(13, 4 + 0.19 * lines), layout="constrained")
     panels = figure.subplots(1, 3)
-    for axes, (title, names) in zip(panels, (*_PANELS, ("learning rate", (_RATE,))), strict=True):
+    for axes, (title, names) in zip(panels, (*kind.panels, ("learning rate", (_RATE,))), strict=True):
         _draw_panel(axes, title, names, groups, colours)
     legend = figure.legend(
         entries,
@@ -174,18 +205,19 @@ def _colours(count: int) -> list[Any]:
 def _draw_panel(
     axes: Any, title: str, names: Sequence[str], groups: Sequence[Group], colours: Sequence[Any]
 ) -> None:
-    """The columns ``names`` of all groups; two of them are of training and of validation."""
+    """The columns ``names`` of all groups."""
     drawn = []
     for group, colour in zip(groups, colours, strict=True):
         epochs = np.arange(1, group.epochs + 1)
         marker = "." if group.epochs <= _MARKED else ""
-        for name, style in zip(names, _STYLES if len(names) > 1 else ("-",), strict=True):
+        for name in names:
+            style = _STYLES[0] if name.startswith("Train") else _STYLES[1]
             mean, lower, upper = group.curve(name)
             axes.plot(epochs, mean, style, color=colour, marker=marker, lw=1.3)
             if len(group.runs) > 1:
                 axes.fill_between(epochs, lower, upper, color=colour, alpha=0.2, lw=0)
             drawn += [lower, upper]
-    if title != "top-1 (%)" and spans_decades(np.concatenate(drawn)):
+    if not title.endswith("(%)") and spans_decades(np.concatenate(drawn)):
         axes.set_yscale("log")
         title += " (log scale)"
     elif names == (_RATE,):

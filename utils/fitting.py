@@ -115,7 +115,7 @@ def load_optimizer(optimizer: Optimizer, saved: Mapping[str, Any] | None, net: n
     Args:
         optimizer: made with ``named_parameters``.
         saved: its state dict in the checkpoint, if there is one.
-        net: whose parameters they are.
+        net: whose parameters they are, all that are trained.
         path: where the checkpoint came from, for messages.
 
     Raises:
@@ -124,7 +124,7 @@ def load_optimizer(optimizer: Optimizer, saved: Mapping[str, Any] | None, net: n
     remedy = "--fresh-optimizer goes on with fresh momentum"
     if saved is None:
         raise UserError(f"--resume {path}: it holds no optimizer state; {remedy}")
-    parameters = dict(net.named_parameters())
+    parameters = {name: value for name, value in net.named_parameters() if value.requires_grad}
     ours = [name for group in optimizer.param_groups for name in group["param_names"]]
     theirs = _order_of(saved, [group["param_names"] for group in optimizer.param_groups], parameters)
     if theirs is None:
