@@ -8,14 +8,10 @@ image, and the energy in the two resolutions of Octave nets: of the last block o
 """
 
 import argparse
-import html
-import re
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import quote
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +19,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from models import create_model
+from scripts.gallery import Entry, make_folder, picture_name, write_page
 from scripts.gates.draw import draw
 from scripts.gates.record import Gate, Recorded, last_of_each_stage, record
 from scripts.plot_logs import write_picture
@@ -34,37 +31,6 @@ from utils.text import drawable, plural
 from utils.transforms import MEAN, STD, ValTransform
 
 TOP = 3  # predictions that are named
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>
-body {{ font: 16px/1.5 sans-serif; max-width: 1400px; margin: 2em auto; padding: 0 1em; color: #222 }}
-img {{ max-width: 100%; border: 1px solid #ddd }}
-figure {{ margin: 2em 0 }}
-code {{ background: #f3f3f3; padding: 0.1em 0.3em; overflow-wrap: anywhere }}
-</style>
-<h1>{title}</h1>
-<p><code>{command}</code></p>
-<ol>
-{links}
-</ol>
-{figures}
-</html>
-"""
-FIGURE = """<figure id="{name}">
-<a href="{name}"><img src="{name}" alt="{alt}" loading="lazy"></a>
-<figcaption>{caption}</figcaption>
-</figure>"""
-
-
-class Page(NamedTuple):
-    """One image's part of the index."""
-
-    name: str  # of its picture
-    image: str  # its file
-    predictions: str
 
 
 def pixels_of(path: str, size: int) -> Tensor:
@@ -120,24 +86,6 @@ def chosen(recorded: Recorded, all_blocks: bool) -> Sequence[Any]:
     return last_of_each_stage(gates) if gates and not all_blocks else recorded.shown
 
 
-def picture_name(number: int, path: str) -> str:
-    """Of letters that need no escape in a link."""
-    return f"{number:03d}_{re.sub(r'[^A-Za-z0-9._-]+', '_', Path(path).stem)[:80]}.png"
-
-
-def index(pages: Sequence[Page], title: str) -> str:
-    """The page over all pictures, which lie beside it."""
-    links, figures = [], []
-    for page in pages:
-        image, name = html.escape(page.image), quote(page.name)
-        links.append(f'<li><a href="#{name}">{image}</a>: {html.escape(page.predictions)}</li>')
-        alt = f"Attention of every stage on {image}; predicted: {html.escape(page.predictions)}"
-        figures.append(FIGURE.format(name=name, alt=alt, caption=image))
-    command = html.escape(drawable(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])))
-    text = {"links": "\n".join(links), "figures": "\n".join(figures)}
-    return PAGE.format(title=html.escape(title), command=command, **text)
-
-
 def main() -> None:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", type=cli.name_of_file, nargs="+", metavar="IMAGE", help="an image file")
@@ -159,7 +107,7 @@ def main() -> None:
     folder = Path(args.output)
     net, names = open_network(args)
     weights = args.resume or "random weights"
-    pages = []
+    entries = []
     for number, path in enumerate(tqdm(args.images, "drawing", unit="image", leave=False, disable=None), 1):
         pixels = pixels_of(path, args.img_size)
         recorded = record(net, normalised(pixels))
@@ -168,25 +116,12 @@ def main() -> None:
         text = "\n".join(["predicted:", *likeliest])
         figure = draw(pixels, chosen(recorded, args.all_blocks), title, text, args.sort)
         make_folder(folder)
-        page = Page(picture_name(number, path), drawable(path), ", ".join(likeliest))
-        write_picture(folder / page.name, rendered(figure))
-        pages.append(page)
-    write_picture(
-        folder / "index.html", index(pages, drawable(f"Attention of {args.arch}, {weights}")).encode()
-    )
-    print(f"wrote {folder}/: {plural(len(pages), 'picture')}, index.html")
-
-
-def make_folder(folder: Path) -> None:
-    """Make the folder of the pictures.
-
-    Raises:
-        UserError: it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"-o {folder}: {error.strerror}; give another folder") from None
+        entry = Entry(picture_name(number, path), drawable(path), f"predicted: {', '.join(likeliest)}")
+        write_picture(folder / entry.name, rendered(figure))
+        entries.append(entry)
+    title = drawable(f"Attention of {args.arch}, {weights}")
+    write_page(folder, entries, title, "Attention of every stage on")
+    print(f"wrote {folder}/: {plural(len(entries), 'picture')}, index.html")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,81 @@
+"""A folder of pictures and the page over them, for the tools that draw one for each image."""
+
+import html
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+from scripts.plot_logs import write_picture
+from utils.errors import UserError
+from utils.text import drawable
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>
+body {{ font: 16px/1.5 sans-serif; max-width: 1400px; margin: 2em auto; padding: 0 1em; color: #222 }}
+img {{ max-width: 100%; border: 1px solid #ddd }}
+figure {{ margin: 2em 0 }}
+code {{ background: #f3f3f3; padding: 0.1em 0.3em; overflow-wrap: anywhere }}
+</style>
+<h1>{title}</h1>
+<p><code>{command}</code></p>
+<ol>
+{links}
+</ol>
+{figures}
+</html>
+"""
+FIGURE = """<figure id="{name}">
+<a href="{name}"><img src="{name}" alt="{alt}" loading="lazy"></a>
+<figcaption>{caption}</figcaption>
+</figure>"""
+
+
+class Entry(NamedTuple):
+    """One image's part of the page."""
+
+    name: str  # of its picture
+    image: str  # its file
+    text: str  # what the network says of it
+
+
+def picture_name(number: int, path: str) -> str:
+    """Of letters that need no escape in a link."""
+    return f"{number:03d}_{re.sub(r'[^A-Za-z0-9._-]+', '_', Path(path).stem)[:80]}.png"
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of the pictures.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"-o {folder}: {error.strerror}; give another folder") from None
+
+
+def write_page(folder: Path, entries: Sequence[Entry], title: str, what: str) -> None:
+    """Write ``index.html`` over all pictures, which lie beside it; ``what`` says what they show.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    links, figures = [], []
+    for entry in entries:
+        image, name, text = html.escape(entry.image), quote(entry.name), html.escape(entry.text)
+        links.append(f'<li><a href="#{name}">{image}</a>: {text}</li>')
+        alt = f"{html.escape(what)} {image}; {text}"
+        figures.append(FIGURE.format(name=name, alt=alt, caption=image))
+    command = html.escape(drawable(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])))
+    parts = {"links": "\n".join(links), "figures": "\n".join(figures)}
+    content = PAGE.format(title=html.escape(title), command=command, **parts)
+    write_picture(folder / "index.html", content.encode())
