@@ -87,15 +87,15 @@ class ImageDataset(Dataset[Sample]):
             path, label = self.split.samples[self._sample(key, attempt)]
             with seeded_cpu(derive_seed(self.seed, "augment", key.epoch, key.sample)):
                 try:
-                    read = self.read(path)
+                    read = self.read(path, label)
                 except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
                     broken.append(Broken(path, f"{type(error).__name__}: {error}"))
                     continue
                 return Sample(*self.transformed(read, label), tuple(broken))
         return Sample(None, -1, tuple(broken))
 
-    def read(self, path: str) -> Any:
-        """What a file holds."""
+    def read(self, path: str, label: Any) -> Any:
+        """What a file holds; raises an error if that cannot be read, or cannot be what ``label`` is of."""
         return read_image(path, self.decoder, self.transform.box)
 
     def transformed(self, read: Any, label: Any) -> tuple[Any, Any]:
@@ -153,6 +153,9 @@ class DeviceLoader(Generic[Batches]):
         layout: memory format of the images.
         max_bad: share of the files that may be undecodable.
     """
+
+    without = "left out"  # what an evaluation does with undecodable files
+    remedy = "; scripts/check_data.py lists all"
 
     def __init__(
         self,
@@ -238,7 +241,7 @@ class DeviceLoader(Generic[Batches]):
         first = min(broken)
         return (
             f"{len(broken)} of {plural(len(self.dataset), 'image')} cannot be decoded, more than --max-bad "
-            f"allows; the first: {first.path} ({first.reason}); scripts/check_data.py lists all"
+            f"allows; the first: {first.path} ({first.reason}){self.remedy}"
         )
 
     def files(self: "DeviceLoader[TrainBatches]", step: int) -> list[str]:
@@ -261,7 +264,7 @@ class DeviceLoader(Generic[Batches]):
             if path not in self.named:
                 tqdm.write(f"note: cannot decode {path} ({reason})")
         self.named.update(path for path, _ in broken)
-        instead = "replaced by others" if isinstance(self.batches, TrainBatches) else "left out"
+        instead = "replaced by others" if isinstance(self.batches, TrainBatches) else self.without
         tqdm.write(f"note: {plural(len(broken), 'image')} could not be decoded: {instead}")
 
 
