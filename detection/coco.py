@@ -262,7 +262,7 @@ def collect(samples: list[Sample]) -> Any:
 class CocoLoader(DeviceLoader[Batches]):
     """Batches on the device: a list of images (3, H, W), float32 from 0 to 1, and one of their dicts."""
 
-    without = "they count as images without detections"
+    without = "counted as images without detections"
     remedy = ""
 
     def _to_device(self, batch: Any) -> tuple[Any, Any]:
