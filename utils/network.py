@@ -44,7 +44,7 @@ def build_model(args: argparse.Namespace, classes: int) -> tuple[nn.Module, Comp
     try:
         if args.pretrained:
             instead = "give a file with --finetune or --resume"
-            kwargs |= _imagenet_weights(args.arch, classes, "--pretrained", instead)
+            kwargs |= imagenet_weights(args.arch, classes, "--pretrained", instead)
         model = create_model(args.arch, **kwargs)
         return model, count(model, (3, args.img_size, args.img_size))
     except (TypeError, ValueError, NotImplementedError, RuntimeError, AssertionError) as error:
@@ -57,8 +57,18 @@ def build_model(args: argparse.Namespace, classes: int) -> tuple[nn.Module, Comp
         raise UserError(f"--pretrained: the weights of {args.arch} cannot be downloaded: {error}") from None
 
 
-def _imagenet_weights(arch: str, classes: int, flag: str, instead: str) -> dict[str, str]:
-    """The keyword that makes torchvision's builders download weights."""
+def imagenet_weights(arch: str, classes: int, flag: str, instead: str) -> dict[str, str]:
+    """The keyword that makes torchvision's builders download weights.
+
+    Args:
+        arch: the architecture.
+        classes: outputs wanted.
+        flag: what asked for weights, for messages.
+        instead: what to do where there are none, for messages.
+
+    Raises:
+        UserError: there are none.
+    """
     if is_own(arch):
         raise UserError(f"{flag}: there are no weights of {arch} to download; {instead}")
     if classes != 1000:
@@ -191,7 +201,7 @@ def _build_teacher(text: str, classes: int, img_size: int) -> nn.Module:
         raise UserError(f"--teacher: {error}") from None
     instead = f"give --teacher {arch}:FILE"
     try:
-        weights = {} if path else _imagenet_weights(arch, classes, f"--teacher {arch}", instead)
+        weights = {} if path else imagenet_weights(arch, classes, f"--teacher {arch}", instead)
         teacher = create_model(arch, num_classes=classes, **weights)
         count(teacher, (3, img_size, img_size))
     except (RuntimeError, AssertionError) as error:

@@ -1,0 +1,5 @@
+"""Faster, Mask and Cascade R-CNN on the residual nets of models/, with torchvision's detection parts.
+
+``backbone`` makes a feature pyramid of a classification net and its checkpoint, ``heads`` has the box and
+mask heads, ``detectors`` puts both together, ``recipes`` is the table of the published configurations.
+"""

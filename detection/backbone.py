@@ -1,0 +1,124 @@
+"""The backbone: a residual classification net, its four stages, a feature pyramid.
+
+Lin, Dollar, Girshick, He, Hariharan, Belongie, "Feature Pyramid Networks for Object Detection",
+arXiv 1612.03144. Stem and first stage are frozen, and so are the statistics of all batch norms of the net, as
+a batch of two images is too small for them; the scales and shifts of its stages 2 to 4 are trained.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
+
+from models import create_model, list_models
+from utils import checkpoint as checkpoints
+from utils import fitting
+from utils.errors import UserError
+from utils.network import imagenet_weights
+
+FROZEN = ("conv1", "bn1", "layer1")  # deep stems lie in conv1
+CHANNELS = 256  # of every level
+
+
+class Backbone(nn.Module):
+    """Stages c2 to c5 of a residual net, attention included, as a feature pyramid.
+
+    Args:
+        net: a ResNet of models/ or torchvision; it loses its classifier.
+
+    Shape: (B, 3, H, W) to maps "0", "1", "2", "3" and "pool" of 256 channels at strides 4, 8, 16, 32, 64.
+    They are in float32 under autocast too: anchors and boxes take their precision, and bfloat16 cannot tell
+    x = 1001 from x = 1004.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        del net.avgpool, net.fc
+        self.body = net.eval()
+        with torch.no_grad():
+            maps = stages(net, next(net.parameters()).new_zeros(1, 3, 64, 64))
+        self.out_channels = CHANNELS
+        self.fpn = FeaturePyramidNetwork([c.shape[1] for c in maps], CHANNELS, LastLevelMaxPool())
+        for name in FROZEN:
+            net.get_submodule(name).requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> "Backbone":
+        super().train(mode)
+        for module in self.body.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        return self
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        levels = self.fpn({str(i): c for i, c in enumerate(stages(self.body, x))})
+        return {name: full_precision(level) for name, level in levels.items()}
+
+
+def stages(net: Any, x: Tensor) -> tuple[Tensor, ...]:
+    """Outputs c2, c3, c4, c5 of the four stages of a ResNet, ours or torchvision's."""
+    if hasattr(net, "forward_stages"):
+        return net.forward_stages(x)
+    x = net.maxpool(net.relu(net.bn1(net.conv1(x))))
+    c2 = net.layer1(x)
+    c3 = net.layer2(c2)
+    c4 = net.layer3(c3)
+    return c2, c3, c4, net.layer4(c4)
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """Float32 from half precision; float32 and float64 as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def list_backbones() -> list[str]:
+    """The registered architectures that a detector can stand on: those with the four stages of a ResNet."""
+    return [*list_models("*resne*"), *list_models("sknet*")]
+
+
+def create_backbone(arch: str, checkpoint: str | None, pretrained: bool) -> Backbone:
+    """A backbone that starts from a classification checkpoint, or from torchvision's ImageNet weights.
+
+    Args:
+        arch: a name of :func:`list_backbones`.
+        checkpoint: file of a classification run, ours or published; None: none.
+        pretrained: download the weights; torchvision's architectures only.
+
+    Raises:
+        UserError: no stages, no such weights, or weights of another net.
+    """
+    if arch not in list_backbones():
+        raise UserError(
+            f"-a {arch} has no stages layer1 to layer4 for a detector; "
+            "possible are all architectures named *resnet*, *resnext* and sknet*, such as sge_resnet50"
+        )
+    if checkpoint and pretrained:
+        raise UserError("--backbone FILE and --pretrained are two sources of the same weights: give one")
+    if checkpoint:
+        return _from_checkpoint(arch, checkpoint)
+    weights = (
+        imagenet_weights(arch, 1000, "--pretrained", "give a file with --backbone") if pretrained else {}
+    )
+    try:
+        return Backbone(create_model(arch, **weights))
+    except OSError as error:
+        raise UserError(f"--pretrained: the weights of {arch} cannot be downloaded: {error}") from None
+
+
+def _from_checkpoint(arch: str, path: str) -> Backbone:
+    saved = checkpoints.load(path, "--backbone")
+    state = saved["state_dict"]
+    if any(key.startswith(("rpn.", "roi_heads.")) for key in state):
+        raise UserError(
+            f"--backbone {path} holds a whole detector: give it to --resume, "
+            "or give the checkpoint of a classification run"
+        )
+    net = create_model(arch, num_classes=fitting.output_count(state, arch))
+    fitting.load_weights(net, saved, arch, path, "--backbone")
+    backbone = Backbone(net)
+    used = backbone.body.state_dict()
+    unused = [key for key in state if key not in used]
+    print(f"backbone {arch} from {path}; not used from the file: {', '.join(unused)}")
+    return backbone
