@@ -2,16 +2,19 @@
 
     python scripts/record_run.py checkpoints/study/digits/sge_resnet18-1 --study digits
 
-writes pretrain_log/digits/sge_resnet18-1.log.txt and, beside it, .json: architecture, seed, command, commit and
-versions, as the run's checkpoint has them. scripts/results.py makes the tables; NAME-1, NAME-2, ... are one row.
+writes pretrain_log/digits/sge_resnet18-1.log.txt and, beside it, .json: architecture, seed, command, commit
+and versions, as the run's checkpoint has them. scripts/results.py makes the tables; NAME-1, NAME-2, ... are
+one row. What is recorded already stays: remove both files to record another run under the same name.
 """
 
 import argparse
+import functools
 import json
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from utils import checkpoint, cli
@@ -20,6 +23,7 @@ from utils.errors import UserError
 from utils.files import write_atomically
 
 LOGS = Path(__file__).resolve().parent.parent / "pretrain_log"
+LOG = ".log.txt"  # of NAME-SEED in a study's folder
 FACTS = ("arch", "seed", "classes", "training_images", "command", "commit", "versions")
 
 
@@ -32,42 +36,62 @@ def finished(folder: Path) -> dict[str, Any]:
     saved = checkpoint.load(str(folder / LAST), "RUN")
     if missing := [name for name in (*FACTS, "arguments", "rows") if name not in saved]:
         raise UserError(f"RUN {folder}: its checkpoint does not say its {missing[0]}: not one of this code")
-    epochs = saved["arguments"]["epochs"]
-    if saved["epoch"] < epochs:
-        raise UserError(
-            f"RUN {folder}: {saved['epoch']} of {epochs} epochs are done; go on with --resume auto first"
-        )
-    if not re.fullmatch(r"[0-9a-f]{40}", saved["commit"]):
+    epochs = saved["arguments"].get("epochs")
+    if not isinstance(epochs, int) or saved.get("epoch", 0) < epochs:
+        done = f"{saved.get('epoch', 0)} of {epochs} epochs are done"
+        raise UserError(f"RUN {folder}: {done}; go on with --resume auto first")
+    if not re.fullmatch(r"[0-9a-f]{40}", str(saved["commit"])):
         raise UserError(
             f"RUN {folder}: its code is of no commit ({saved['commit'] or 'no git'}): commit it, train again"
         )
     return saved
 
 
-def main() -> None:
-    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of the run, named NAME-SEED")
-    parser.add_argument(
-        "--study", required=True, metavar="NAME", help="folder of pretrain_log/ for runs that compare"
-    )
-    parser.add_argument(
-        "--logs", type=Path, default=LOGS, metavar="DIR", help="(default: pretrain_log/ of this code)"
-    )
-    args = parser.parse_args()
-    saved = finished(args.run)
-    if args.run.name.rpartition("-")[2] != str(saved["seed"]):
-        raise UserError(f"RUN {args.run}: the folder's name must end in the seed: NAME-{saved['seed']}")
+def study_name(text: str) -> str:
+    """An argparse type: the name of a folder, not a path."""
+    if not re.fullmatch(r"\w[\w.-]*", text):
+        raise argparse.ArgumentTypeError(f"must be a name, not '{text}'")
+    return text
+
+
+def write(log: Path, saved: Mapping[str, Any]) -> None:
+    """Keep a checkpoint's log and, before it, the facts.
+
+    Raises:
+        UserError: another run is recorded there, or the disk does not take the files.
+    """
     facts = {name: saved[name] for name in FACTS} | {"classes": len(saved["classes"])}
-    log = args.logs / args.study / f"{args.run.name}.log.txt"
+    path = log.with_name(f"{log.name.removesuffix(LOG)}.json")
+    rows = "".join(f"{row}\n" for row in saved["rows"])
+    contents = {path: f"{json.dumps(facts, indent=2)}\n", log: rows}
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(facts, indent=2) + "\n"
-        write_atomically(log.with_name(f"{args.run.name}.json"), lambda file: file.write(text.encode()))
-        rows = "".join(f"{row}\n" for row in saved["rows"])
-        write_atomically(log, lambda file: file.write(rows.encode()))
+        if log.exists() and log.read_text() != rows:
+            raise UserError(f"{log}: another run is recorded there; remove it, or name this one otherwise")
+        for file, text in contents.items():
+            write_atomically(file, functools.partial(_write_text, text))
     except OSError as error:
         raise UserError(f"cannot write {log}: {error.strerror}") from None
     print(f"wrote {log}")
+
+
+def _write_text(text: str, file: IO[bytes]) -> None:
+    file.write(text.encode())
+
+
+def main() -> None:
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of the run, named NAME-SEED")
+    what = "folder of pretrain_log/ for runs that compare"
+    parser.add_argument("--study", required=True, type=study_name, metavar="NAME", help=what)
+    what = "(default: pretrain_log/ of this code)"
+    parser.add_argument("--logs", type=Path, default=LOGS, metavar="DIR", help=what)
+    args = parser.parse_args()
+    saved = finished(args.run)
+    name = args.run.resolve().name
+    if not re.fullmatch(rf".+-{saved['seed']}", name):
+        raise UserError(f"RUN {args.run}: the folder's name must end in the seed: NAME-{saved['seed']}")
+    write(args.logs / args.study / f"{name}{LOG}", saved)
 
 
 if __name__ == "__main__":
