@@ -1,0 +1,1 @@
+"""The tables that results.py writes: published figures, and studies made with this code."""
