@@ -30,6 +30,12 @@ def test_what_would_be(call: Run, images: Path, tmp_path: Path, script: str) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
+def test_an_epoch_of_one_step(call: Run, images: Path) -> None:
+    result = call(*SMALL, "--data", images, "--epochs", 1, "--train-batch", 256, "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert "1 step in each of 1 epoch" in result.stdout
+
+
 def test_the_rate_is_drawn_into_the_folder(call: Run, images: Path, tmp_path: Path) -> None:
     """And the folder is still free for the run."""
     flags = (*SMALL, "--data", images, "--epochs", 1, "-c", "out")
@@ -57,6 +63,8 @@ def test_the_clock_leaves_out_the_first_step() -> None:
     assert len(clock.times) == 4
     clock.times = [1.0, 2.0, 3.0, 7.0]
     assert clock.seconds == 2.0
+    clock.began, clock.times = 1.0, [4.0]
+    assert clock.seconds == 3.0
 
 
 def test_curve_and_words() -> None:

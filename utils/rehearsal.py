@@ -34,6 +34,7 @@ class Clock(Keeper):
 
     def __init__(self, device: torch.device, steps: int) -> None:
         self.device, self.left = device, steps
+        self.began = time.perf_counter()
         self.times: list[float] = []
 
     def tick(self) -> None:
@@ -52,8 +53,9 @@ class Clock(Keeper):
 
     @property
     def seconds(self) -> float:
-        """Of a step or batch; 0 if there was only one."""
-        return (self.times[-1] - self.times[0]) / max(len(self.times) - 1, 1)
+        """Of a step or batch after the first; of the first, which takes longer, if there was no other."""
+        first, last = self.times[0], self.times[-1]
+        return (last - first) / (len(self.times) - 1) if len(self.times) > 1 else last - self.began
 
 
 def rehearse(
