@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,18 +10,20 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, Run, start_process
+from documented import of_page
 
 from models import create_model
 
 SMALLER = {"resnet101": "resnet18", "resnet50": "resnet18", "shufflenetv2_1x": "shufflenetv2_05x"}
+SCRIPTS = ("imagenet.py", "imagenet_fast.py", "imagenet_mobile.py")
 SMALL = ("--epochs", "2", "--img-size", "64", "-j", "0")
 
 
 def readme_commands() -> list[list[str]]:
-    """The words of every command line of a training script in the README's code blocks."""
-    blocks = re.findall(r"```bash\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [shlex.split(line, comments=True) for line in lines if "imagenet" in line and "help" not in line]
+    """The words of the README's commands of the published kinds; test_docs.py has all the others."""
+    commands = [command for command in of_page(REPOSITORY / "README.md") if command.script in SCRIPTS]
+    others = ("--nnodes=2", "--nodes=2", "--finetune", "--pretrained")
+    return [list(command.words) for command in commands if not set(others) & set(command.words)]
 
 
 def published_checkpoint(path: Path, arch: str) -> None:
