@@ -26,6 +26,9 @@ from models import create_model
 # Commands that another test runs: all of these flags and more, or what this test could not.
 ELSEWHERE = {
     "python scripts/results.py": "test_results.py::test_a_stale_table_is_noticed_and_rewritten",
+    "python scripts/record_run.py checkpoints/study/digits/sge_resnet18-1 --study digits": (
+        "test_record_run.py::test_what_is_kept"
+    ),
     "bash scripts/demo.sh": "test_shell.py::test_demo",
     "bash scripts/test.sh": "test_shell.py::test_lint_types_and_tests",
     "bash scripts/study.sh digits": "test_shell.py::test_what_a_study_starts",
