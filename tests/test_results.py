@@ -244,8 +244,12 @@ def spoilt(log: Path, **changes: object) -> None:
         (lambda log: spoilt(log, arch="se_resnet19"), "'se_resnet19' is none of models/"),
         (lambda log: spoilt(log, command="imagenet.py '"), "its command is none of a shell"),
         (lambda log: spoilt(log, seed=2), "net-1.log.txt: it must be called NAME-2.log.txt"),
-        (lambda log: spoilt(log, command="imagenet.py --epochs 3"), "1 epochs, where its command says 3"),
+        (lambda log: spoilt(log, command="imagenet.py --epochs 3"), "1 epoch, where its command says 3"),
         (lambda log: log.write_text("text\n"), "no log.txt of a training run"),
+        (
+            lambda log: log.write_text("Learning Rate\tTrain Loss\tAP\n1\t1\t1\n"),
+            "no log of a classification",
+        ),
     ],
 )
 def test_a_run_that_cannot_be_traced_back(

@@ -99,18 +99,20 @@ def read_run(log: Path) -> Recorded:
         recipe = read_recipe(facts["command"])
     except ValueError as error:
         raise UserError(f"{path}: its command is none of a shell ({error})") from None
-    return check_length(Recorded(log, net, facts, recipe, read_curves(log, name)))
+    return check_log(Recorded(log, net, facts, recipe, read_curves(log, name)))
 
 
-def check_length(run: Recorded) -> Recorded:
+def check_log(run: Recorded) -> Recorded:
     """The run itself.
 
     Raises:
-        UserError: its log does not have the epochs of its command.
+        UserError: its log is of no classification, or does not have the epochs of its command.
     """
+    if "Valid Acc." not in run.curves.columns:
+        raise UserError(f"{run.log}: no log of a classification: a study compares top-1")
     epochs = run.recipe.get("--epochs", "")
     if epochs and epochs != str(run.curves.epochs):
-        raise UserError(f"{run.log}: {run.curves.epochs} epochs, where its command says {epochs}")
+        raise UserError(f"{run.log}: {plural(run.curves.epochs, 'epoch')}, where its command says {epochs}")
     return run
 
 
