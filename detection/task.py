@@ -1,0 +1,101 @@
+"""What a detector learns, and what is logged of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from detection.evaluate import Scores
+from utils.distributed import ONE_PROCESS, Ranks
+from utils.engine import Task
+from utils.logger import Column, Form
+from utils.metrics import Sums
+from utils.precision import Precision
+
+_LOSSES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")  # as torchvision's
+_NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
+
+
+class Losses(NamedTuple):
+    """Averages over the images of an epoch."""
+
+    total: float
+    parts: list[float]
+
+    def __str__(self) -> str:
+        return f"loss {self.total:.4f}"
+
+
+class LossMeter(Sums):
+    """Sums of the losses ``names`` over the images."""
+
+    def __init__(
+        self, names: Sequence[str], device: torch.device, sums: Tensor | Sequence[float] = ()
+    ) -> None:
+        super().__init__(device, 1 + len(names), sums)
+        self.names = names
+
+    def add(self, losses: Mapping[str, Tensor], images: int) -> None:
+        """Count the losses of a batch, each the mean over its images."""
+        parts = torch.stack([losses[name].detach().double() for name in self.names])
+        self.sums += torch.cat([torch.ones_like(parts[:1]), parts]) * images
+
+    def read(self, ranks: Ranks = ONE_PROCESS) -> Losses:
+        images, *sums = ranks.sum(self.sums).tolist()
+        parts = [part / max(images, 1) for part in sums]
+        return Losses(sum(parts), parts)
+
+
+@dataclass
+class Detection(Task[Batch]):
+    """The sum of a detector's losses; with ``masks`` that of its masks too."""
+
+    masks: bool
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the losses."""
+        return (*_LOSSES, "loss_mask") if self.masks else _LOSSES
+
+    def meter(self, device: torch.device, sums: Tensor | Sequence[float] = ()) -> LossMeter:
+        return LossMeter(self.names, device, sums)
+
+    def prepare(self, images: list[Tensor], targets: list[dict[str, Tensor]], seed: int) -> Batch:
+        return images, targets
+
+    def loss(self, model: nn.Module, precision: Precision, batch: Batch, meter: LossMeter) -> Tensor:
+        images, targets = batch
+        with precision.autocast():
+            losses: dict[str, Tensor] = model(images, targets)
+        meter.add(losses, len(images))
+        return torch.stack([losses[name].float() for name in self.names]).sum()
+
+    @property
+    def form(self) -> Form:
+        """What is logged: the rate, the losses, COCO's numbers of boxes and, with ``masks``, of masks."""
+        losses = [Column(name, name.replace("_", "/", 1), None, 4) for name in self.names]
+        boxes = [
+            Column(name, f"box/{name}", name if "0" in name or name == "AP" else None, 2) for name in _NUMBERS
+        ]
+        masks = [
+            Column(f"Mask {name}", f"mask/{name}", "mask AP" if name == "AP" else None, 2)
+            for name in _NUMBERS
+        ]
+        rate, total = (
+            Column("Learning Rate", "learning_rate", "rate", 6),
+            Column("Train Loss", "loss/train", "train loss", 4),
+        )
+        return Form((rate, total, *losses, *boxes, *(masks if self.masks else ())), "AP")
+
+    def row(self, rate: float, trained: Losses, scores: Scores) -> tuple[float, ...]:
+        """In the order of :attr:`form`."""
+        kinds = [scores.box, scores.mask] if scores.mask else [scores.box]
+        return (
+            rate,
+            trained.total,
+            *trained.parts,
+            *(getattr(kind, name) for kind in kinds for name in _NUMBERS),
+        )

@@ -1,0 +1,146 @@
+#!/usr/bin/env python
+"""Train or evaluate Faster, Mask or Cascade R-CNN on COCO, the backbone any residual network of models/.
+
+torchrun --nproc_per_node=8 detection/train.py --recipe cascade_rcnn_sge_r50 --data COCO --backbone FILE
+torchrun --nproc_per_node=8 detection/train.py --model mask_rcnn -a cbam_resnet50 --data COCO -c DIR
+python detection/train.py --recipe cascade_rcnn_sge_r50 --data COCO -e --resume FILE
+
+`python -m torch.distributed.launch` and `srun` start it as well as torchrun does.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.optim import SGD
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from detection.backbone import create_backbone
+from detection.coco import CocoSplit, coco_training_loader, coco_validation_loader, read_coco
+from detection.detectors import create_detector, load_detector
+from detection.evaluate import evaluate, write_results
+from detection.options import IMAGES, parse_arguments
+from detection.recipes import WARMUP_START
+from detection.task import Detection
+from utils import cli, distributed, fitting
+from utils.engine import Trainer
+from utils.folder import check_folder
+from utils.precision import choose_precision
+from utils.randomness import configure_torch
+from utils.rehearsal import rehearse
+from utils.resume import check_start, choose_seed, resumed
+from utils.run import Run
+from utils.schedule import Schedule
+from utils.text import plural
+
+
+def open_splits(
+    args: argparse.Namespace, saved: Mapping[str, Any], masks: bool
+) -> tuple[CocoSplit | None, CocoSplit]:
+    """Training images (None to evaluate) and validation images, of the classes of the resumed run."""
+    val = read_coco(Path(args.data), "val", training=False, masks=False, known=saved.get("classes", ()))
+    if args.evaluate:
+        return None, val
+    return read_coco(Path(args.data), "train", training=True, masks=masks, known=val.classes), val
+
+
+def create_net(args: argparse.Namespace, saved: Mapping[str, Any], classes: int) -> nn.Module:
+    """The detector, started from ``--backbone``, from ``--pretrained`` or from the resumed checkpoint."""
+    backbone = create_backbone(args.arch, None if saved else args.backbone, args.pretrained and not saved)
+    net = create_detector(args.model, backbone, 1 + classes, args.min_size, args.max_size)
+    if saved:
+        load_detector(net, saved, name_of(args), args.resume)
+    return net
+
+
+def name_of(args: argparse.Namespace) -> str:
+    """What a checkpoint says that it holds."""
+    return f"{args.model} {args.arch}"
+
+
+def create_optimizer(net: nn.Module, args: argparse.Namespace) -> SGD:
+    """Everything that is trained decays, as published."""
+    trained = [(name, value) for name, value in net.named_parameters() if value.requires_grad]
+    settings = {"momentum": args.momentum, "weight_decay": args.weight_decay}
+    counts = [
+        sum(value.numel() for value in values) / 1e6 for values in (net.parameters(), dict(trained).values())
+    ]
+    print(f"{counts[0]:.2f}M parameters, {counts[1]:.2f}M of them trained")
+    return SGD(trained, args.lr, fused=True, **settings)
+
+
+def create_schedule(args: argparse.Namespace, images_per_step: int) -> Schedule:
+    warmup = {"warmup_steps": args.warmup_steps, "warmup_from": WARMUP_START}
+    rate = args.lr * images_per_step / IMAGES
+    return Schedule(rate, args.epochs, milestones=args.schedule, gamma=args.gamma, **warmup)
+
+
+def main() -> None:
+    args = parse_arguments(__doc__)
+    task = Detection(masks=args.model == "mask_rcnn")
+    with distributed.start(args.device, args.local_rank) as ranks:
+        saved = resumed(args, ranks)
+        with ranks.agree():
+            args.opt_level = args.opt_level or ("O1" if ranks.device.type == "cuda" else "O0")
+            precision = choose_precision(args, ranks.device.type)
+            if not (args.evaluate or args.dry_run):
+                check_start(args, saved)
+                check_folder(args)
+            train, val = open_splits(args, saved, task.masks)
+        ranks.same(f"{train}, {val}", f"--data {args.data}")
+        seed = ranks.gather(choose_seed(args.manualSeed, saved.get("seed")))[0]
+        configure_torch(args.deterministic, seed, one_size=False)
+        with ranks.agree():
+            net = create_net(args, saved, len(val.classes)).to(ranks.device)
+        print(f"{args.model} on {args.arch}, {plural(len(val.classes), 'class')}, on {ranks}, {precision}")
+
+        val_loader = coco_validation_loader(val, args, seed, ranks)
+        if train is None:
+            scores, results = evaluate(net, val_loader, val, ranks, precision, args.print_freq)
+            print(scores)
+            with ranks.agree():
+                if args.detections and ranks.main:
+                    write_results(results, Path(args.detections))
+            return
+
+        with ranks.agree():
+            train_loader = coco_training_loader(train, args, seed, ranks, args.accum_steps)
+        print(f"{train_loader}, {val_loader}")
+        schedule = create_schedule(args, train_loader.batches.samples_per_step)
+        print(schedule)
+        optimizer = create_optimizer(net, args)
+
+        def state() -> dict[str, Any]:
+            reached = {"optimizer": optimizer.state_dict(), "precision": precision.state_dict()}
+            return {"state_dict": net.state_dict(), **reached}
+
+        with ranks.agree():
+            if saved and not args.fresh_optimizer:
+                fitting.load_optimizer(optimizer, saved.get("optimizer"), net, args.resume)
+                precision.load_state_dict(saved.get("precision", {}))
+        model = precision.distribute(net, ranks)
+        steps = {"accumulate": args.accum_steps, "clip": args.clip_grad, "print_every": args.print_freq}
+        steps["skip_nan"] = args.on_nan == "skip"
+        trainer = Trainer(model, optimizer, task, schedule, seed, ranks, precision, **steps)
+        check = partial(evaluate, net, val_loader, val, ranks, precision, args.print_freq)
+        if args.dry_run:
+            rehearse(args, trainer, train_loader, val_loader, check, ranks)
+            return
+        with ranks.agree():
+            fields = {"arch": name_of(args), "seed": seed, "classes": list(val.classes)}
+            run = Run(args, saved, train_loader.batches, fields, state, task.form, ranks)
+        with run:
+            for begin in run.epochs():
+                trained, speed = trainer.epoch(train_loader, begin, run)
+                ranks.share_buffers(net)
+                scores, _ = check(run)
+                run.finish_epoch(begin.epoch, task.row(trainer.rate, trained, scores), scores.best, speed)
+        run.finish()
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,143 @@
+"""Draw what a detector finds on images: boxes, masks, names and scores, a PNG for each, an index.html over all.
+
+    python scripts/show_detections.py --resume checkpoints/mask_rcnn/model_best.pth.tar street.jpg kitchen.jpg
+    python scripts/show_detections.py --resume FILE coco/val2017/ -o found --threshold 0.3
+
+The detector is that of the checkpoint, which detection/train.py has written. Folders are searched with all
+folders in them.
+"""
+
+import argparse
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from detection.detectors import restore_detector
+
+from scripts.gallery import Entry, make_folder, picture_name, write_page, write_picture
+from scripts.predict import find_images
+from utils import cli
+from utils.decoding import decode
+from utils.distributed import select_devices
+from utils.errors import UserError
+from utils.text import drawable, plural, shown
+
+TEXT = 0.02  # height of the names, as a share of the image's shorter side
+LEAST_TEXT = 12  # pixels
+
+
+class Found(NamedTuple):
+    """The detections of an image that are drawn, the surest first."""
+
+    boxes: Tensor  # (N, 4): x1, y1, x2, y2 in pixels
+    names: list[str]  # of their classes
+    scores: list[float]
+    colours: list[tuple[int, int, int]]
+    masks: Tensor | None  # (N, H, W), bool
+
+    def __str__(self) -> str:
+        parts = [f"{name} {100 * score:.0f} %" for name, score in zip(self.names, self.scores, strict=True)]
+        return ", ".join(parts) or "nothing"
+
+
+def colour_of(label: int) -> tuple[int, int, int]:
+    """Of a class, from 1: twenty that differ well, then again."""
+    from matplotlib import colormaps
+
+    red, green, blue, _ = colormaps["tab20"]((label - 1) % 20, bytes=True)
+    return int(red), int(green), int(blue)
+
+
+@torch.inference_mode()
+def detect(
+    net: nn.Module, image: Image.Image, classes: Sequence[str], threshold: float, device: torch.device
+) -> Found:
+    """What the detector finds with a score of ``threshold`` or more."""
+    pixels = pil_to_tensor(image).to(device).float() / 255
+    (found,) = net([pixels])
+    found = {key: value[found["scores"] >= threshold].cpu() for key, value in found.items()}
+    labels = found["labels"].tolist()
+    names = [drawable(classes[label - 1]) for label in labels]
+    masks = found["masks"][:, 0] > 0.5 if "masks" in found else None
+    return Found(found["boxes"], names, found["scores"].tolist(), list(map(colour_of, labels)), masks)
+
+
+def drawn(image: Image.Image, found: Found) -> Image.Image:
+    """The image with masks, boxes, and over each box its name and score."""
+    from matplotlib import font_manager
+
+    pixels = pil_to_tensor(image)
+    if not found.names:
+        return image
+    if found.masks is not None:
+        pixels = draw_segmentation_masks(pixels, found.masks, alpha=0.5, colors=found.colours)
+    size = max(LEAST_TEXT, round(TEXT * min(image.size)))
+    text = [f"{name} {score:.2f}" for name, score in zip(found.names, found.scores, strict=True)]
+    font = font_manager.findfont("DejaVu Sans")
+    width = max(2, size // 6)
+    styles = {"colors": found.colours, "label_colors": "black", "label_background_colors": found.colours}
+    return to_pil_image(
+        draw_bounding_boxes(
+            pixels, found.boxes, text, width=width, font=font, font_size=size, fill_labels=True, **styles
+        )
+    )
+
+
+def main() -> None:
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = "an image file, or a folder of some"
+    parser.add_argument("images", type=cli.name_of_file, nargs="+", metavar="IMAGE", help=what)
+    what = "checkpoint of a detector"
+    parser.add_argument("--resume", type=cli.name_of_file, required=True, metavar="FILE", help=what)
+    what = "least score of a detection that is drawn (default: 0.5)"
+    parser.add_argument("--threshold", type=cli.fraction, default=0.5, metavar="SCORE", help=what)
+    what = (
+        "folder of the pictures; made if missing, files of the same names are replaced (default: detections)"
+    )
+    parser.add_argument(
+        "-o", dest="output", type=cli.name_of_file, default="detections", metavar="DIR", help=what
+    )
+    what = "auto: CUDA if there is one"
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help=what)
+    args = parser.parse_args()
+    cli.check_libraries("pictures", "matplotlib")
+    images, dead = find_images(args.images)
+    device, _ = select_devices(args.device, "0")
+    net, name, classes = restore_detector(args.resume)
+    net = net.eval().to(device)
+    entries: list[Entry] = []
+    broken = [f"{file.path} ({file.reason})" for file in dead]
+    for path in tqdm(images, "drawing", unit="image", leave=False, disable=None):
+        try:
+            image = decode(path)
+        except Exception as error:  # decoders raise anything
+            broken.append(f"{path} ({getattr(error, 'strerror', None) or type(error).__name__})")
+            continue
+        found = detect(net, image, classes, args.threshold, device)
+        make_folder(Path(args.output))
+        entry = Entry(picture_name(len(entries) + 1, path), drawable(path), f"found: {found}")
+        picture = io.BytesIO()
+        drawn(image, found).save(picture, "png")
+        write_picture(Path(args.output) / entry.name, picture.getvalue())
+        entries.append(entry)
+    for file in broken:
+        print(f"note: cannot decode {shown(file)}: left out")
+    if not entries:
+        raise UserError(f"none of {plural(len(broken), 'image')} can be decoded: give others")
+    title = drawable(f"Detections of {name}, {args.resume}, score {args.threshold:g} or more")
+    write_page(Path(args.output), entries, title, "Detections on")
+    print(f"wrote {args.output}/: {plural(len(entries), 'picture')}, index.html")
+
+
+if __name__ == "__main__":
+    cli.run(main)
