@@ -16,6 +16,7 @@ from utils.precision import Precision
 
 _LOSSES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")  # as torchvision's
 _NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_SHOWN = ("AP", "AP50")  # on the console
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
 
 
@@ -77,25 +78,16 @@ class Detection(Task[Batch]):
     def form(self) -> Form:
         """What is logged: the rate, the losses, COCO's numbers of boxes and, with ``masks``, of masks."""
         losses = [Column(name, name.replace("_", "/", 1), None, 4) for name in self.names]
-        boxes = [
-            Column(name, f"box/{name}", name if "0" in name or name == "AP" else None, 2) for name in _NUMBERS
-        ]
+        boxes = [Column(name, f"box/{name}", name if name in _SHOWN else None, 2) for name in _NUMBERS]
         masks = [
-            Column(f"Mask {name}", f"mask/{name}", "mask AP" if name == "AP" else None, 2)
+            Column(f"Mask {name}", f"mask/{name}", f"mask {name}" if name in _SHOWN else None, 2)
             for name in _NUMBERS
         ]
-        rate, total = (
-            Column("Learning Rate", "learning_rate", "rate", 6),
-            Column("Train Loss", "loss/train", "train loss", 4),
-        )
+        rate = Column("Learning Rate", "learning_rate", "rate", 6)
+        total = Column("Train Loss", "loss/train", "train loss", 4)
         return Form((rate, total, *losses, *boxes, *(masks if self.masks else ())), "AP")
 
     def row(self, rate: float, trained: Losses, scores: Scores) -> tuple[float, ...]:
         """In the order of :attr:`form`."""
-        kinds = [scores.box, scores.mask] if scores.mask else [scores.box]
-        return (
-            rate,
-            trained.total,
-            *trained.parts,
-            *(getattr(kind, name) for kind in kinds for name in _NUMBERS),
-        )
+        numbers = [kind[name] for kind in (scores.box, scores.mask) if kind for name in _NUMBERS]
+        return (rate, trained.total, *trained.parts, *numbers)

@@ -42,7 +42,7 @@ def open_splits(
     args: argparse.Namespace, saved: Mapping[str, Any], masks: bool
 ) -> tuple[CocoSplit | None, CocoSplit]:
     """Training images (None to evaluate) and validation images, of the classes of the resumed run."""
-    val = read_coco(Path(args.data), "val", training=False, masks=False, known=saved.get("classes", ()))
+    val = read_coco(Path(args.data), "val", training=False, masks=masks, known=saved.get("classes", ()))
     if args.evaluate:
         return None, val
     return read_coco(Path(args.data), "train", training=True, masks=masks, known=val.classes), val

@@ -1,4 +1,4 @@
-"""Draw what a detector finds on images: boxes, masks, names and scores, a PNG for each, an index.html over all.
+"""Draw what a detector finds on images: boxes, masks, names, scores; a PNG for each, an index.html over all.
 
     python scripts/show_detections.py --resume checkpoints/mask_rcnn/model_best.pth.tar street.jpg kitchen.jpg
     python scripts/show_detections.py --resume FILE coco/val2017/ -o found --threshold 0.3
@@ -22,11 +22,11 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from detection.detectors import restore_detector
-
+from detection.backbone import create_backbone
+from detection.detectors import DETECTORS, create_detector, load_detector
 from scripts.gallery import Entry, make_folder, picture_name, write_page, write_picture
 from scripts.predict import find_images
-from utils import cli
+from utils import checkpoint, cli
 from utils.decoding import decode
 from utils.distributed import select_devices
 from utils.errors import UserError
@@ -48,6 +48,31 @@ class Found(NamedTuple):
     def __str__(self) -> str:
         parts = [f"{name} {100 * score:.0f} %" for name, score in zip(self.names, self.scores, strict=True)]
         return ", ".join(parts) or "nothing"
+
+
+class Detector(NamedTuple):
+    """A checkpoint's detector, in evaluation mode."""
+
+    net: nn.Module
+    name: str  # what it is, on which backbone
+    classes: Sequence[str]  # names of the labels 1, 2, ...
+
+
+def restore(path: str) -> Detector:
+    """The detector that a checkpoint of detection/train.py holds.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
+    saved = checkpoint.load(path)
+    name = saved.get("arch", "")
+    kind, _, arch = name.partition(" ")
+    if kind not in DETECTORS or "classes" not in saved:
+        raise UserError(f"--resume {path} holds no detector: give a checkpoint of detection/train.py")
+    sizes = {key: saved["arguments"][key] for key in ("min_size", "max_size")}
+    net = create_detector(kind, create_backbone(arch, None, False), 1 + len(saved["classes"]), **sizes)
+    load_detector(net, saved, name, path)
+    return Detector(net.eval(), name, saved["classes"])
 
 
 def colour_of(label: int) -> tuple[int, int, int]:
@@ -113,8 +138,8 @@ def main() -> None:
     cli.check_libraries("pictures", "matplotlib")
     images, dead = find_images(args.images)
     device, _ = select_devices(args.device, "0")
-    net, name, classes = restore_detector(args.resume)
-    net = net.eval().to(device)
+    net, name, classes = restore(args.resume)
+    net.to(device)
     entries: list[Entry] = []
     broken = [f"{file.path} ({file.reason})" for file in dead]
     for path in tqdm(images, "drawing", unit="image", leave=False, disable=None):

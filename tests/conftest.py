@@ -92,7 +92,7 @@ def call(
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", command)
         with pytest.raises(SystemExit) as ended:
-            cli.run(importlib.import_module(Path(script).stem).main)
+            cli.run(importlib.import_module(".".join(Path(script).with_suffix("").parts)).main)
         end_data_workers()
         output = capsys.readouterr()
         return subprocess.CompletedProcess(command, int(ended.value.code or 0), output.out, output.err)

@@ -94,7 +94,7 @@ class RunLog:
         self._print(
             f"{epoch}/{self.epochs}",
             *(f"{value:.{column.decimals}f}" for column, value in zip(self.columns, values, strict=True)),
-            f"{images_per_second:.0f}",
+            speed_text(images_per_second),
             clock(elapsed),
             clock(left),
         )
@@ -112,6 +112,11 @@ class RunLog:
     def close(self) -> None:
         if self.events is not None:
             self.events.close()
+
+
+def speed_text(images_per_second: float) -> str:
+    """A detector's speed may be below one image per second."""
+    return f"{images_per_second:.{0 if images_per_second >= 10 else 1}f}"
 
 
 def clock(seconds: float) -> str:
@@ -152,7 +157,7 @@ class Progress:
             self.bar.update()
         if not self._due():
             return
-        text = f"{meter.read()}, {self.speed():.0f} images/s"
+        text = f"{meter.read()}, {speed_text(self.speed())} images/s"
         if self.bar is not None:
             self.bar.set_postfix_str(text)
         else:

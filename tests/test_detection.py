@@ -1,0 +1,248 @@
+"""detection/train.py as its user types it: it learns, resumes exactly, evaluates, refuses what is wrong."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Run, assert_one_line_error
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from small_checkpoint import calibrated, fields
+from small_coco import write_coco
+
+from detection import options
+from detection.recipes import RECIPES
+from utils import checkpoint
+
+SCRIPT = "detection/train.py"
+TRAIN, VAL = "train2017", "val2017"
+SMALL = ("--data", "coco", "-a", "resnet18", "--min-size", 64, "--max-size", 96, "--manualSeed", 1)
+DETECTORS = ("faster_rcnn", "mask_rcnn", "cascade_rcnn")
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:pycocotools")
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    root = tmp_path / "coco"
+    write_coco(root, TRAIN, 8)
+    write_coco(root, VAL, 5, seed=1)
+    return root
+
+
+def rows(log: Path) -> list[dict[str, float]]:
+    heads, *lines = ([cell for cell in line.split("\t") if cell] for line in log.read_text().splitlines())
+    return [dict(zip(heads, map(float, line), strict=True)) for line in lines]
+
+
+def state(path: Path) -> dict[str, Any]:
+    """What must not depend on interruptions and workers."""
+    saved = checkpoint.load(str(path))
+    return {
+        key: saved[key] for key in ("state_dict", "optimizer", "epoch", "acc", "best_acc", "rows", "seed")
+    }
+
+
+def assert_same(one: Any, other: Any) -> None:
+    if isinstance(one, Mapping):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    else:
+        assert one == other
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_the_loss_falls_in_20_steps(coco: Path, call: Run, detector: str) -> None:
+    flags = ("--model", detector, "--epochs", 5, "--warmup-steps", 4, "--lr", 0.08, "-c", "run", "-j", 0)
+    result = call(*SMALL, *flags, script=SCRIPT)
+    assert result.returncode == 0, result.stderr
+    log = rows(coco.parent / "run" / "log.txt")
+    assert log[-1]["Train Loss"] < 0.8 * log[0]["Train Loss"]
+    parts = [value for name, value in log[0].items() if name.startswith("loss_")]
+    assert len(parts) == (5 if detector == "mask_rcnn" else 4)
+    assert sum(parts) == pytest.approx(log[0]["Train Loss"], abs=1e-5)
+    assert ("Mask AP" in log[0]) == (detector == "mask_rcnn")
+    assert (coco.parent / "run" / "curves.png").exists()
+    assert "best AP: " in result.stdout
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(coco: Path, call: Run) -> None:
+    flags = (*SMALL, "--model", "mask_rcnn", "--epochs", 2, "--save-every", 1, "--keep", 9)
+    assert call(*flags, "-c", "whole", "-j", 0, script=SCRIPT).returncode == 0
+    whole = coco.parent / "whole"
+    middle = whole / "checkpoint-0001-0000004.pth.tar"
+    assert middle.exists()
+    result = call(*flags, "-c", "rest", "--resume", middle, "-j", 1, script=SCRIPT)
+    assert result.returncode == 0, result.stderr
+    assert_same(state(coco.parent / "rest" / checkpoint.LAST), state(whole / checkpoint.LAST))
+
+
+def trained(coco: Path, call: Run, detector: str = "mask_rcnn") -> Path:
+    """A checkpoint that finds something."""
+    flags = ("--model", detector, "--epochs", 1, "--warmup-steps", 0, "-c", "run", "-j", 0)
+    assert call(*SMALL, *flags, script=SCRIPT).returncode == 0
+    return coco.parent / "run" / checkpoint.LAST
+
+
+def direct(coco: Path, found: Path, kind: str) -> list[float]:
+    truth = COCO(str(coco / "annotations" / f"instances_{VAL}.json"))
+    records = [
+        {k: v for k, v in one.items() if kind == "bbox" or k != "bbox"}
+        for one in json.loads(found.read_text())
+    ]
+    evaluation = COCOeval(truth, truth.loadRes(records), kind)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return [100 * float(value) for value in evaluation.stats]
+
+
+def test_an_evaluation_is_that_of_pycocotools_whatever_the_processes(
+    coco: Path, call: Run, launch: Run
+) -> None:
+    saved = trained(coco, call)
+    flags = (*SMALL, "--model", "mask_rcnn", "-e", "--resume", saved, "--detections")
+    result = call(*flags, "one.json", "-j", 0, script=SCRIPT)
+    assert result.returncode == 0, result.stderr
+    for kind, name in (("bbox", "box"), ("segm", "mask")):
+        (line,) = (line for line in result.stdout.splitlines() if line.startswith(name))
+        figures = [float(word) for word in line.split()[2::2]]
+        expected = direct(coco, coco.parent / "one.json", kind)
+        for figure, value in zip(figures, expected, strict=True):
+            assert math.isnan(figure) if value < 0 else figure == pytest.approx(value, abs=0.051)
+    several = launch(SCRIPT, *flags, "two.json", "-j", 0, processes=2)
+    assert several.returncode == 0, several.stderr
+    assert json.loads((coco.parent / "two.json").read_text()) == json.loads(
+        (coco.parent / "one.json").read_text()
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_resume_exactly(coco: Path, launch: Run) -> None:
+    flags = (*SMALL, "--epochs", 2, "--save-every", 1, "--keep", 9, "-j", 0)
+    assert launch(SCRIPT, *flags, "-c", "whole").returncode == 0
+    middle = coco.parent / "whole" / "checkpoint-0001-0000004.pth.tar"
+    assert launch(SCRIPT, *flags, "-c", "rest", "--resume", middle).returncode == 0
+    assert_same(state(coco.parent / "rest" / checkpoint.LAST), state(coco.parent / "whole" / checkpoint.LAST))
+
+
+@pytest.mark.parametrize("recipe", [recipe.name for recipe in RECIPES])
+def test_a_recipe_sets_the_published_values(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (row,) = (row for row in RECIPES if row.name == recipe)
+    args = parsed(monkeypatch, "--recipe", recipe)
+    assert (args.model, args.arch, args.epochs) == (row.detector, row.arch, row.epochs)
+    assert (tuple(args.schedule), args.train_batch) == (row.steps, row.images)
+    assert args.lr * 8 * args.train_batch / options.IMAGES == pytest.approx(row.rate)
+    common = (args.momentum, args.weight_decay, args.gamma, args.clip_grad, args.warmup_steps, args.hflip)
+    assert common == (0.9, 1e-4, 0.1, 35.0, 500, 0.5)
+    own = parsed(monkeypatch, "--epochs", "3", "--recipe", recipe, "-a", "se_resnet50")
+    assert (own.epochs, own.arch, own.model) == (3, "se_resnet50", row.detector)
+
+
+def parsed(monkeypatch: pytest.MonkeyPatch, *flags: str) -> Any:
+    monkeypatch.setattr("sys.argv", [SCRIPT, "--data", "coco", *flags])
+    return options.parse_arguments(None)
+
+
+def test_a_dry_run_trains_nothing(coco: Path, call: Run) -> None:
+    result = call(*SMALL, "--dry-run", "-j", 0, script=SCRIPT)
+    assert result.returncode == 0, result.stderr
+    assert "4 steps in each of 24 epochs" in result.stdout
+    assert "images/s" in result.stdout
+    assert not (coco.parent / "checkpoint").exists()
+
+
+def save_classifier(path: Path, arch: str) -> None:
+    torch.save({**fields(calibrated(arch)), "arch": arch}, path)
+
+
+def test_a_classification_checkpoint_as_backbone(coco: Path, call: Run) -> None:
+    save_classifier(coco.parent / "se.pth.tar", "se_resnet18")
+    flags = (
+        "--data",
+        "coco",
+        "--min-size",
+        64,
+        "--max-size",
+        96,
+        "--backbone",
+        "se.pth.tar",
+        "--dry-run",
+        "-j",
+        0,
+    )
+    result = call(*flags, "-a", "se_resnet18", script=SCRIPT)
+    assert result.returncode == 0, result.stderr
+    assert "not used from the file: fc.weight, fc.bias" in result.stdout
+    assert_one_line_error(
+        call(*flags, "-a", "cbam_resnet18", script=SCRIPT), "--backbone se.pth.tar", "se_resnet18"
+    )
+
+
+def test_bad_input_ends_in_one_line(coco: Path, call: Run) -> None:
+    folder = coco.parent
+    save_classifier(folder / "net.pth.tar", "resnet18")
+    for flags, fragments in (
+        (("-a", "shufflenetv2_1x"), ("-a shufflenetv2_1x", "layer1")),
+        (("-e",), ("--resume FILE",)),
+        (("-e", "--resume", "net.pth.tar"), ("net.pth.tar holds", "--backbone")),
+        (("--resume", "nowhere"), ("--resume nowhere",)),
+        (("--detections", "x.json"), ("--detections", "-e")),
+        (("--min-size", 900), ("--min-size 900",)),
+        (("--backbone", "net.pth.tar", "--pretrained"), ("--backbone", "--pretrained")),
+        (("--resume", "net.pth.tar", "--backbone", "net.pth.tar"), ("--backbone", "--resume")),
+        (("--opt-level", "O2"), ("O2",)),
+        (("--recipe", "nothing"), ("--recipe",)),
+        (("--train-batch", 0), ("--train-batch",)),
+        (("--loss-scale", 2), ("--loss-scale",)),
+        (("--data", "empty"), ("--data empty",)),
+    ):
+        assert_one_line_error(call(*SMALL, *flags, "-j", 0, script=SCRIPT), *fragments)
+    assert not (folder / "checkpoint").exists()
+
+
+def test_a_checkpoint_of_another_detector(coco: Path, call: Run) -> None:
+    saved = trained(coco, call, "faster_rcnn")
+    before = saved.read_bytes()
+    for flags in (("--model", "cascade_rcnn"), ("-a", "resnet34")):
+        result = call(*SMALL, *flags, "-e", "--resume", saved, "-j", 0, script=SCRIPT)
+        assert_one_line_error(result, "holds faster_rcnn resnet18", "--model")
+    result = call("--data", "images", "-a", "resnet18", "-e", "--resume", saved)
+    assert result.returncode == 2
+    write_coco(coco.parent / "other", TRAIN, 2)
+    content = write_coco(coco.parent / "other", VAL, 2)
+    content["categories"][0]["name"] = "cow"
+    (coco.parent / "other" / "annotations" / f"instances_{VAL}.json").write_text(json.dumps(content))
+    result = call(*SMALL, "--data", "other", "-e", "--resume", saved, "-j", 0, script=SCRIPT)
+    assert_one_line_error(result, "cow")
+    assert saved.read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_four_images_are_learned_by_heart(tmp_path: Path, call: Run, detector: str) -> None:
+    for split in (TRAIN, VAL):
+        write_coco(tmp_path / "coco", split, 4, seed=3, objects=2)
+    save_classifier(tmp_path / "start.pth.tar", "resnet18")
+    flags = (
+        "--model",
+        detector,
+        "--backbone",
+        "start.pth.tar",
+        "--epochs",
+        60,
+        "--schedule",
+        50,
+        "--hflip",
+        0,
+    )
+    result = call(*SMALL, *flags, "--lr", 0.08, "--warmup-steps", 20, "-c", "run", "-j", 0, script=SCRIPT)
+    assert result.returncode == 0, result.stderr
+    assert rows(tmp_path / "run" / "log.txt")[-1]["AP"] >= 50
