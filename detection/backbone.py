@@ -2,7 +2,8 @@
 
 Lin, Dollar, Girshick, He, Hariharan, Belongie, "Feature Pyramid Networks for Object Detection",
 arXiv 1612.03144. Stem and first stage are frozen, and so are the statistics of all batch norms of the net, as
-a batch of two images is too small for them; the scales and shifts of its stages 2 to 4 are trained.
+a batch of two images is too small for them; the scales and shifts of its stages 2 to 4 are trained, and so is
+BAM's module between the stages 1 and 2.
 """
 
 from typing import Any
@@ -30,7 +31,7 @@ class Backbone(nn.Module):
 
     Shape: (B, 3, H, W) to maps "0", "1", "2", "3" and "pool" of 256 channels at strides 4, 8, 16, 32, 64.
     They are in float32 under autocast too: anchors and boxes take their precision, and bfloat16 cannot tell
-    x = 1001 from x = 1004.
+    x = 1000 from x = 1001.
     """
 
     def __init__(self, net: nn.Module) -> None:

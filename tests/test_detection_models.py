@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
 from torchvision.models import resnet18, resnet50
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
@@ -21,7 +22,7 @@ from detection.recipes import GPUS, RECIPES
 from models import create_model, is_own, list_models, resolve
 from utils.errors import UserError
 
-IMAGES = ((64, 80), (72, 64))  # heights and widths
+IMAGES = ((64, 112), (72, 64))  # heights and widths; the first is longer than the detectors take
 
 
 def small_detector(name: str, arch: str = "resnet18", classes: int = 5) -> Any:
@@ -282,18 +283,35 @@ def test_autocast_leaves_boxes_in_full_precision(name: str) -> None:
     torch.manual_seed(0)
     detector = small_detector(name)
     images, targets = batch()
+    seen: list[Tensor] = []
+    mask = [detector.roi_heads.mask] if name == "mask_rcnn" else []
+    for module in (detector.rpn.head, *detector.roi_heads.stages, *mask):
+        module.register_forward_hook(lambda _module, _inputs, output: seen.extend(tree_leaves(output)))
     with torch.autocast("cpu", torch.bfloat16):
         losses = detector.train()(images, targets)
         with torch.no_grad():
             found = detector.eval()(images)
     sum(losses.values()).backward()
-    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+    assert all(loss.isfinite() for loss in losses.values())
+    assert {value.dtype for value in (*seen, *losses.values())} == {torch.float32}
     for image, size in zip(found, IMAGES, strict=True):
         boxes = image["boxes"]
         assert len(boxes) > 0
         assert (boxes != boxes.bfloat16()).any()
         assert image.keys() == {"boxes", "scores", "labels", *(["masks"] if name == "mask_rcnn" else [])}
         assert image.get("masks", torch.zeros(0, 1, *size)).shape[1:] == (1, *size)
+
+
+def test_autocast_leaves_anchors_in_full_precision() -> None:
+    """Beyond 256 pixels bfloat16 cannot hold an odd coordinate."""
+    backbone = create_backbone("resnet18", None, False).eval()
+    detector = create_detector("faster_rcnn", backbone, 5)
+    images = torch.rand(1, 3, 64, 512)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        levels = list(backbone(images).values())
+    batched = ImageList(images, [(64, 512)])
+    (anchors,) = detector.rpn.anchor_generator(batched, levels)
+    assert 512 - 4 - 23 in anchors[:, 0].tolist()
 
 
 def test_two_thousand_proposals_at_test_too() -> None:
@@ -303,6 +321,23 @@ def test_two_thousand_proposals_at_test_too() -> None:
     with torch.no_grad():
         proposals, _ = detector.rpn(ImageList(images, [(384, 384)]), detector.backbone(images))
     assert [len(boxes) for boxes in proposals] == [2000]
+
+
+def test_what_counts_as_a_detection() -> None:
+    """A score above 0.05, and one of the best 100."""
+    stage = BoxStage(1, 3)
+    corner = torch.arange(150.0)[:, None] * 10
+    boxes = torch.cat((corner, corner, corner + 8, corner + 8), 1)
+    logits = torch.tensor([0.9, 0.06, 0.04]).log().repeat(150, 1)
+    (found,) = stage.detect(logits, torch.zeros(150, 12), [boxes], [(2000, 2000)])
+    assert found["labels"].tolist() == [1] * 100
+
+
+def test_the_outputs_start_as_in_fast_rcnn() -> None:
+    outputs = BoxStage(1, 81).box_predictor
+    for layer, std in ((outputs.cls_score, 0.01), (outputs.bbox_pred, 0.001)):
+        assert layer.weight.std().item() == pytest.approx(std, rel=0.05)
+        assert not layer.bias.any()
 
 
 @pytest.mark.parametrize(("name", "columns"), [("faster_rcnn", 81 * 4), ("cascade_rcnn", 4)])
@@ -430,7 +465,7 @@ def test_each_stage_sees_the_boxes_of_the_one_before() -> None:
 
 
 def test_no_stage_learns_from_the_losses_of_the_next() -> None:
-    heads = constant_cascade(OFFSETS)
+    heads = constant_cascade(((0.2, 0.1, 0.3, 0.1),) * 3)  # the moved box is an object to the next stage too
     heads.stages[0].loss_weight = 0.0
     sum(run_heads(heads, (12.0, 10.0, 52.0, 50.0)).values()).backward()
     for parameter in heads.stages[0].box_predictor.parameters():
