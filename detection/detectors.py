@@ -16,6 +16,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from detection.backbone import Backbone, full_precision
 from detection.heads import BoxStage, MaskBranch, StagedHeads
 from utils.errors import UserError
+from utils.fitting import differences
 
 DETECTORS = ("faster_rcnn", "mask_rcnn", "cascade_rcnn")
 PROPOSALS = 2000  # of a level before suppression, of an image after it
@@ -75,11 +76,9 @@ def load_detector(net: nn.Module, saved: Mapping[str, Any], name: str, path: str
     if (holds := saved.get("arch", "no detector of this code")) != name:
         remedy = "give --model and -a of the file; a classification network goes to --backbone"
         raise UserError(f"--resume {path} holds {holds}, not {name}: {remedy}")
-    try:
-        net.load_state_dict(saved["state_dict"])
-    except RuntimeError as error:
-        what = " ".join(str(error).split())
-        raise UserError(f"--resume {path} does not fit {name}: {what[:200]}") from None
+    if problems := differences(net, saved["state_dict"]):
+        raise UserError(f"--resume {path} does not fit {name}: {problems}")
+    net.load_state_dict(saved["state_dict"])
 
 
 def _proposals(channels: int) -> RegionProposalNetwork:

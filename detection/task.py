@@ -1,53 +1,21 @@
 """What a detector learns, and what is logged of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from detection.evaluate import Scores
-from utils.distributed import ONE_PROCESS, Ranks
 from utils.engine import Task
 from utils.logger import Column, Form
-from utils.metrics import Sums
+from utils.metrics import Losses, LossMeter
 from utils.precision import Precision
 
 _LOSSES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")  # as torchvision's
 _NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _SHOWN = ("AP", "AP50")  # on the console
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
-
-
-class Losses(NamedTuple):
-    """Averages over the images of an epoch."""
-
-    total: float
-    parts: list[float]
-
-    def __str__(self) -> str:
-        return f"loss {self.total:.4f}"
-
-
-class LossMeter(Sums):
-    """Sums of the losses ``names`` over the images."""
-
-    def __init__(
-        self, names: Sequence[str], device: torch.device, sums: Tensor | Sequence[float] = ()
-    ) -> None:
-        super().__init__(device, 1 + len(names), sums)
-        self.names = names
-
-    def add(self, losses: Mapping[str, Tensor], images: int) -> None:
-        """Count the losses of a batch, each the mean over its images."""
-        parts = torch.stack([losses[name].detach().double() for name in self.names])
-        self.sums += torch.cat([torch.ones_like(parts[:1]), parts]) * images
-
-    def read(self, ranks: Ranks = ONE_PROCESS) -> Losses:
-        images, *sums = ranks.sum(self.sums).tolist()
-        parts = [part / max(images, 1) for part in sums]
-        return Losses(sum(parts), parts)
 
 
 @dataclass

@@ -28,20 +28,7 @@ def load_weights(
         UserError: it does not fit; the message counts what differs and names the architecture that fits.
     """
     state = saved["state_dict"]
-    expected = model.state_dict()
-    missing = [key for key in expected if key not in state]
-    extra = [key for key in state if key not in expected]
-    shapes = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
-        for key in expected
-        if key in state and state[key].shape != expected[key].shape
-    ]
-    problems = [
-        f"{len(items)} keys {what} ({', '.join(items[:2])}{', ...' if len(items) > 2 else ''})"
-        for what, items in (("missing", missing), ("unexpected", extra), ("of another shape", shapes))
-        if items
-    ]
-    if problems:
+    if problems := differences(model, state):
         if saved.get("arch") in list_models():
             fits = [saved["arch"] + _class_flag(output_count(state, saved["arch"]))]
         else:
@@ -50,11 +37,28 @@ def load_weights(
         hint = (
             f"the file fits -a {' or '.join(fits)}" if fits else "no registered architecture was found to fit"
         )
-        raise UserError(f"{flag} {path} does not fit {arch}: {'; '.join(problems)}; {hint}")
+        raise UserError(f"{flag} {path} does not fit {arch}: {problems}; {hint}")
     written_as = saved.get("arch", arch)
     if written_as in list_models() and resolve(written_as) != resolve(arch):
         raise UserError(f"{flag} {path} holds {written_as}, not {arch}; give -a {written_as}")
     model.load_state_dict(state)
+
+
+def differences(model: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """How the keys and shapes of a state dict differ from a network's, in words; empty if they do not."""
+    expected = model.state_dict()
+    missing = [key for key in expected if key not in state]
+    extra = [key for key in state if key not in expected]
+    shapes = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in expected
+        if key in state and state[key].shape != expected[key].shape
+    ]
+    return "; ".join(
+        f"{len(items)} keys {what} ({', '.join(items[:2])}{', ...' if len(items) > 2 else ''})"
+        for what, items in (("missing", missing), ("unexpected", extra), ("of another shape", shapes))
+        if items
+    )
 
 
 def fitting_architectures(state: Mapping[str, Tensor]) -> list[str]:

@@ -1,6 +1,6 @@
-"""Averages over the images of a pass: loss, top-1 and top-5."""
+"""Averages over the images of a pass: loss, top-1 and top-5, or several losses."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -66,3 +66,33 @@ class Meter(Sums):
         images, loss, top1, top5 = ranks.sum(self.sums).tolist()
         share = 1 / max(images, 1)
         return Metrics(loss * share, 100 * top1 * share, 100 * top5 * share, int(images))
+
+
+class Losses(NamedTuple):
+    """Averages over the images of a pass of losses that are added up."""
+
+    total: float
+    parts: list[float]
+
+    def __str__(self) -> str:
+        return f"loss {self.total:.4f}"
+
+
+class LossMeter(Sums):
+    """Sums of the losses ``names`` over the images."""
+
+    def __init__(
+        self, names: Sequence[str], device: torch.device, sums: Tensor | Sequence[float] = ()
+    ) -> None:
+        super().__init__(device, 1 + len(names), sums)
+        self.names = names
+
+    def add(self, losses: Mapping[str, Tensor], images: int) -> None:
+        """Count the losses of a batch, each the mean over its images."""
+        parts = torch.stack([losses[name].detach().double() for name in self.names])
+        self.sums += torch.cat([torch.ones_like(parts[:1]), parts]) * images
+
+    def read(self, ranks: Ranks = ONE_PROCESS) -> Losses:
+        images, *sums = ranks.sum(self.sums).tolist()
+        parts = [part / max(images, 1) for part in sums]
+        return Losses(sum(parts), parts)
