@@ -15,7 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from detection.backbone import create_backbone
 from detection.coco import coco_validation_loader, read_coco
+from detection.detectors import create_detector
 from detection.evaluate import evaluate
 from utils import distributed
 
@@ -60,6 +62,15 @@ def rectangle(image: dict[str, Any], number: int, generator: np.random.Generator
         "iscrowd": 0,
         "segmentation": [[x, y, right, y, right, below, x, below]],
     }
+
+
+def write_detector(path: Path, model: str, arch: str, size: int = 64) -> None:
+    """A detector's checkpoint, of random weights."""
+    torch.manual_seed(0)
+    net = create_detector(model, create_backbone(arch, None, False), 1 + len(NAMES), size, size)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"arch": f"{model} {arch}", "classes": list(NAMES), "epoch": 1, "state_dict": net.state_dict()}
+    torch.save({**content, "arguments": {"min_size": size, "max_size": size}}, path)
 
 
 def save(root: Path, split: str, content: Any) -> Any:

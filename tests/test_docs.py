@@ -16,6 +16,7 @@ import torch
 from conftest import REPOSITORY, Run, free_port, write_images
 from documented import PAGES, Command, commands, of_page, snippets
 from small_checkpoint import calibrated, fields
+from small_coco import write_coco, write_detector
 from test_commands import SMALLER, readme_commands
 from torch.distributed.run import get_args_parser
 
@@ -42,6 +43,10 @@ SMALL: dict[str, tuple[str, ...]] = {
     "imagenet.py": TRAINING,
     "imagenet_fast.py": TRAINING,
     "imagenet_mobile.py": TRAINING,
+    "detection/train.py": (
+        *("-a", "sge_resnet18", "--epochs", "1", "--min-size", "64", "--max-size", "96", "-j", "0"),
+    ),
+    "scripts/show_detections.py": (),
     "scripts/summary.py": ("--img-size", "64"),
     "scripts/show_batch.py": ("--img-size", "64", "-j", "0", "--epochs", "9", "--train-batch", "8"),
     "scripts/plot_logs.py": (),
@@ -62,7 +67,16 @@ SMALL: dict[str, tuple[str, ...]] = {
     "scripts/benchmark.py optimizer": (*TIMES, *CPU, "--arch", "shufflenetv2_05x"),
 }
 PLACES = ("/path/to/imagenet1k", "/path/to/photos", "DATA", "FOLDER")  # an image folder each
-MADE = (".png", ".csv", ".safetensors", ".pth", ".onnx", ".pt2")  # of words that name what a tool writes
+COCO = "/path/to/coco/"
+MADE = (
+    ".png",
+    ".csv",
+    ".json",
+    ".safetensors",
+    ".pth",
+    ".onnx",
+    ".pt2",
+)  # of words that name what a tool writes
 
 
 def documented() -> list[Command]:
@@ -89,6 +103,7 @@ def substitute(command: Command, key: str, folder: Path) -> list[str]:
         for large, small in SMALLER.items():
             word = word.replace(large, small)
         word = "images" if word.rstrip("/") in PLACES else word.removeprefix("../")
+        word = "coco" if word == COCO else word
         word = "shufflenetv2_05x" if word == "NAME" else word
         make(folder, word, arch_of(command), command.script)
         words += (
@@ -103,6 +118,8 @@ def substitute(command: Command, key: str, folder: Path) -> list[str]:
 def arch_of(command: Command) -> str:
     """The small network in place of the one that ``-a`` names."""
     words = command.words
+    if command.script == "detection/train.py":
+        return "sge_resnet18"
     arch = words[words.index("-a") + 1] if "-a" in words else "shufflenetv2_05x"
     for large, small in SMALLER.items():
         arch = arch.replace(large, small)
@@ -111,7 +128,12 @@ def arch_of(command: Command) -> str:
 
 def make(folder: Path, word: str, arch: str, script: str) -> None:
     """What a command reads: checkpoints, pictures, the folders of runs."""
-    if word.endswith(".pth.tar"):
+    if word == "coco":
+        write_coco(folder / word, "train2017", 2)
+        write_coco(folder / word, "val2017", 1)
+    elif word.startswith("checkpoints/coco/") and word.endswith(".pth.tar"):
+        write_detector(folder / word, "mask_rcnn", "sge_resnet18")
+    elif word.endswith(".pth.tar"):
         content = {**fields(calibrated(arch)), "arch": arch, "epoch": 0}
         del content["optimizer"]
         for name in (word.replace("*", "1"), word.replace("*", "2")):
