@@ -2,14 +2,14 @@
 
 Sets of one's own have the same form: ``annotations/instances_NAME.json`` and the images in ``NAME/``.
 Categories have any ids (COCO's 80 have 1 to 90); labels count them from 1 in the order of their ids, 0 is the
-background.
+background. Lin et al., "Microsoft COCO: Common Objects in Context", arXiv 1405.0312;
+cocodataset.org/#format-data.
 """
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,18 +23,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from detection.annotations import (
-    PREFIX,
-    Images,
-    Objects,
-    check_files,
-    coco_form,
-    find_annotations,
-    read_categories,
-    read_images,
-    read_objects,
-)
-from utils.data import Batches, Broken, DeviceLoader, ImageDataset, Sample
+from utils.data import Batch, Batches, DeviceLoader, ImageDataset, Sample
 from utils.decoding import decode
 from utils.distributed import Ranks
 from utils.errors import UserError
@@ -44,6 +33,7 @@ from utils.splits import ImageSplit
 from utils.text import plural
 
 LEAST_IMAGE = 32  # pixels; images with a shorter side are not trained on
+LEAST_BOX = 0.01  # pixels; of thinner boxes a flip or a change of size in float32 may leave nothing
 CHUNK = 16  # images of one shape in a row: batches of 1, 2, 4, 8 or 16 hold one shape
 
 
@@ -57,67 +47,21 @@ class Target(NamedTuple):
     masks: list[bytes] | None  # N, as COCO's compressed run lengths; None: not wanted
 
 
-@dataclass(frozen=True, eq=False)
-class CocoSamples(Sequence[tuple[str, Any]]):
-    """Path and :class:`Target` of N images with M objects, in arrays, which data workers share.
-
-    Args:
-        folder: of the images.
-        names: (N,), files in it.
-        ids: (N,), int64.
-        sizes: (N, 2), width and height in pixels.
-        starts: (N + 1,), where the objects of each image begin.
-        boxes: (M, 4), float32: x1, y1, x2, y2 in pixels.
-        labels: (M,), int64.
-        masks: compressed run lengths of all objects, one after the other; None: not wanted.
-        cuts: (M + 1,), where those of each object begin.
-    """
-
-    folder: Path
-    names: NDArray[np.str_]
-    ids: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    boxes: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    masks: bytes | None
-    cuts: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, at: Any) -> Any:
-        i = range(len(self))[index(at)]
-        begin, end = self.starts[i : i + 2]
-        masks = None
-        if self.masks is not None:
-            cuts = self.cuts[begin : end + 1].tolist()
-            masks = [self.masks[a:b] for a, b in pairwise(cuts)]
-        width, height = self.sizes[i].tolist()
-        objects = self.boxes[begin:end], self.labels[begin:end], masks
-        return f"{self.folder}/{self.names[i]}", Target(int(self.ids[i]), (width, height), *objects)
-
-
 class CocoSplit(NamedTuple):
     """The images of a split and what they show."""
 
-    samples: CocoSamples
+    samples: list[tuple[str, Any]]  # files, each with its Target
     classes: tuple[str, ...]  # names of the labels 1, 2, ...
     ids: tuple[int, ...]  # of their categories
     annotations: Path
 
     def __str__(self) -> str:
-        objects = plural(len(self.samples.labels), "object")
+        objects = plural(sum(len(target.labels) for _, target in self.samples), "object")
         return f"{plural(len(self.samples), 'image')} with {objects} of {plural(len(self.ids), 'class')}"
 
     @property
-    def label_of(self) -> dict[int, int]:
-        """Labels by the ids of the categories."""
-        return {category: label for label, category in enumerate(self.ids, 1)}
-
-    @property
     def image_ids(self) -> list[int]:
-        return self.samples.ids.tolist()
+        return [target.image_id for _, target in self.samples]
 
 
 def read_coco(
@@ -139,46 +83,95 @@ def read_coco(
         UserError: files are missing or not of COCO's form, or the classes are not the known ones.
     """
     file = find_annotations(root, split)
-    with coco_form(file):
-        data = json.loads(file.read_bytes())
-        ids, classes = read_categories(data["categories"], file)
-        if known and classes != tuple(known):
-            raise UserError(_other_classes(file, known, classes))
-        images = read_images(data["images"], file)
-        objects = read_objects(data["annotations"], images, ids, masks, training, file)
-    if training:
-        wanted = np.bincount(objects.rows, minlength=len(images.ids)) > 0
-        wanted &= (images.sizes >= LEAST_IMAGE).all(1)
-        objects = objects.of(wanted[objects.rows])
-        objects = objects._replace(rows=(np.cumsum(wanted) - 1)[objects.rows])
-        images = images.of(wanted)
-    if not len(images.ids):
-        wanting = f" with objects, and with sides of {LEAST_IMAGE} pixels or more" if training else ""
-        raise UserError(f"{file} has no images{wanting}: give another --data")
-    folder = root / file.stem.removeprefix(PREFIX)
-    check_files(folder, images.names.tolist(), file)
-    return CocoSplit(_in_order(folder, images, objects), classes, ids, file)
+    try:
+        found = parse(file, root / file.stem.removeprefix("instances_"), training, masks)
+    except (OSError, RecursionError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as e:
+        raise UserError(f"{file} is not of COCO's form ({type(e).__name__}: {e}): mend it") from None
+    if known and found.classes != tuple(known):
+        which = ", ".join(sorted(set(known) ^ set(found.classes))[:3]) or "another order"
+        raise UserError(f"{file} lacks the categories of checkpoint or other split ({which}): give its data")
+    if not found.samples:
+        raise UserError(f"{file} has no images{' with objects to learn' * training}: give another --data")
+    # To list a folder takes less than to look at each file.
+    folders = {Path(path).parent for path, _ in found.samples}
+    there = {str(image) for folder in folders for image in folder.glob("*")}
+    if missing := [path for path, _ in found.samples if path not in there]:
+        raise UserError(f"{plural(len(missing), 'image')} of {file} missing, as {missing[0]}: unpack them")
+    return found
 
 
-def _in_order(folder: Path, images: Images, objects: Objects) -> CocoSamples:
-    """The objects of an image side by side."""
-    order = np.argsort(objects.rows, kind="stable")
-    starts = np.searchsorted(objects.rows[order], np.arange(len(images.ids) + 1))
-    runs = None if objects.masks is None else [objects.masks[i] for i in order]
-    cuts = np.cumsum([0, *map(len, runs or ())])
-    blob = None if runs is None else b"".join(runs)
-    ids, names, sizes = images
-    return CocoSamples(
-        folder, names, ids, sizes, starts, objects.boxes[order], objects.labels[order], blob, cuts
-    )
+def find_annotations(root: Path, split: str) -> Path:
+    """The annotation file of a split: of this very name, or the only one that begins with it.
+
+    Raises:
+        UserError: there is none, or there are several.
+    """
+    name = f"annotations/instances_{split}"
+    found = sorted(root.glob(f"{name}.json")) or sorted(root.glob(f"{name}*.json"))
+    if len(found) != 1:
+        names = " and ".join(file.name for file in found) or "none"
+        raise UserError(f"--data {root}: looked for one {name}*.json and found {names}; give COCO's folder")
+    return found[0]
 
 
-def _other_classes(file: Path, known: Sequence[str], classes: Sequence[str]) -> str:
-    theirs, ours = (", ".join(sorted(set(a) - set(b))[:3]) for a, b in ((known, classes), (classes, known)))
-    return (
-        f"{file} has other categories, or in another order, than the training split or the checkpoint: "
-        f"{theirs or 'none'} missing, {ours or 'none'} new; give the data of that run"
-    )
+def parse(file: Path, folder: Path, training: bool, masks: bool) -> CocoSplit:
+    """The content of an annotation file whose images are in ``folder``; as in :func:`read_coco`.
+
+    Raises:
+        ValueError: an annotation is of an unknown image or category, or has no mask and is to be evaluated;
+            this or another built-in error: the file is not of COCO's form.
+    """
+    data = json.loads(file.read_bytes())
+    names = {index(one["id"]): str(one["name"]) for one in data["categories"]}
+    ids, classes = zip(*sorted(names.items()), strict=True)
+    labels = {category: label for label, category in enumerate(ids, 1)}
+    sizes = {index(one["id"]): (index(one["width"]), index(one["height"])) for one in data["images"]}
+    if len(names) < len(data["categories"]) or len(sizes) < len(data["images"]):
+        raise ValueError("two categories or two images have one id")
+    found: dict[int, list[tuple[Any, int, bytes]]] = {image: [] for image in sizes}
+    bad = 0
+    for one in data["annotations"]:
+        image, category = one["image_id"], one["category_id"]
+        if image not in sizes or category not in labels:
+            raise ValueError(f"annotation {one.get('id')} is of image {image}, category {category}: unknown")
+        box = corners(one["bbox"], *sizes[image])
+        mask = run_lengths(one.get("segmentation"), *sizes[image]) if masks else b"not wanted"
+        if not (mask or training):  # of a crowd too: pycocotools would fail, and only after the first epoch
+            raise ValueError(f"annotation {one.get('id')} has no mask")
+        if not one.get("iscrowd"):
+            bad += not (box and mask)
+            found[image] += [(box, labels[category], mask)] if box and mask else []
+    if bad:
+        print(f"note: {file.name}: {plural(bad, 'object')} left out, no box{' and mask' * masks} of any area")
+    samples = []
+    for one in data["images"]:
+        size, objects = sizes[one["id"]], found[one["id"]]
+        if not training or (objects and min(size) >= LEAST_IMAGE):
+            boxes, numbers, runs = zip(*objects, strict=True) if objects else ((), (), ())
+            arrays = np.array(boxes, np.float32).reshape(-1, 4), np.array(numbers, np.int64)
+            target = Target(one["id"], size, *arrays, list(runs) if masks else None)
+            samples.append((str(folder / one["file_name"]), target))
+    return CocoSplit(samples, classes, ids, file)
+
+
+def corners(box: Sequence[float], width: int, height: int) -> tuple[float, ...]:
+    """Of a box given as corner, width, height both corners, within the image; none if it has no area."""
+    x, y, across, down = map(float, box)
+    left, right = (min(max(edge, 0.0), width) for edge in (x, x + across))
+    top, bottom = (min(max(edge, 0.0), height) for edge in (y, y + down))
+    whole = math.isfinite(x + y + across + down) and min(right - left, bottom - top) >= LEAST_BOX
+    return (left, top, right, bottom) if whole else ()
+
+
+def run_lengths(segmentation: Any, width: int, height: int) -> bytes:
+    """A mask, given as polygons or run lengths, as compressed run lengths; none if it cannot be one."""
+    try:
+        text = isinstance(segmentation, dict) and isinstance(segmentation["counts"], str)
+        runs = segmentation if text else rle_masks.frPyObjects(segmentation, height, width)
+        mask = rle_masks.merge(runs if isinstance(runs, list) else [runs])
+        return mask["counts"] if mask["size"] == [height, width] else b""
+    except Exception:  # pycocotools raises anything, Exception itself too
+        return b""
 
 
 class CocoDataset(ImageDataset):
@@ -192,21 +185,21 @@ class CocoDataset(ImageDataset):
         """The image; a size that the annotations don't know would shift the objects."""
         image = decode(path)
         if image.size != label.size:
-            sizes = ("{} x {} pixels".format(*size) for size in (image.size, label.size))
-            raise ValueError("it has {}, by its annotations {}".format(*sizes))
+            raise ValueError(
+                "it has {} x {} pixels, by its annotations {} x {}".format(*image.size, *label.size)
+            )
         return image
 
     def transformed(self, read: Image.Image, label: Target) -> tuple[Tensor, dict[str, Tensor]]:
         """Image and objects, by the transform flipped together."""
-        width, height = label.size
-        boxes = torch.tensor(label.boxes)
+        size = label.size[::-1]
         target = {
-            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),
+            "boxes": tv_tensors.BoundingBoxes(torch.tensor(label.boxes), format="XYXY", canvas_size=size),
             "labels": torch.tensor(label.labels),
             "image_id": torch.tensor(label.image_id),
         }
         if label.masks is not None:
-            target["masks"] = tv_tensors.Mask(decode_masks(label.masks, width, height))
+            target["masks"] = tv_tensors.Mask(decode_masks(label.masks, *label.size))
         transform: Any = self.transform
         image, target = transform(tv_tensors.Image(v2.functional.pil_to_tensor(read)), target)
         return image.as_subclass(Tensor), {key: value.as_subclass(Tensor) for key, value in target.items()}
@@ -237,26 +230,20 @@ class GroupedBatches(TrainBatches):
 
     def order(self) -> Tensor:
         order = super().order()
-        shapes = [order[self.wide[order] == wide] for wide in (True, False)]
-        whole = [len(shape) // CHUNK * CHUNK for shape in shapes]
-        chunks = torch.cat([shape[:end].view(-1, CHUNK) for shape, end in zip(shapes, whole, strict=True)])
-        chunks = chunks[permutation(len(chunks), self.seed, "chunks", self.epoch)]
-        return torch.cat([chunks.flatten(), *(shape[end:] for shape, end in zip(shapes, whole, strict=True))])
+        shapes = (order[self.wide[order] == wide] for wide in (True, False))
+        chunks = [chunk for shape in shapes for chunk in shape.split(CHUNK)]
+        whole = [chunk for chunk in chunks if len(chunk) == CHUNK]
+        mixed = permutation(len(whole), self.seed, "chunks", self.epoch)
+        return torch.cat([*(whole[i] for i in mixed), *(chunk for chunk in chunks if len(chunk) < CHUNK)])
 
 
-class CocoBatch(NamedTuple):
-    """Samples of one step, as a worker hands them over; images differ in size."""
-
-    images: list[Tensor]  # (3, H, W), uint8
-    labels: list[dict[str, Tensor]]
-    broken: tuple[Broken, ...]
-
-
-def collect(samples: list[Sample]) -> Any:
-    """A :class:`CocoBatch` of the samples that could be read, possibly none."""
-    whole: list[Any] = [sample for sample in samples if sample.image is not None]
+def collect(samples: list[Sample]) -> Batch:
+    """Those that could be read, possibly none, in lists: images (3, H, W) differ in size."""
+    whole = [sample for sample in samples if sample.image is not None]
     broken = tuple(file for sample in samples for file in sample.broken)
-    return CocoBatch([sample.image for sample in whole], [sample.label for sample in whole], broken)
+    images: Any = [sample.image for sample in whole]
+    labels: Any = [sample.label for sample in whole]
+    return Batch(images, labels, broken)
 
 
 class CocoLoader(DeviceLoader[Batches]):
@@ -267,10 +254,7 @@ class CocoLoader(DeviceLoader[Batches]):
 
     def _to_device(self, batch: Any) -> tuple[Any, Any]:
         images = [image.to(self.device, non_blocking=True).float().div_(255) for image in batch.images]
-        targets = [
-            {key: value.to(self.device, non_blocking=True) for key, value in target.items()}
-            for target in batch.labels
-        ]
+        targets = [{k: v.to(self.device, non_blocking=True) for k, v in one.items()} for one in batch.labels]
         return images, targets
 
 
@@ -282,9 +266,8 @@ def coco_training_loader(
     Raises:
         UserError: fewer images than one for each process and part.
     """
-    samples = split.samples
-    dataset = CocoDataset(_plain(split), v2.RandomHorizontalFlip(args.hflip), seed, substitute=True)
-    wide = torch.from_numpy(samples.sizes[:, 0] > samples.sizes[:, 1])
+    dataset = CocoDataset(ImageSplit(*split[:2]), v2.RandomHorizontalFlip(args.hflip), seed, substitute=True)
+    wide = torch.tensor([target.size[0] > target.size[1] for _, target in split.samples])
     batches = GroupedBatches(wide, args.train_batch, seed, parts, ranks.rank, ranks.size)
     return CocoLoader(dataset, batches, collect, args.workers, ranks.device, max_bad=args.max_bad)
 
@@ -293,10 +276,6 @@ def coco_validation_loader(
     split: CocoSplit, args: argparse.Namespace, seed: int, ranks: Ranks
 ) -> CocoLoader[EvalBatches]:
     """This process's share of the images, in batches of ``--test-batch``."""
-    dataset = CocoDataset(_plain(split), v2.Identity(), seed)
+    dataset = CocoDataset(ImageSplit(*split[:2]), v2.Identity(), seed)
     batches = EvalBatches(len(dataset), args.test_batch, ranks.rank, ranks.size)
     return CocoLoader(dataset, batches, collect, args.workers, ranks.device, max_bad=args.max_bad)
-
-
-def _plain(split: CocoSplit) -> ImageSplit:
-    return ImageSplit(split.samples, split.classes)

@@ -17,54 +17,41 @@ from pycocotools import mask as rle_masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
+from torchvision.ops import box_convert
 
 from detection.coco import CocoLoader, CocoSplit
 from utils.distributed import ONE_PROCESS, Ranks
 from utils.engine import Keeper
+from utils.errors import UserError
+from utils.files import write_atomically
 from utils.logger import Progress
 from utils.metrics import Sums
 from utils.precision import Precision
 from utils.sampling import EvalBatches
-from utils.text import plural
 
 Results = list[dict[str, Any]]
-_PARTS = {"bbox": "bbox", "segm": "segmentation"}  # what is compared of a detection
-
-
-class Numbers(NamedTuple):
-    """COCO's twelve numbers in percent; nan where the images have no such object.
-
-    Average precision over IoUs of .5 to .95, at .5 and at .75, and of small (below 32 x 32 pixels), medium
-    and large (from 96 x 96) objects; average recall with 1, 10 and 100 detections per image, and of these
-    three sizes.
-    """
-
-    AP: float
-    AP50: float
-    AP75: float
-    APs: float
-    APm: float
-    APl: float
-    AR1: float
-    AR10: float
-    AR100: float
-    ARs: float
-    ARm: float
-    ARl: float
-
-    def __str__(self) -> str:
-        return "  ".join(f"{name} {value:.1f}" for name, value in self._asdict().items())
+# Average precision over IoUs of .5 to .95, at .5 and at .75, and of small (below 32 x 32 pixels), medium and
+# large (from 96 x 96) objects; average recall with 1, 10 and 100 detections per image, and of these sizes.
+NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
 class Scores(NamedTuple):
-    """Of an evaluation."""
+    """COCO's ``NUMBERS`` in percent by their names; nan where the images have no such object."""
 
-    box: Numbers
-    mask: Numbers | None = None
+    box: dict[str, float]
+    mask: dict[str, float] | None = None
 
     def __str__(self) -> str:
-        lines = {name: numbers for name, numbers in self._asdict().items() if numbers is not None}
-        return "\n".join(f"{name:<5} {numbers}" for name, numbers in lines.items())
+        lines = {kind: numbers for kind, numbers in self._asdict().items() if numbers}
+        return "\n".join(
+            "  ".join([f"{kind:<4}", *(f"{name} {value:.1f}" for name, value in numbers.items())])
+            for kind, numbers in lines.items()
+        )
+
+    @property
+    def best(self) -> float:
+        """By which epochs are compared: AP of the boxes, 0 where it is nan."""
+        return 0.0 if math.isnan(self.box["AP"]) else self.box["AP"]
 
 
 def to_results(
@@ -80,8 +67,7 @@ def to_results(
     """
     records: Results = []
     for image_id, found in zip(image_ids, detections, strict=True):
-        corners = found["boxes"].float().cpu()
-        boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).tolist()
+        boxes = box_convert(found["boxes"].float(), "xyxy", "xywh").tolist()
         masks = _run_lengths(found["masks"]) if "masks" in found else []
         labels, scores = found["labels"].tolist(), found["scores"].float().tolist()
         for i, (box, label, score) in enumerate(zip(boxes, labels, scores, strict=True)):
@@ -92,78 +78,70 @@ def to_results(
 
 def _run_lengths(masks: Tensor) -> list[dict[str, Any]]:
     """Masks (N, 1, H, W) of probabilities, cut at .5, as compressed run lengths in text."""
-    if not len(masks):
-        return []
     binary = (masks[:, 0] > 0.5).to(torch.uint8).permute(1, 2, 0).cpu()
     runs = rle_masks.encode(np.asfortranarray(binary.numpy()))
-    return [{"size": list(map(int, run["size"])), "counts": run["counts"].decode("ascii")} for run in runs]
+    return [{**run, "counts": run["counts"].decode()} for run in runs]
 
 
-def load_truth(annotations: Path) -> COCO:
-    """An annotation file for :func:`score`.
+def write_results(results: Results, path: Path) -> None:
+    """Write records as COCO's JSON result file.
 
-    pycocotools takes an object of the number 0 for no object and of two with one number the first for the
-    second, and needs ``area`` and ``iscrowd`` of each: objects are numbered anew, and the area of the box and
-    no crowd are taken where the file, which is not COCO's then, does not say.
+    Raises:
+        UserError: it cannot be written.
     """
-    truth = COCO()
-    truth.dataset = json.loads(annotations.read_bytes())
-    for number, one in enumerate(truth.dataset["annotations"], 1):
-        one["id"] = number
-        one.setdefault("iscrowd", 0)
-        one.setdefault("area", one["bbox"][2] * one["bbox"][3])
-    with redirect_stdout(io.StringIO()):
-        truth.createIndex()
-    return truth
+    try:
+        write_atomically(path, lambda file: file.write(json.dumps(results).encode()))
+    except OSError as error:
+        raise UserError(f"--detections {path}: {error.strerror}; give a file that can be written") from None
 
 
 def score(
-    annotations: Path | COCO,
-    results: Results,
-    kinds: Sequence[str] = ("bbox",),
-    image_ids: Sequence[int] | None = None,
+    annotations: Path, results: Results, kinds: Sequence[str] = ("bbox",), image_ids: Sequence[int] = ()
 ) -> Scores:
     """COCO's numbers of detections.
 
     Args:
-        annotations: what the images show.
+        annotations: the file that says what the images show.
         results: records of :func:`to_results`.
         kinds: ``bbox``, and ``segm`` for masks too.
-        image_ids: the images that count, those without detections included; None: all.
+        image_ids: the images that count, those without detections included; none: all.
     """
-    truth = load_truth(annotations) if isinstance(annotations, Path) else annotations
-    return Scores(*(_numbers(truth, results, kind, image_ids) for kind in kinds))
-
-
-def _numbers(truth: COCO, results: Results, kind: str, image_ids: Sequence[int] | None) -> Numbers:
-    # With a box beside its mask, a detection's size would be that of the box. The records are copied:
-    # pycocotools writes into them.
-    keys = ("image_id", "category_id", "score", _PARTS[kind])
-    records = [{key: record[key] for key in keys} for record in results]
+    data = json.loads(annotations.read_bytes())
+    parts = []
     with redirect_stdout(io.StringIO()):
-        found = truth.loadRes(records) if records else _nothing(truth)
-        evaluation = COCOeval(truth, found, kind)
-        if image_ids is not None:
-            evaluation.params.imgIds = list(image_ids)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return Numbers(*(math.nan if value < 0 else 100 * float(value) for value in evaluation.stats))
+        truth = _indexed(data, data["annotations"])
+        for kind in kinds:
+            seen = [{**one, "area": rle_masks.area(one["segmentation"])} for one in results if kind == "segm"]
+            evaluation = COCOeval(truth, _indexed(data, seen or results), kind)
+            evaluation.params.imgIds = list(image_ids) or evaluation.params.imgIds
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+            values = [math.nan if value < 0 else 100 * float(value) for value in evaluation.stats]
+            parts.append(dict(zip(NUMBERS, values, strict=True)))
+    return Scores(*parts)
 
 
-def _nothing(truth: COCO) -> COCO:
-    """No detections, which ``loadRes`` cannot load."""
-    found = COCO()
-    found.dataset = {**truth.dataset, "annotations": []}
-    found.createIndex()
-    return found
+def _indexed(data: dict[str, Any], objects: Results) -> COCO:
+    """Objects or detections on the images of ``data``, as pycocotools compares them.
+
+    It takes an object of the number 0 for no object and of two with one number the first for the second, and
+    needs ``area`` and ``iscrowd`` of each: they are numbered anew, and where nothing is said, the area of the
+    box and no crowd are taken.
+    """
+    known = ({"area": math.prod(one["bbox"][2:]), "iscrowd": 0, **one} for one in objects)
+    numbered = [{**one, "id": number} for number, one in enumerate(known, 1)]
+    indexed = COCO()
+    indexed.dataset = {**data, "annotations": numbered}
+    indexed.createIndex()
+    return indexed
 
 
 class _Count(Sums):
     """Of images."""
 
     def read(self, ranks: Ranks = ONE_PROCESS) -> str:
-        return plural(int(ranks.sum(self.sums)), "image")
+        return f"{int(ranks.sum(self.sums)):,} images"
 
 
 @torch.no_grad()
@@ -191,17 +169,14 @@ def evaluate(
         if len(images):
             with precision.autocast():
                 detections = model(images)
-            image_ids = [int(target["image_id"]) for target in targets]
-            records += to_results(detections, image_ids, split.ids)
+            records += to_results(detections, [int(target["image_id"]) for target in targets], split.ids)
         meter.sums += len(targets)
         progress.step(meter, len(targets))
         keeper.between_batches()
     progress.close()
     loader.report(ranks)
-    # An image's records are all of one process: the order within it stays.
-    merged = sorted(
-        (record for part in ranks.gather(records) for record in part), key=lambda r: r["image_id"]
-    )
-    kinds = ("bbox",) if split.samples.masks is None else ("bbox", "segm")
-    scores: Any = score(split.annotations, merged, kinds, split.image_ids) if ranks.main else None
-    return ranks.gather(scores)[0], merged
+    records = [record for part in ranks.gather(records) for record in part]
+    records.sort(key=lambda record: record["image_id"])  # an image's are of one process: their order stays
+    kinds = ("bbox",) if split.samples[0][1].masks is None else ("bbox", "segm")
+    scores: Any = score(split.annotations, records, kinds, split.image_ids) if ranks.main else None
+    return ranks.gather(scores)[0], records

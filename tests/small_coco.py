@@ -120,7 +120,7 @@ def main() -> None:
             scores, results = evaluate(Guess(masks=True), loader, split, ranks)
             texts = ranks.gather(str(scores))
             if ranks.main:
-                numbers = [list(part) for part in scores if part is not None]
+                numbers = [list(part.values()) for part in scores if part is not None]
                 found = {"scores": numbers, "results": results, "texts": texts}
                 (data / f"{ranks.size}.json").write_text(json.dumps(found))
 
