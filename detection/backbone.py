@@ -91,17 +91,14 @@ def create_backbone(arch: str, checkpoint: str | None, pretrained: bool) -> Back
         UserError: no stages, no such weights, or weights of another net.
     """
     if arch not in list_backbones():
-        raise UserError(
-            f"-a {arch} has no stages layer1 to layer4 for a detector; "
-            "possible are all architectures named *resnet*, *resnext* and sknet*, such as sge_resnet50"
-        )
+        possible = "possible are *resnet*, *resnext* and sknet*, such as sge_resnet50"
+        raise UserError(f"-a {arch} has no stages layer1 to layer4 for a detector; {possible}")
     if checkpoint and pretrained:
         raise UserError("--backbone FILE and --pretrained are two sources of the same weights: give one")
     if checkpoint:
         return _from_checkpoint(arch, checkpoint)
-    weights = (
-        imagenet_weights(arch, 1000, "--pretrained", "give a file with --backbone") if pretrained else {}
-    )
+    instead = "give a file with --backbone"
+    weights = imagenet_weights(arch, 1000, "--pretrained", instead) if pretrained else {}
     try:
         return Backbone(create_model(arch, **weights))
     except OSError as error:
@@ -112,10 +109,8 @@ def _from_checkpoint(arch: str, path: str) -> Backbone:
     saved = checkpoints.load(path, "--backbone")
     state = saved["state_dict"]
     if any(key.startswith(("rpn.", "roi_heads.")) for key in state):
-        raise UserError(
-            f"--backbone {path} holds a whole detector: give it to --resume, "
-            "or give the checkpoint of a classification run"
-        )
+        remedy = "give it to --resume, or give the checkpoint of a classification run"
+        raise UserError(f"--backbone {path} holds a whole detector: {remedy}")
     net = create_model(arch, num_classes=fitting.output_count(state, arch))
     fitting.load_weights(net, saved, arch, path, "--backbone")
     backbone = Backbone(net)

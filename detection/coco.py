@@ -23,18 +23,17 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from utils.data import Batch, Batches, DeviceLoader, ImageDataset, Sample
+from utils.data import ImageDataset
 from utils.decoding import decode
 from utils.distributed import Ranks
 from utils.errors import UserError
-from utils.randomness import permutation
-from utils.sampling import EvalBatches, TrainBatches
+from utils.ragged import RaggedLoader, collect
+from utils.sampling import EvalBatches, GroupedBatches, TrainBatches
 from utils.splits import ImageSplit
 from utils.text import plural
 
 LEAST_IMAGE = 32  # pixels; images with a shorter side are not trained on
 LEAST_BOX = 0.01  # pixels; of thinner boxes a flip or a change of size in float32 may leave nothing
-CHUNK = 16  # images of one shape in a row: batches of 1, 2, 4, 8 or 16 hold one shape
 
 
 class Target(NamedTuple):
@@ -185,9 +184,8 @@ class CocoDataset(ImageDataset):
         """The image; a size that the annotations don't know would shift the objects."""
         image = decode(path)
         if image.size != label.size:
-            raise ValueError(
-                "it has {} x {} pixels, by its annotations {} x {}".format(*image.size, *label.size)
-            )
+            text = "it has {} x {} pixels, by its annotations {} x {}"
+            raise ValueError(text.format(*image.size, *label.size))
         return image
 
     def transformed(self, read: Image.Image, label: Target) -> tuple[Tensor, dict[str, Tensor]]:
@@ -213,54 +211,9 @@ def decode_masks(masks: Sequence[bytes], width: int, height: int) -> Tensor:
     return torch.from_numpy(decoded).permute(2, 0, 1).contiguous()
 
 
-class GroupedBatches(TrainBatches):
-    """Batches of images of one shape, wide or not: less padding.
-
-    The order of an epoch is that of chunks of ``CHUNK`` random images of one shape; what fills no chunk comes
-    last. Like any order it depends on (seed, epoch) only.
-
-    Args:
-        wide: (N,) bool, of each image whether it is wider than high.
-        others: as in :class:`TrainBatches`.
-    """
-
-    def __init__(self, wide: Tensor, batch: int, seed: int, *others: int) -> None:
-        super().__init__(len(wide), batch, seed, *others)
-        self.wide = wide
-
-    def order(self) -> Tensor:
-        order = super().order()
-        shapes = (order[self.wide[order] == wide] for wide in (True, False))
-        chunks = [chunk for shape in shapes for chunk in shape.split(CHUNK)]
-        whole = [chunk for chunk in chunks if len(chunk) == CHUNK]
-        mixed = permutation(len(whole), self.seed, "chunks", self.epoch)
-        return torch.cat([*(whole[i] for i in mixed), *(chunk for chunk in chunks if len(chunk) < CHUNK)])
-
-
-def collect(samples: list[Sample]) -> Batch:
-    """Those that could be read, possibly none, in lists: images (3, H, W) differ in size."""
-    whole = [sample for sample in samples if sample.image is not None]
-    broken = tuple(file for sample in samples for file in sample.broken)
-    images: Any = [sample.image for sample in whole]
-    labels: Any = [sample.label for sample in whole]
-    return Batch(images, labels, broken)
-
-
-class CocoLoader(DeviceLoader[Batches]):
-    """Batches on the device: a list of images (3, H, W), float32 from 0 to 1, and one of their dicts."""
-
-    without = "counted as images without detections"
-    remedy = ""
-
-    def _to_device(self, batch: Any) -> tuple[Any, Any]:
-        images = [image.to(self.device, non_blocking=True).float().div_(255) for image in batch.images]
-        targets = [{k: v.to(self.device, non_blocking=True) for k, v in one.items()} for one in batch.labels]
-        return images, targets
-
-
 def coco_training_loader(
     split: CocoSplit, args: argparse.Namespace, seed: int, ranks: Ranks, parts: int = 1
-) -> CocoLoader[TrainBatches]:
+) -> RaggedLoader[TrainBatches]:
     """This process's batches of ``--train-batch``, ``parts`` of them for a step, flipped with ``--hflip``.
 
     Raises:
@@ -269,13 +222,13 @@ def coco_training_loader(
     dataset = CocoDataset(ImageSplit(*split[:2]), v2.RandomHorizontalFlip(args.hflip), seed, substitute=True)
     wide = torch.tensor([target.size[0] > target.size[1] for _, target in split.samples])
     batches = GroupedBatches(wide, args.train_batch, seed, parts, ranks.rank, ranks.size)
-    return CocoLoader(dataset, batches, collect, args.workers, ranks.device, max_bad=args.max_bad)
+    return RaggedLoader(dataset, batches, collect, args.workers, ranks.device, max_bad=args.max_bad)
 
 
 def coco_validation_loader(
     split: CocoSplit, args: argparse.Namespace, seed: int, ranks: Ranks
-) -> CocoLoader[EvalBatches]:
+) -> RaggedLoader[EvalBatches]:
     """This process's share of the images, in batches of ``--test-batch``."""
     dataset = CocoDataset(ImageSplit(*split[:2]), v2.Identity(), seed)
     batches = EvalBatches(len(dataset), args.test_batch, ranks.rank, ranks.size)
-    return CocoLoader(dataset, batches, collect, args.workers, ranks.device, max_bad=args.max_bad)
+    return RaggedLoader(dataset, batches, collect, args.workers, ranks.device, max_bad=args.max_bad)

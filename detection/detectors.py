@@ -4,10 +4,7 @@ They differ from torchvision's defaults in the 2000 proposals at test, in the bo
 for the papers see ``heads.py`` and ``backbone.py``.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
@@ -15,8 +12,6 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from detection.backbone import Backbone, full_precision
 from detection.heads import BoxStage, MaskBranch, StagedHeads
-from utils.errors import UserError
-from utils.fitting import differences
 
 DETECTORS = ("faster_rcnn", "mask_rcnn", "cascade_rcnn")
 PROPOSALS = 2000  # of a level before suppression, of an image after it
@@ -59,26 +54,6 @@ def create_detector(
     heads = StagedHeads(stages, MaskBranch(channels, classes) if name == "mask_rcnn" else None)
     transform = GeneralizedRCNNTransform(min_size, max_size, MEAN, STD)
     return GeneralizedRCNN(backbone, _proposals(channels), heads, transform)
-
-
-def load_detector(net: nn.Module, saved: Mapping[str, Any], name: str, path: str) -> None:
-    """Load a checkpoint's weights, which must fit exactly.
-
-    Args:
-        net: the detector.
-        saved: from :func:`utils.checkpoint.load`.
-        name: what the file must hold: detector and architecture.
-        path: the file, of ``--resume``.
-
-    Raises:
-        UserError: it holds something else.
-    """
-    if (holds := saved.get("arch", "no detector of this code")) != name:
-        remedy = "give --model and -a of the file; a classification network goes to --backbone"
-        raise UserError(f"--resume {path} holds {holds}, not {name}: {remedy}")
-    if problems := differences(net, saved["state_dict"]):
-        raise UserError(f"--resume {path} does not fit {name}: {problems}")
-    net.load_state_dict(saved["state_dict"])
 
 
 def _proposals(channels: int) -> RegionProposalNetwork:

@@ -19,7 +19,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
-from detection.coco import CocoLoader, CocoSplit
+from detection.coco import CocoSplit
 from utils.distributed import ONE_PROCESS, Ranks
 from utils.engine import Keeper
 from utils.errors import UserError
@@ -27,6 +27,7 @@ from utils.files import write_atomically
 from utils.logger import Progress
 from utils.metrics import Sums
 from utils.precision import Precision
+from utils.ragged import RaggedLoader
 from utils.sampling import EvalBatches
 
 Results = list[dict[str, Any]]
@@ -147,7 +148,7 @@ class _Count(Sums):
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    loader: CocoLoader[EvalBatches],
+    loader: RaggedLoader[EvalBatches],
     split: CocoSplit,
     ranks: Ranks = ONE_PROCESS,
     precision: Precision | None = None,

@@ -97,15 +97,13 @@ class BoxStage(RoIHeads):
             labels: of each image, (R,); 0 is the background.
             goals: of each image, the offsets to the matched ground truth.
         """
-        label, goal = torch.cat(labels), torch.cat(goals)
-        sampled = max(len(label), 1)
-        positive = torch.where(label > 0)[0]
+        label = torch.cat(labels)
+        sampled, positive = max(len(label), 1), torch.where(label > 0)[0]
+        goal = torch.cat(goals)[positive]
         offsets = offsets.unflatten(1, (-1, 4))  # (R, classes or 1, 4)
         of_class = label[positive] if offsets.shape[1] > 1 else torch.zeros_like(positive)
         classification = F.cross_entropy(logits, label, reduction="sum")
-        boxes = F.smooth_l1_loss(
-            offsets[positive, of_class], goal[positive], reduction="sum", beta=self.box_beta
-        )
+        boxes = F.smooth_l1_loss(offsets[positive, of_class], goal, reduction="sum", beta=self.box_beta)
         return self.loss_weight * classification / sampled, self.loss_weight * boxes / sampled
 
     def refine(self, offsets: Tensor, boxes: Boxes, sizes: Sizes) -> Boxes:
@@ -175,8 +173,7 @@ class StagedHeads(nn.Module):
     ) -> tuple[Targets, dict[str, Tensor]]:
         if not self.training:
             return self._detections(features, proposals, sizes), {}
-        if targets is None:
-            raise ValueError("training needs targets")
+        assert targets is not None  # GeneralizedRCNN has looked
         return [], self._losses(features, proposals, sizes, targets)
 
     def _losses(

@@ -70,8 +70,6 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
         parser.error("--detections goes with -e")
     if args.min_size > args.max_size:
         parser.error(f"--min-size {args.min_size} is above --max-size {args.max_size}")
-    if args.backbone and args.pretrained:
-        parser.error("--backbone and --pretrained are two different weights: give one of them")
     if (args.backbone or args.pretrained) and args.resume not in (None, "auto"):
         parser.error("--backbone and --pretrained are for a start: without --resume FILE")
     arguments.check_run(parser, args)

@@ -12,8 +12,7 @@ MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4  # on every trained parameter, norms and biases too
 CLIP = 35.0  # L2 norm of the gradient of all parameters together
 GAMMA = 0.1  # factor of the rate at each step of the schedule
-WARMUP_STEPS = 500  # in which the rate grows linearly ...
-WARMUP_START = 1 / 3  # ... from this share of it
+WARMUP_STEPS = 500  # in which the rate grows linearly from a third of it
 
 
 class Recipe(NamedTuple):

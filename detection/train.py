@@ -20,11 +20,10 @@ from torch.optim import SGD
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from detection.backbone import create_backbone
-from detection.coco import CocoSplit, coco_training_loader, coco_validation_loader, read_coco
-from detection.detectors import create_detector, load_detector
+from detection.coco import coco_training_loader, coco_validation_loader, read_coco
+from detection.detectors import create_detector
 from detection.evaluate import evaluate, write_results
 from detection.options import IMAGES, parse_arguments
-from detection.recipes import WARMUP_START
 from detection.task import Detection
 from utils import cli, distributed, fitting
 from utils.engine import Trainer
@@ -38,45 +37,21 @@ from utils.schedule import Schedule
 from utils.text import plural
 
 
-def open_splits(
-    args: argparse.Namespace, saved: Mapping[str, Any], masks: bool
-) -> tuple[CocoSplit | None, CocoSplit]:
-    """Training images (None to evaluate) and validation images, of the classes of the resumed run."""
-    val = read_coco(Path(args.data), "val", training=False, masks=masks, known=saved.get("classes", ()))
-    if args.evaluate:
-        return None, val
-    return read_coco(Path(args.data), "train", training=True, masks=masks, known=val.classes), val
-
-
 def create_net(args: argparse.Namespace, saved: Mapping[str, Any], classes: int) -> nn.Module:
     """The detector, started from ``--backbone``, from ``--pretrained`` or from the resumed checkpoint."""
     backbone = create_backbone(args.arch, None if saved else args.backbone, args.pretrained and not saved)
     net = create_detector(args.model, backbone, 1 + classes, args.min_size, args.max_size)
     if saved:
-        load_detector(net, saved, name_of(args), args.resume)
+        remedy = "give --model and -a of the file; a classification network goes to --backbone"
+        fitting.load_other(net, saved, f"{args.model} {args.arch}", args.resume, remedy)
     return net
-
-
-def name_of(args: argparse.Namespace) -> str:
-    """What a checkpoint says that it holds."""
-    return f"{args.model} {args.arch}"
 
 
 def create_optimizer(net: nn.Module, args: argparse.Namespace) -> SGD:
     """Everything that is trained decays, as published."""
     trained = [(name, value) for name, value in net.named_parameters() if value.requires_grad]
-    settings = {"momentum": args.momentum, "weight_decay": args.weight_decay}
-    counts = [
-        sum(value.numel() for value in values) / 1e6 for values in (net.parameters(), dict(trained).values())
-    ]
-    print(f"{counts[0]:.2f}M parameters, {counts[1]:.2f}M of them trained")
-    return SGD(trained, args.lr, fused=True, **settings)
-
-
-def create_schedule(args: argparse.Namespace, images_per_step: int) -> Schedule:
-    warmup = {"warmup_steps": args.warmup_steps, "warmup_from": WARMUP_START}
-    rate = args.lr * images_per_step / IMAGES
-    return Schedule(rate, args.epochs, milestones=args.schedule, gamma=args.gamma, **warmup)
+    print(f"{sum(value.numel() for _, value in trained) / 1e6:.2f}M parameters are trained")
+    return SGD(trained, args.lr, args.momentum, weight_decay=args.weight_decay, fused=True)
 
 
 def main() -> None:
@@ -90,7 +65,9 @@ def main() -> None:
             if not (args.evaluate or args.dry_run):
                 check_start(args, saved)
                 check_folder(args)
-            train, val = open_splits(args, saved, task.masks)
+            root = Path(args.data)
+            val = read_coco(root, "val", False, task.masks, saved.get("classes", ()))
+            train = None if args.evaluate else read_coco(root, "train", True, task.masks, val.classes)
         ranks.same(f"{train}, {val}", f"--data {args.data}")
         seed = ranks.gather(choose_seed(args.manualSeed, saved.get("seed")))[0]
         configure_torch(args.deterministic, seed, one_size=False)
@@ -110,7 +87,8 @@ def main() -> None:
         with ranks.agree():
             train_loader = coco_training_loader(train, args, seed, ranks, args.accum_steps)
         print(f"{train_loader}, {val_loader}")
-        schedule = create_schedule(args, train_loader.batches.samples_per_step)
+        rate = args.lr * train_loader.batches.samples_per_step / IMAGES
+        schedule = Schedule(rate, args.epochs, 0, args.schedule, args.gamma, warmup_steps=args.warmup_steps)
         print(schedule)
         optimizer = create_optimizer(net, args)
 
@@ -131,7 +109,7 @@ def main() -> None:
             rehearse(args, trainer, train_loader, val_loader, check, ranks)
             return
         with ranks.agree():
-            fields = {"arch": name_of(args), "seed": seed, "classes": list(val.classes)}
+            fields = {"arch": f"{args.model} {args.arch}", "seed": seed, "classes": list(val.classes)}
             run = Run(args, saved, train_loader.batches, fields, state, task.form, ranks)
         with run:
             for begin in run.epochs():

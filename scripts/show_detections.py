@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from detection.backbone import create_backbone
-from detection.detectors import DETECTORS, create_detector, load_detector
+from detection.detectors import DETECTORS, create_detector
 from scripts.gallery import Entry, make_folder, picture_name, write_page, write_picture
 from scripts.predict import find_images
-from utils import checkpoint, cli
+from utils import checkpoint, cli, fitting
 from utils.decoding import decode
 from utils.distributed import select_devices
 from utils.errors import UserError
@@ -71,7 +71,7 @@ def restore(path: str) -> Detector:
         raise UserError(f"--resume {path} holds no detector: give a checkpoint of detection/train.py")
     sizes = {key: saved["arguments"][key] for key in ("min_size", "max_size")}
     net = create_detector(kind, create_backbone(arch, None, False), 1 + len(saved["classes"]), **sizes)
-    load_detector(net, saved, name, path)
+    fitting.load_other(net, saved, name, path, "it is damaged")
     return Detector(net.eval(), name, saved["classes"])
 
 

@@ -15,10 +15,7 @@ from small_coco import IDS, NAMES, SETTINGS, save, write_coco
 from torch import Tensor
 
 from detection.coco import (
-    CHUNK,
-    CocoLoader,
     CocoSplit,
-    GroupedBatches,
     coco_training_loader,
     coco_validation_loader,
     decode_masks,
@@ -26,7 +23,8 @@ from detection.coco import (
 )
 from utils.distributed import ONE_PROCESS
 from utils.errors import UserError
-from utils.sampling import Position, SampleKey, TrainBatches
+from utils.ragged import RaggedLoader
+from utils.sampling import CHUNK, GroupedBatches, Position, SampleKey, TrainBatches
 
 TRAIN = "train2017"
 # pycocotools 2.0.11 under NumPy 2
@@ -50,7 +48,7 @@ def change(root: Path, how: Callable[[dict[str, Any]], object], split: str = TRA
     return save(root, split, content)
 
 
-def training(split: CocoSplit, **settings: Any) -> CocoLoader[TrainBatches]:
+def training(split: CocoSplit, **settings: Any) -> RaggedLoader[TrainBatches]:
     return coco_training_loader(split, argparse.Namespace(**{**SETTINGS, **settings}), 1, ONE_PROCESS)
 
 

@@ -16,10 +16,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from small_coco import IDS, SETTINGS, Guess, save, write_coco
 
-from detection.coco import CocoLoader, CocoSplit, coco_validation_loader, decode_masks, read_coco
+from detection.coco import CocoSplit, coco_validation_loader, decode_masks, read_coco
 from detection.evaluate import NUMBERS, Results, Scores, evaluate, score, to_results, write_results
 from utils.distributed import ONE_PROCESS
 from utils.errors import UserError
+from utils.ragged import RaggedLoader
 from utils.sampling import EvalBatches
 
 BOTH = ("bbox", "segm")
@@ -37,7 +38,7 @@ def read(root: Path, masks: bool = True) -> CocoSplit:
     return read_coco(root, "val2017", training=False, masks=masks)
 
 
-def validation(split: CocoSplit, **settings: Any) -> CocoLoader[EvalBatches]:
+def validation(split: CocoSplit, **settings: Any) -> RaggedLoader[EvalBatches]:
     return coco_validation_loader(split, argparse.Namespace(**{**SETTINGS, **settings}), 1, ONE_PROCESS)
 
 

@@ -1,5 +1,6 @@
 """TensorBoard's event files."""
 
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,11 +33,13 @@ class Events:
             self._give_up(error)
 
     def add(self, values: Mapping[str, float], step: int) -> None:
-        """Write a value for every tag."""
+        """Write a value for every tag; where there is none (nan), as of sizes that no object has, nothing."""
         if self.writer is None:
             return
         try:
             for tag, value in values.items():
+                if math.isnan(value):
+                    continue
                 summary = scalar(tag, value)
                 self.writer.write_event(Event(wall_time=time.time(), step=step, summary=summary))
             self.writer.flush()

@@ -44,6 +44,29 @@ def load_weights(
     model.load_state_dict(state)
 
 
+def load_other(
+    model: nn.Module, saved: Mapping[str, Any], name: str, path: str, remedy: str, flag: str = "--resume"
+) -> None:
+    """The same for a network that is in no registry, such as a detector.
+
+    Args:
+        model: the network.
+        saved: from :func:`load`.
+        name: what the file must say that it holds.
+        path: where the checkpoint came from, for messages.
+        remedy: what to do if it holds something else.
+        flag: what named it, for messages.
+
+    Raises:
+        UserError: it does not fit.
+    """
+    if (holds := saved.get("arch", "a network without a name")) != name:
+        raise UserError(f"{flag} {path} holds {holds}, not {name}; {remedy}")
+    if problems := differences(model, saved["state_dict"]):
+        raise UserError(f"{flag} {path} does not fit {name}: {problems}")
+    model.load_state_dict(saved["state_dict"])
+
+
 def differences(model: nn.Module, state: Mapping[str, Tensor]) -> str:
     """How the keys and shapes of a state dict differ from a network's, in words; empty if they do not."""
     expected = model.state_dict()
