@@ -80,7 +80,7 @@ def test_the_loss_falls_in_20_steps(coco: Path, narrow: None, call: Run, detecto
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(coco: Path, narrow: None, call: Run) -> None:
-    flags = (*SMALL, "--model", "cascade_rcnn", "--epochs", 2, "--save-every", 1, "--keep", 9)
+    flags = (*SMALL, "--epochs", 2, "--save-every", 2, "--keep", 9)
     assert call(*flags, "-c", "whole", "-j", 0, script=SCRIPT).returncode == 0
     whole = coco.parent / "whole"
     middle = whole / "checkpoint-0001-0000004.pth.tar"
@@ -132,7 +132,7 @@ def test_an_evaluation_is_that_of_pycocotools_whatever_the_processes(
 
 @pytest.mark.slow
 def test_two_processes_resume_exactly(coco: Path, launch: Run) -> None:
-    flags = (*SMALL, "--epochs", 2, "--save-every", 1, "--keep", 9, "-j", 0)
+    flags = (*SMALL, "--model", "cascade_rcnn", "--epochs", 2, "--save-every", 1, "--keep", 9, "-j", 0)
     assert launch(SCRIPT, *flags, "-c", "whole").returncode == 0
     middle = coco.parent / "whole" / "checkpoint-0001-0000004.pth.tar"
     assert launch(SCRIPT, *flags, "-c", "rest", "--resume", middle).returncode == 0

@@ -254,7 +254,7 @@ def add_step_arguments(group: argparse._ArgumentGroup) -> None:
         "--clip-grad",
         type=positive,
         metavar="NORM",
-        help="largest norm of the gradient",
+        help="largest norm of the gradient (default: any; in detection/train.py 35)",
     )
     group.add_argument(
         "--accum-steps", type=count_of, default=1, metavar="N", help="batches per step (default: 1)"
