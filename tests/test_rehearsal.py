@@ -55,16 +55,25 @@ def test_two_processes(launch: Run, images: Path) -> None:
 
 
 def test_the_clock_leaves_out_the_first_step() -> None:
-    clock = Clock(torch.device("cpu"), 3)
-    for step in range(3):
+    begun: list[None] = []
+    clock = Clock(torch.device("cpu"), 4, lambda: begun.append(None), stop=True)
+    for step in range(1, 4):
         clock.after_step(Position(0), step, 0)
+        assert len(begun) == 1
     with pytest.raises(EnoughError):
-        clock.after_step(Position(0), 3, 0)
+        clock.after_step(Position(0), 4, 0)
     assert len(clock.times) == 4
     clock.times = [1.0, 2.0, 3.0, 7.0]
     assert clock.seconds == 2.0
     clock.began, clock.times = 1.0, [4.0]
     assert clock.seconds == 3.0
+
+
+def test_a_clock_that_goes_on() -> None:
+    clock = Clock(torch.device("cpu"), 1)
+    for _ in range(3):
+        clock.between_batches()
+    assert len(clock.times) == 3
 
 
 def test_curve_and_words() -> None:

@@ -30,26 +30,34 @@ class EnoughError(Exception):
 
 
 class Clock(Keeper):
-    """Ends an epoch after some steps, an evaluation after some batches, and says how long they took."""
+    """Times the steps of an epoch, or the batches of an evaluation, after the first.
 
-    def __init__(self, device: torch.device, steps: int) -> None:
-        self.device, self.left = device, steps
+    Args:
+        device: where they are computed; waited for after the first and the last of them only.
+        steps: how many, with the first.
+        begin: called when the first is done.
+        stop: raise :class:`EnoughError` when all are done.
+    """
+
+    def __init__(
+        self, device: torch.device, steps: int, begin: Callable[[], object] | None = None, stop: bool = False
+    ) -> None:
+        self.device, self.steps, self.begin, self.stop = device, steps, begin, stop
         self.began = time.perf_counter()
         self.times: list[float] = []
 
-    def tick(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.times.append(time.perf_counter())
-        self.left -= 1
-        if self.left < 0:
-            raise EnoughError
-
     def after_step(self, reached: Position, steps: int, signal: int) -> None:
-        self.tick()
+        self.between_batches()
 
     def between_batches(self) -> None:
-        self.tick()
+        done = len(self.times) + 1
+        if self.device.type == "cuda" and done in (1, self.steps):
+            torch.cuda.synchronize(self.device)
+        if done == 1 and self.begin:
+            self.begin()
+        self.times.append(time.perf_counter())
+        if self.stop and done == self.steps:
+            raise EnoughError
 
     @property
     def seconds(self) -> float:
@@ -86,8 +94,10 @@ def rehearse(
     if args.checkpoint and ranks.main:
         fine = curve(trainer.schedule, args.epochs, batches.steps, points=2000)
         print(f"drawn in {draw(fine, args.epochs, Path(args.checkpoint))}")
-    training = timed(train_loader.device, lambda clock: trainer.epoch(train_loader, Position(0), clock))
-    checking = timed(val_loader.device, check)
+    training = timed(
+        train_loader.device, batches.steps, lambda clock: trainer.epoch(train_loader, Position(0), clock)
+    )
+    checking = timed(val_loader.device, len(val_loader), check)
     epoch = training * batches.steps + checking * len(val_loader)
     print(f"memory: {memory(train_loader.device)}")
     print(f"{batches.samples_per_step / training:,.1f} images/s, {training:.3f} s per step of {STEPS} timed")
@@ -95,9 +105,9 @@ def rehearse(
     print("dry run: nothing was trained or saved")
 
 
-def timed(device: torch.device, run: Callable[[Clock], object]) -> float:
-    """Seconds of a step or batch."""
-    clock = Clock(device, STEPS)
+def timed(device: torch.device, steps: int, run: Callable[[Clock], object]) -> float:
+    """Seconds of a step or batch of a run that has so many."""
+    clock = Clock(device, min(STEPS + 1, steps), stop=True)
     with suppress(EnoughError):
         run(clock)
     return clock.seconds

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from scripts.benchmarks import images, measure, training
 from scripts.benchmarks.report import Result, Table
-from scripts.benchmarks.training import Clock, Loader
+from scripts.benchmarks.training import Loader
 from utils import cli
 from utils.classification import Classification
 from utils.decoding import DECODERS
 from utils.distributed import Ranks
 from utils.engine import Trainer
+from utils.rehearsal import Clock
 from utils.sampling import Position
 from utils.splits import ImageSplit
 
@@ -81,7 +82,7 @@ def bare_seconds(trainer: Trainer, loader: Loader, epoch: int, steps: int) -> fl
     precision, optimizer, accumulate = trainer.precision, trainer.optimizer, trainer.accumulate
     criterion = cast(Classification, trainer.task).criterion
     trainer.model.train()
-    clock = Clock(trainer.ranks, steps)
+    clock = Clock(trainer.ranks.device, steps)
     loader.batches.set_position(Position(epoch))
     for position, (pictures, labels) in enumerate(loader, 1):
         loss = criterion(precision.forward(trainer.model, pictures), labels)

@@ -1,24 +1,24 @@
 """imagenet_fast.py's training step on random images, for the subcommands that time it."""
 
 import argparse
-import time
 from typing import Any, cast
 
 import torch
 
 import imagenet_fast
-from scripts.benchmarks.measure import Watch, wait
+from scripts.benchmarks.measure import Watch
 from utils import arguments, cli, distributed, network
 from utils.averaging import create_average
 from utils.classification import Classification
 from utils.data import Batch, DeviceLoader, training_loader
 from utils.decoding import choose_decoder
 from utils.distributed import Ranks
-from utils.engine import Keeper, Trainer
+from utils.engine import Trainer
 from utils.losses import LabelSmoothing
 from utils.optim import create_optimizer
 from utils.precision import choose_precision
 from utils.randomness import configure_torch
+from utils.rehearsal import Clock
 from utils.sampling import Position, TrainBatches
 from utils.splits import ImageSplit
 from utils.transforms import TrainTransform
@@ -97,33 +97,10 @@ def resident_loader(args: argparse.Namespace, ranks: Ranks) -> Loader:
     return loader
 
 
-class Clock(Keeper):
-    """Times the steps of an epoch after the first.
-
-    Args:
-        ranks: where they are computed.
-        steps: of the epoch.
-        watch: forgets what it has seen in the first step.
-    """
-
-    def __init__(self, ranks: Ranks, steps: int, watch: Watch | None = None) -> None:
-        self.ranks, self.steps, self.watch = ranks, steps, watch
-        self.seconds = 0.0  # since the end of the first step; at the end of the epoch a step's
-
-    def after_step(self, reached: Position, steps: int, signal: int) -> None:
-        if steps == 1:
-            wait(self.ranks.device)
-            if self.watch:
-                self.watch.seconds.clear()
-            self.started = time.perf_counter()
-        if steps == self.steps:
-            wait(self.ranks.device)
-            self.seconds = (time.perf_counter() - self.started) / (self.steps - 1)
-
-
 def time_epoch(trainer: Trainer, loader: Loader, epoch: int, steps: int, watch: Watch | None = None) -> float:
     """Seconds of a step of the Trainer's loop."""
-    clock = Clock(trainer.ranks, steps, watch)
+    # What a watch has seen in the first step is not counted either.
+    clock = Clock(trainer.ranks.device, steps, watch.seconds.clear if watch else None)
     with distributed.silence(True):  # its lines of progress
         trainer.epoch(loader, Position(epoch), clock)
     return clock.seconds
