@@ -9,12 +9,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forks import Job
 from PIL import Image
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
@@ -28,7 +29,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def start_process(folder: Path, *command: object) -> subprocess.CompletedProcess[str]:
-    """Start a Python command line in ``folder`` and wait for it."""
+    """Start a Python command line in ``folder``, by a new interpreter, and wait for it."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(
         [sys.executable, *map(str, command)],
@@ -49,27 +50,54 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    """Start ``python SCRIPT ARGUMENTS`` in an empty folder and wait for it."""
+def start(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Job]]:
+    """Start a command in an empty folder, in one or several processes, and do not wait for it."""
+    jobs: list[Job] = []
 
-    def start(*arguments: object, script: str = "imagenet.py") -> subprocess.CompletedProcess[str]:
-        return start_process(tmp_path, REPOSITORY / script, *arguments)
+    def begin(*command: object, environments: Sequence[Mapping[str, object]] = ({},)) -> Job:
+        jobs.append(Job(tmp_path, tmp_path_factory.mktemp("outputs"), command, environments))
+        return jobs[-1]
 
-    return start
+    yield begin
+    for job in jobs:
+        job.kill()
 
 
 @pytest.fixture
-def launch(tmp_path: Path) -> Run:
-    """Start a script in several processes, by torchrun or another launcher."""
+def run(tmp_path: Path, start: Callable[..., Job]) -> Run:
+    """Start ``python SCRIPT ARGUMENTS`` in an empty folder and wait for it; a fork, or a new interpreter."""
 
-    def start(
-        script: Path | str, *arguments: object, processes: int = 2, launcher: str = "torch.distributed.run"
+    def begin(
+        *arguments: object, script: str = "imagenet.py", fresh: bool = False
     ) -> subprocess.CompletedProcess[str]:
+        command = (REPOSITORY / script, *arguments)
+        return start_process(tmp_path, *command) if fresh else start(*command).complete()
+
+    return begin
+
+
+@pytest.fixture
+def launch(start: Callable[..., Job]) -> Run:
+    """Start a script in several processes: forks that have a launcher's environment, or by a launcher.
+
+    What a launcher starts are new interpreters.
+    """
+
+    def begin(
+        script: Path | str, *arguments: object, processes: int = 2, launcher: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        if not launcher:
+            places = [
+                {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, **address}
+                for address in [{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}]
+                for rank in range(processes)
+            ]
+            return start(REPOSITORY / script, *arguments, environments=places).complete()
         nodes = ("--standalone",) if launcher == "torch.distributed.run" else ("--master-port", free_port())
         command = ("-m", launcher, *nodes, f"--nproc_per_node={processes}", REPOSITORY / script, *arguments)
-        return start_process(tmp_path, *command)
+        return start(*command).complete()
 
-    return start
+    return begin
 
 
 def free_port() -> int:
@@ -83,21 +111,27 @@ def free_port() -> int:
 def call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Run]:
-    """The same as ``run``, within this process: saves the import of torch where many lines are tried."""
+    """The same as ``run``, within this process: where many lines are tried, and a test replaces something.
 
-    def start(*arguments: object, script: str = "imagenet.py") -> subprocess.CompletedProcess[str]:
-        if script.startswith("imagenet") and "-j" not in arguments:
-            arguments = (*arguments, "-j", 0)  # of so many runs in one process the data workers would pile up
+    The curves at the end of a run are drawn, but not into pixels, which takes longer than the run.
+    """
+
+    def begin(*arguments: object, script: str = "imagenet.py") -> subprocess.CompletedProcess[str]:
+        main = importlib.import_module(".".join(Path(script).with_suffix("").parts)).main
+        if script.startswith("imagenet"):
+            monkeypatch.setattr("utils.curves.rendered", lambda *_: b"")
+            if "-j" not in arguments:
+                arguments = (*arguments, "-j", 0)  # of so many runs the data workers would pile up here
         command = [script, *map(str, arguments)]
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", command)
         with pytest.raises(SystemExit) as ended:
-            cli.run(importlib.import_module(".".join(Path(script).with_suffix("").parts)).main)
+            cli.run(main)
         end_data_workers()
         output = capsys.readouterr()
         return subprocess.CompletedProcess(command, int(ended.value.code or 0), output.out, output.err)
 
-    yield start
+    yield begin
     torch.use_deterministic_algorithms(False)
     torch.compiler.reset()
 

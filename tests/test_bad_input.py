@@ -107,7 +107,8 @@ def test_command_line_of_the_fast_scripts(
 
 
 def test_from_outside(run: Run, tmp_path: Path) -> None:
-    assert_one_line_error(run("--data", "nowhere"), "imagenet.py: error: --data nowhere: no such folder")
+    mistake = run("--data", "nowhere", fresh=True)
+    assert_one_line_error(mistake, "imagenet.py: error: --data nowhere: no such folder")
     assert_one_line_error(run("--data", "nowhere", "--lr", "-1"), "imagenet.py: error: argument --lr")
     assert list(tmp_path.iterdir()) == []
 

@@ -1,14 +1,13 @@
 """Several processes: the same weights, every image evaluated once, one voice, one mistake one line."""
 
-import os
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import REPOSITORY, Run, free_port, write_images
+from forks import Job
 
 from models import create_model
 from utils import distributed
@@ -31,7 +30,7 @@ def test_one_process_and_two_and_parts_agree(launch: Run, run: Run, images: Path
     """Up to the rounding of sums in another order; by both launchers and SLURM's variables bit for bit."""
     assert run(images, "one.pt", "--train-batch", 8, script=SCRIPT).returncode == 0
     assert run(images, "parts.pt", "--train-batch", 4, "--parts", 2, script=SCRIPT).returncode == 0
-    started = launch(SCRIPT, images, "two.pt", "--train-batch", 4)
+    started = launch(SCRIPT, images, "two.pt", "--train-batch", 4, launcher="torch.distributed.run")
     assert started.returncode == 0, started.stderr
     assert started.stdout.count("hello") == 1
     old = launch(SCRIPT, images, "old.pt", "--train-batch", 4, launcher="torch.distributed.launch")
@@ -71,18 +70,15 @@ def test_processes_with_different_data(launch: Run, images: Path, tmp_path: Path
     assert result.stderr.count("error: --data images on rank 1 differs from that on rank 0: 3 training") == 1
 
 
-def test_under_slurm(images: Path, tmp_path: Path) -> None:
-    port = str(free_port())
-    processes = []
-    for rank in range(2):
-        slurm = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_STEP_NUM_TASKS": "2"}
-        slurm |= {"SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": "7", "MASTER_PORT": port}
-        command = [sys.executable, str(REPOSITORY / SCRIPT), str(images), "out.pt", "--train-batch", "4"]
-        environment = {**os.environ, **slurm, "OMP_NUM_THREADS": "1"}
-        processes.append(
-            subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
-        )
-    assert [process.communicate(timeout=120)[0].count("hello") for process in processes] == [1, 0]
+def test_under_slurm(start: Callable[..., Job], images: Path, tmp_path: Path) -> None:
+    slurm = {"SLURM_STEP_NUM_TASKS": 2, "SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": 7}
+    slurm["MASTER_PORT"] = free_port()
+    command = (REPOSITORY / SCRIPT, images, "out.pt", "--train-batch", 4)
+    jobs = [
+        start(*command, environments=[{**slurm, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}])
+        for rank in range(2)
+    ]
+    assert [job.complete().stdout.count("hello") for job in jobs] == [1, 0]
     assert (tmp_path / "out.pt").exists()
 
 
@@ -175,24 +171,28 @@ def test_evaluation_does_not_depend_on_the_processes(
     assert 0 < expected[1] < 100
 
 
-def test_a_mistake_is_one_line_of_one_process(
-    launch: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mistake_is_one_line_of_one_process(launch: Run, images: Path, tmp_path: Path) -> None:
     """Also when rank 0 is the slowest to start."""
-    slow = "import os, time\ntime.sleep(3 * (os.environ.get('RANK') == '0'))\n"
-    (tmp_path / "slow").mkdir()
-    (tmp_path / "slow" / "sitecustomize.py").write_text(slow)
+    slow = tmp_path / "imagenet_fast.py"
+    slow.write_text(
+        "import os, sys, time\n"
+        "time.sleep(3 * (os.environ['RANK'] == '0'))\n"
+        f"sys.path.insert(0, {str(REPOSITORY)!r})\n"
+        "import imagenet_fast\n"
+        "from utils import cli\n"
+        "cli.run(imagenet_fast.main)\n"
+    )
     flags = ("--data", images, "-a", "mobilenetv1", "--img-size", 32, "-c", "out")
-    for mistake, line in (
-        (("--resume", "nowhere.pth"), "imagenet_fast.py: error: --resume nowhere.pth: no such file"),
-        (("--lr", -1), "imagenet_fast.py: error: argument --lr"),
+    by_torchrun = {"launcher": "torch.distributed.run"}
+    missing = launch("imagenet_fast.py", *flags, "--resume", "nowhere.pth", **by_torchrun)
+    wrong = launch(slow, *flags, "--lr", -1)
+    for result, line in (
+        (missing, "error: --resume nowhere.pth: no such file"),
+        (wrong, "error: argument --lr"),
     ):
-        if mistake[0] == "--lr":
-            monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'slow'}:{REPOSITORY}")
-        result = launch("imagenet_fast.py", *flags, *mistake)
         assert result.returncode != 0
         assert result.stderr.count("imagenet_fast.py: error:") == 1
-        assert line in result.stderr
+        assert f"imagenet_fast.py: {line}" in result.stderr
     assert not (tmp_path / "out").exists()
 
 

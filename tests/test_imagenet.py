@@ -60,7 +60,7 @@ def direct_accuracy(net: nn.Module, images: Path, size: int) -> tuple[float, flo
 
 
 def test_train_writes_log_events_and_checkpoints(run: Run, images: Path, tmp_path: Path) -> None:
-    result = run("-a", "se_resnet18", "--data", images, "--epochs", 2, "-c", "out", *SMALL)
+    result = run("-a", "se_resnet18", "--data", images, "--epochs", 2, "-c", "out", *SMALL, fresh=True)
     assert result.returncode == 0, result.stderr
     assert "seed 7" in result.stdout
     assert re.search(r"2/2 +0\.100000", result.stdout)

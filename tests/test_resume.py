@@ -6,15 +6,15 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY, Run, assert_one_line_error, start_process, write_images
+from conftest import REPOSITORY, Run, assert_one_line_error, write_images
+from forks import Job
 from killer import fingerprint
 
 from utils import checkpoint, engine, network
@@ -25,6 +25,7 @@ from utils.resume import differences, start_of_training
 from utils.sampling import Position
 
 SMALL = ("-a", "shufflenetv2_05x", "--img-size", 32, "--test-batch", 7, "--manualSeed", 7)
+KILLER = REPOSITORY / "tests" / "killer.py"
 
 
 @pytest.fixture
@@ -50,62 +51,26 @@ KILLED = {
 
 
 @pytest.mark.parametrize("script", KILLED)
-def test_killed_at_thirty_moments(script: str, pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [10, pytest.param(30, marks=pytest.mark.slow)])
+def test_killed_at_any_moment(start: Callable[..., Job], script: str, pictures: Path, kills: int) -> None:
     """By SIGKILL; with 0, 1 and 4 workers by turns."""
     processes, flags = KILLED[script]
     given = (*SMALL, "--data", "images", "--epochs", 2, "--save-every", 1, *flags)
-    options = (script, "--processes", processes, "--kills", 30, "--rest")
-    os.environ["PYTHONPATH"] = str(REPOSITORY)
-    result = start_process(tmp_path, REPOSITORY / "tests" / "killer.py", *options, *given)
+    options = (script, "--processes", processes, "--kills", kills, "--rest")
+    result = start(KILLER, *options, *given).complete()
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
-    assert found["kills"] == 30
+    assert found["kills"] == kills
     assert found["runs"] > 0
     assert found["differing"] == []
 
 
-def test_killed_in_half_precision(pictures: Path, tmp_path: Path) -> None:
+def test_killed_in_half_precision(start: Callable[..., Job], pictures: Path) -> None:
     given = (*SMALL, "--data", "images", "--epochs", 2, "--save-every", 1, "--train-batch", 16)
     half = ("--opt-level", "O1", "--amp-dtype", "bfloat16")
-    os.environ["PYTHONPATH"] = str(REPOSITORY)
-    killer = REPOSITORY / "tests" / "killer.py"
-    result = start_process(tmp_path, killer, "imagenet_fast", "--kills", 4, "--rest", *given, *half)
+    result = start(KILLER, "imagenet_fast", "--kills", 4, "--rest", *given, *half).complete()
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["differing"] == []
-
-
-@pytest.fixture
-def background(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start a command line and do not wait for it; it leads a process group of its own."""
-    started = []
-
-    def start(*command: object) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, *map(str, command)],
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
-def wait_for(process: subprocess.Popen[str], pattern: str) -> str:
-    """The first line of its output that matches."""
-    assert process.stdout is not None
-    for line in process.stdout:
-        if re.search(pattern, line):
-            return line
-    raise AssertionError(process.communicate()[1])
 
 
 @pytest.mark.parametrize(
@@ -113,7 +78,7 @@ def wait_for(process: subprocess.Popen[str], pattern: str) -> str:
     [(signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 1), (signal.SIGUSR1, 0, 1), (signal.SIGTERM, 143, 2)],
 )
 def test_a_signal_finishes_the_step_and_saves(
-    background: Callable[..., subprocess.Popen[str]],
+    start: Callable[..., Job],
     call: Run,
     launch: Run,
     pictures: Path,
@@ -126,8 +91,8 @@ def test_a_signal_finishes_the_step_and_saves(
     flags = (*SMALL, "--data", "images", "--epochs", 2, "-p", 1, "-j", 2, "--train-batch", 4)
     script = REPOSITORY / "imagenet_fast.py"
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes)
-    job = background(*(launcher if processes > 1 else ()), script, *flags, "-c", "out")
-    wait_for(job, "epoch 1: batch 2/")
+    job = start(*(launcher if processes > 1 else ()), script, *flags, "-c", "out")
+    job.wait_for("epoch 1: batch 2/")
     os.killpg(job.pid, number)
     output, errors = job.communicate(timeout=60)
     if processes == 1:
@@ -190,13 +155,13 @@ def process_of(folder: Path, rank: int) -> int:
 
 
 def test_torchrun_restarts_a_killed_rank(
-    background: Callable[..., subprocess.Popen[str]], launch: Run, pictures: Path, tmp_path: Path
+    start: Callable[..., Job], launch: Run, pictures: Path, tmp_path: Path
 ) -> None:
     flags = (*SMALL, "--data", "images", "--epochs", 2, "-p", 1, "-j", 0, "--train-batch", 4)
     resume = ("--save-every", 1, "--resume", "auto", "-c")
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1")
-    job = background(*launcher, REPOSITORY / "imagenet_fast.py", *flags, *resume, "out")
-    wait_for(job, "epoch 1: batch 3/")
+    job = start(*launcher, REPOSITORY / "imagenet_fast.py", *flags, *resume, "out")
+    job.wait_for("epoch 1: batch 3/")
     os.kill(process_of(tmp_path, rank=1), signal.SIGKILL)
     output, errors = job.communicate(timeout=120)
     assert job.returncode == 0, errors
@@ -417,24 +382,21 @@ def test_what_a_checkpoint_says_of_its_origin(call: Run, pictures: Path, tmp_pat
     )
 
 
-def test_a_second_interrupt_ends_at_once(
-    background: Callable[..., subprocess.Popen[str]], pictures: Path
-) -> None:
+def test_a_second_interrupt_ends_at_once(start: Callable[..., Job], tmp_path: Path) -> None:
     """Two seconds or more after the first: a step may take long, or hang."""
-    code = (
-        "import os, signal, time; from utils.signals import Signals\n"
-        "with Signals() as signals:\n"
+    (tmp_path / "waits.py").write_text(
+        "import time; from utils.signals import Signals\n"
+        "with Signals():\n"
         "    print('ready', flush=True)\n"
         "    while True: time.sleep(0.01)"
     )
-    os.environ["PYTHONPATH"] = str(REPOSITORY)
-    process = background("-c", code)
-    wait_for(process, "ready")
+    job = start(tmp_path / "waits.py")
+    job.wait_for("ready")
     for _ in range(2):
-        process.send_signal(signal.SIGINT)
+        os.kill(job.pid, signal.SIGINT)
         time.sleep(0.2)
-    assert process.poll() is None
+    assert job.running
     time.sleep(2.2)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=10)
-    assert process.returncode != 0
+    os.kill(job.pid, signal.SIGINT)
+    job.communicate(timeout=10)
+    assert job.returncode != 0
