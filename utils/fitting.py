@@ -1,16 +1,19 @@
 """Whether a checkpoint fits a network: weights exactly, momentum by name or by the published order."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
 
 from models import create_model, is_own, list_models, resolve
 from utils.errors import UserError
+
+_FILLING = frozenset({Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_, Tensor.erfinv_})
 
 
 def load_weights(
@@ -116,9 +119,20 @@ def output_count(state: Mapping[str, Tensor], arch: str) -> int:
     return shape[0] if shape else 1000
 
 
+class _NoValues(TorchFunctionMode):
+    """Leaves tensors as they were made: on ``meta`` most of the time goes into giving them no values."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in _FILLING:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def _shapes_of(arch: str, device: str = "meta") -> dict[str, tuple[int, ...]]:
     """The keys and shapes of an architecture; on ``meta`` it takes no memory and is not initialised."""
-    with torch.device(device), warnings.catch_warnings():
+    with torch.device(device), _NoValues(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = create_model(arch)
     return {key: tuple(value.shape) for key, value in model.state_dict().items()}
