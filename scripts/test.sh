@@ -13,4 +13,4 @@ fi
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy
-"$python" -m pytest -n auto "$@"  # a test process per core, each computing on one thread
+"$python" -m pytest -n auto --dist worksteal "$@"  # a test process per core, each computing on one thread

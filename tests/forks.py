@@ -5,6 +5,7 @@ like a process of a new interpreter, with its own arguments, environment, folder
 and exit code. What is to be a new interpreter, tests start by ``conftest.start_process``.
 """
 
+import io
 import multiprocessing
 import os
 import re
@@ -35,6 +36,10 @@ def play(
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.environ.clear()
     os.environ.update(environment)
+    if encoding := environment.get("PYTHONIOENCODING"):  # read when an interpreter starts
+        for stream in (sys.stdout, sys.stderr):
+            assert isinstance(stream, io.TextIOWrapper)
+            stream.reconfigure(encoding=encoding)
     os.chdir(folder)
     sys.path[:0] = [path for path in environment.get("PYTHONPATH", "").split(":") if path]
     if command[0] == "-m":

@@ -1,6 +1,7 @@
 """Which network a checkpoint fits, and which parameter its momentum belongs to."""
 
 import argparse
+import functools
 from typing import Any
 
 import pytest
@@ -11,6 +12,14 @@ from models import create_model
 from utils import fitting
 from utils.errors import UserError
 from utils.optim import create_optimizer
+
+_known = functools.cache(fitting._shapes_of)
+
+
+@pytest.fixture(autouse=True)
+def shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every architecture once for all tests: building them takes seconds."""
+    monkeypatch.setattr(fitting, "_shapes_of", lambda *args: dict(_known(*args)))
 
 
 @pytest.mark.parametrize(("name", "classes"), [("se_resnet50", 7), ("mobilenet_v2", 1000)])

@@ -92,7 +92,7 @@ def test_train_writes_log_events_and_checkpoints(run: Run, images: Path, tmp_pat
 
 def test_resume_continues_the_log_line_for_line(run: Run, call: Run, images: Path, tmp_path: Path) -> None:
     """Past a milestone, with other workers, with the stored seed, into the same and another folder."""
-    flags = ("-a", "sge_resnet18", "--data", images, "--schedule", 1, 3, "--gamma", 0.5, *SMALL[:-2])
+    flags = ("-a", "shufflenetv2_05x", "--data", images, "--schedule", 1, 3, "--gamma", 0.5, *SMALL[:-2])
     assert run(*flags, "--epochs", 4, "-c", "whole", "-j", 0, "--manualSeed", 7).returncode == 0
     assert call(*flags, "--epochs", 2, "-c", "half", "-j", 0, "--manualSeed", 7).returncode == 0
     resume = ("--resume", "half/checkpoint.pth.tar", "--epochs", 4)

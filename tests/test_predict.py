@@ -122,7 +122,7 @@ def names_of(result: subprocess.CompletedProcess[str]) -> set[str]:
 
 
 def test_class_names(predict: Run, call: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("utils.fitting.list_models", lambda: ["sge_resnet18", ARCH])  # trying all takes 8 s
+    monkeypatch.setattr("utils.fitting.list_models", lambda: ["sge_resnet18", ARCH])  # all take seconds
     (tmp_path / "names.txt").write_text("Katze\nHund\nEule, graue\n")
     image = "images/valf/cat/0.JPEG"
     assert names_of(predict(image, "--classes", "names.txt")) == {"Katze", "Hund", "Eule, graue"}
