@@ -5,6 +5,7 @@ like a process of a new interpreter, with its own arguments, environment, folder
 and exit code. What is to be a new interpreter, tests start by ``conftest.start_process``.
 """
 
+import atexit
 import io
 import multiprocessing
 import os
@@ -42,13 +43,16 @@ def play(
             stream.reconfigure(encoding=encoding)
     os.chdir(folder)
     sys.path[:0] = [path for path in environment.get("PYTHONPATH", "").split(":") if path]
-    if command[0] == "-m":
-        sys.argv = list(command[1:])
-        runpy.run_module(command[1], run_name="__main__", alter_sys=True)
-    else:
-        sys.argv = list(command)
-        sys.path.insert(0, str(Path(command[0]).parent))
-        runpy.run_path(command[0], run_name="__main__")
+    try:
+        if command[0] == "-m":
+            sys.argv = list(command[1:])
+            runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = list(command)
+            sys.path.insert(0, str(Path(command[0]).parent))
+            runpy.run_path(command[0], run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()  # as at the end of an interpreter; forks of multiprocessing leave them out
 
 
 class Job:

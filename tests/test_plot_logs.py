@@ -176,9 +176,9 @@ def test_the_curves_of_a_run_that_is_replaced_do_not_stay(
 
 
 @pytest.mark.parametrize("script", ["imagenet.py", "imagenet_fast.py"])
-def test_a_run_ends_with_its_curves(tmp_path: Path, images: Path, call: Run, script: str) -> None:
+def test_a_run_ends_with_its_curves(tmp_path: Path, images: Path, run: Run, script: str) -> None:
     arguments = ("-a", "shufflenetv2_05x", "--data", images, "--img-size", "32", "-j", "0", "-c", "out")
-    result = call(*arguments, "--train-batch", "8", "--epochs", "2", script=script)
+    result = run(*arguments, "--train-batch", "8", "--epochs", "2", script=script)
     assert result.returncode == 0, result.stderr
     assert "wrote out/: log.txt, curves.png, checkpoint.pth.tar" in result.stdout
     with Image.open(tmp_path / "out" / "curves.png") as image:
