@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from scripts.check_data import kind_of, listed
+from scripts.folders.contents import kind_of
+from scripts.folders.reading import listed
 from utils import cli, network
 from utils.data import Broken, DeviceLoader, validation_loader
 from utils.decoding import DECODERS, choose_decoder

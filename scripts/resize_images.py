@@ -27,7 +27,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from scripts.check_data import Split, broken_file, by_workers, listed, open_splits, say, troubles_of
+from scripts.folders.contents import Split, open_splits, troubles_of
+from scripts.folders.reading import broken_file, by_workers, listed, say
 from utils import cli
 from utils.data import Broken
 from utils.decoding import decode

@@ -1,0 +1,1 @@
+"""What the tools that go through image folders share."""
