@@ -231,6 +231,20 @@ def test_a_checkpoint_of_another_detector(coco: Path, narrow: None, call: Run) -
     assert saved.read_bytes() == before
 
 
+FAMILIES = ("cbam", "bam", "gc", "srm", "ws", "se", "sge", "sk")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [*(f"{name}_resnet18" for name in FAMILIES), "oct_resnet26", "resnet50_d"])
+def test_every_family_is_trained_and_evaluated(coco: Path, narrow: None, call: Run, arch: str) -> None:
+    flags = ("-a", arch, "--epochs", 1, "--warmup-steps", 0, "-c", "run", "-j", 0)
+    result = call(*SMALL, *flags, script=SCRIPT)
+    assert result.returncode == 0, result.stderr
+    (row,) = rows(coco.parent / "run" / "log.txt")
+    assert math.isfinite(row["Train Loss"])
+    assert math.isfinite(row["AP"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_four_images_are_learned_by_heart(tmp_path: Path, call: Run, detector: str) -> None:
