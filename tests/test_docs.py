@@ -44,7 +44,7 @@ SMALL: dict[str, tuple[str, ...]] = {
     "imagenet_fast.py": TRAINING,
     "imagenet_mobile.py": TRAINING,
     "detection/train.py": (
-        *("-a", "sge_resnet18", "--epochs", "1", "--min-size", "64", "--max-size", "96", "-j", "0"),
+        *("-a", "sge_resnet18", "--epochs", "1", "--min-size", "32", "--max-size", "48", "-j", "0"),
     ),
     "scripts/show_detections.py": (),
     "scripts/summary.py": ("--img-size", "64"),
@@ -197,6 +197,7 @@ def test_command(
     assert key is not None
     if command.words[-1].endswith(".onnx") and importlib.util.find_spec("onnxscript") is None:
         pytest.skip("without the libraries of ONNX")
+    monkeypatch.setattr("detection.heads.HIDDEN", 64)  # detectors of a sixteenth of the time
     words = substitute(command, key, tmp_path)
     if "--pretrained" in words:  # of a network with a thousand classes; nothing is downloaded
         weights = create_model(arch_of(command)).state_dict()
@@ -313,11 +314,8 @@ OTHERS |= {"--nodes", "--ntasks-per-node", "--gpus-per-node"}
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_flag_that_is_named_exists(page: Path) -> None:
-    files = [
-        *REPOSITORY.glob("*.py"),
-        *(REPOSITORY / "utils").glob("*.py"),
-        *(REPOSITORY / "scripts").rglob("*.py"),
-    ]
+    folders = (REPOSITORY / name for name in ("utils", "scripts", "detection"))
+    files = [*REPOSITORY.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
     known = {flag for path in files for flag in re.findall(r'"(--[\w-]+)"', path.read_text())} | OTHERS
     known |= {f"--nowd-{kind}" for kind in ("bn", "fc", "conv")} | {"--help"}
     assert set(re.findall(r"(?<![\w-])--[a-zA-Z][\w-]*", page.read_text())) - known == set()
