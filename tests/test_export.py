@@ -75,8 +75,8 @@ def test_one_that_differs_too_much_is_not_written(
     export: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "out.pt2").write_text("old")
-    monkeypatch.setattr("export.TOLERANCE", -1.0)
-    monkeypatch.setattr("export.BATCHES", (1,))
+    monkeypatch.setattr("scripts.export.TOLERANCE", -1.0)
+    monkeypatch.setattr("scripts.export.BATCHES", (1,))
     result = export("out.pt2", "--overwrite")
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith("out.pt2: differs by ")
@@ -122,7 +122,7 @@ def test_a_library_that_is_missing(export: Run, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_weights_that_are_too_many_for_onnx(export: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.LARGEST", 1000)
+    monkeypatch.setattr("scripts.export.LARGEST", 1000)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     assert_one_line_error(export("net.onnx"), "net.onnx: an .onnx file holds at most 2 GiB", ".pt2")
 
