@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import REPOSITORY
 from torch import Tensor, nn
 
 import models
@@ -196,9 +197,8 @@ COMPILE = [pytest.param(name, marks=() if name == "sge_resnet18" else pytest.mar
 
 @pytest.mark.parametrize("name", COMPILE)
 def test_compiled_training_in_a_process_of_its_own(name: str) -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", COMPILED.format(name=name)], capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", COMPILED.format(name=name)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert result.returncode == 0, result.stderr[-2000:]
 
 

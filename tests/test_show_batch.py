@@ -42,7 +42,7 @@ def show(call: Run, images: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 @pytest.fixture
 def shown(show: Run, monkeypatch: pytest.MonkeyPatch) -> list[MixedBatch]:
     """The batches that the script draws."""
-    script = importlib.import_module("show_batch")
+    script = importlib.import_module("scripts.show_batch")
     batches: list[MixedBatch] = []
     original = script.batches_of_step
 
