@@ -63,6 +63,14 @@ def start(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         job.kill()
 
 
+@pytest.fixture(autouse=True)
+def same_folder() -> Iterator[None]:
+    """Each test begins where the first one did."""
+    before = Path.cwd()
+    yield
+    os.chdir(before)
+
+
 @pytest.fixture
 def run(tmp_path: Path, start: Callable[..., Job]) -> Run:
     """Start ``python SCRIPT ARGUMENTS`` in an empty folder and wait for it; a fork, or a new interpreter."""
