@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import IO, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from scripts.tables.study import COMMIT, LOG
 from utils import checkpoint, cli
 from utils.checkpoint import LAST
 from utils.errors import UserError
 from utils.files import write_atomically
 
 LOGS = Path(__file__).resolve().parent.parent / "pretrain_log"
-LOG = ".log.txt"  # of NAME-SEED in a study's folder
 FACTS = ("arch", "seed", "classes", "training_images", "command", "commit", "versions")
 
 
@@ -40,7 +40,7 @@ def finished(folder: Path) -> dict[str, Any]:
     if not isinstance(epochs, int) or saved.get("epoch", 0) < epochs:
         done = f"{saved.get('epoch', 0)} of {epochs} epochs are done"
         raise UserError(f"RUN {folder}: {done}; go on with --resume auto first")
-    if not re.fullmatch(r"[0-9a-f]{40}", str(saved["commit"])):
+    if not COMMIT.fullmatch(str(saved["commit"])):
         raise UserError(
             f"RUN {folder}: its code is of no commit ({saved['commit'] or 'no git'}): commit it, train again"
         )
