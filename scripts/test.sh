@@ -2,13 +2,17 @@
 # Lint, format, types and tests:
 #   bash scripts/test.sh            the default suite
 #   bash scripts/test.sh --slow     with the tests that take minutes
+#   bash scripts/test.sh --gpu      what needs a CUDA GPU, and nothing else
 #   bash scripts/test.sh -k resume  any other argument goes to pytest
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 install_requirements requirements-dev.txt
 
 if [ "${1:-}" = --slow ]; then
     shift
-    set -- -m "slow or not slow" "$@"
+    set -- -m "not gpu" "$@"
+elif [ "${1:-}" = --gpu ]; then
+    shift
+    set -- -m gpu "$@"
 fi
 "$python" -m ruff check .
 "$python" -m ruff format --check .

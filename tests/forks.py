@@ -76,10 +76,9 @@ class Job:
         self.outputs = (outputs / "stdout", outputs / "stderr")
         for output in self.outputs:
             output.touch()
-        common = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
         self.processes = []
         for further in environments:
-            environment = common | {key: str(value) for key, value in further.items()}
+            environment = {**os.environ, **{key: str(value) for key, value in further.items()}}
             process = SERVER.Process(target=play, args=(self.command, folder, environment, self.outputs))
             process.start()
             self.processes.append(process)

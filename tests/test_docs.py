@@ -204,7 +204,6 @@ def test_command(
         monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: weights)
         words += ["--num-classes", "1000"]
     monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     result = call(*words, script=command.script)
     assert result.returncode == 0, result.stderr
     written = [word for word in words if word.endswith(MADE)]
@@ -260,7 +259,7 @@ def test_several_machines(command: Command, images: Path, tmp_path: Path) -> Non
     jobs = []
     for rank in range(2):
         line, variables = node(command, rank, port, images)
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         jobs.append(subprocess.Popen(line, cwd=tmp_path, env=environment, text=True, **pipes))  # type: ignore[call-overload]
     ended = [job.communicate(timeout=200) for job in jobs]

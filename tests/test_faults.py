@@ -25,7 +25,7 @@ from utils.averaging import create_average
 from utils.checkpoint import kept, load, position_of
 from utils.classification import Classification
 from utils.data import training_loader
-from utils.distributed import ONE_PROCESS
+from utils.distributed import ONE_PROCESS, Ranks
 from utils.engine import Keeper, Trainer
 from utils.errors import UserError
 from utils.run import BAD_BATCH
@@ -205,16 +205,16 @@ class StopAfter(Keeper):
 
 
 def trained(
-    images: Path, bad: int | None, steps: int, skip: bool = True
+    images: Path, bad: int | None, steps: int, skip: bool = True, ranks: Ranks = ONE_PROCESS
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state after some steps of a net with batch norm, one of them with a loss that is not finite."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), small_net())
+    net = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), small_net()).to(ranks.device)
     settings = {"img_size": 24, "hflip": 0.5, "auto_augment": None, "random_erase": 0, "workers": 0}
     args = argparse.Namespace(**settings, max_bad=0.01, train_batch=4, decoder="pil")
     split = open_data(str(images), evaluate=False).train
     assert split is not None
-    loader = training_loader(split, TrainTransform(args, (0.08, 1.0)), args, 1, ONE_PROCESS, parts=2)
+    loader = training_loader(split, TrainTransform(args, (0.08, 1.0)), args, 1, ranks, parts=2)
     calls: list[None] = []
 
     def criterion(logits: Tensor, labels: Tensor) -> Tensor:
@@ -226,7 +226,7 @@ def trained(
     average = create_average(net, 0.9, {})
     assert average is not None
     task = Classification(criterion)
-    trainer = Trainer(net, optimizer, task, Schedule(0.1, 2), 1, accumulate=2, average=average)
+    trainer = Trainer(net, optimizer, task, Schedule(0.1, 2), 1, ranks, accumulate=2, average=average)
     trainer.skip_nan = skip
     with pytest.raises(StopIteration):
         trainer.epoch(loader, Position(0), StopAfter(steps))

@@ -21,7 +21,7 @@ THIS_PYTHON = f'exec "{sys.executable}" "$@"'
 
 
 def shell(folder: Path, script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     command = ["bash", f"scripts/{script}", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
 
@@ -75,7 +75,9 @@ def test_lint_types_and_tests(copy: Path) -> None:
     steps = ["-m ruff check .", "-m ruff format --check .", "-m mypy", "-m pytest -n auto --dist worksteal"]
     assert shell(copy, "test.sh").stdout.splitlines() == steps
     slow = shell(copy, "test.sh", "--slow", "-k", "resume").stdout.splitlines()
-    assert slow == [*steps[:3], f"{steps[3]} -m slow or not slow -k resume"]
+    assert slow == [*steps[:3], f"{steps[3]} -m not gpu -k resume"]
+    gpu = shell(copy, "test.sh", "--gpu").stdout.splitlines()
+    assert gpu == [*steps[:3], f"{steps[3]} -m gpu"]
     python(copy, 'echo "$@"; [ "$2" != mypy ]')
     failed = shell(copy, "test.sh")
     assert (failed.returncode, failed.stdout.splitlines()) == (1, steps[:3])
