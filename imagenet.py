@@ -10,7 +10,6 @@ import argparse
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import SGD
 
@@ -27,6 +26,7 @@ from utils.distributed import (
 )
 from utils.engine import Trainer
 from utils.folder import check_folder
+from utils.randomness import configure_torch
 from utils.rehearsal import rehearse
 from utils.resume import check_start, choose_seed, resumed
 from utils.run import Run
@@ -49,6 +49,7 @@ def create_parser() -> cli.Parser:
         choices=CROP_SCALES,
         help="large: --scale 0.08 1, small: --scale 0.2 1 (default: large)",
     )
+    arguments.add_determinism(parser)
     parser.add_argument("--gpu-id", default="0", help="GPUs to use, such as 0,1,2,3 (default: 0)")
     parser.set_defaults(epochs=90, test_batch=200, schedule=[150, 225])
     return parser
@@ -65,8 +66,7 @@ def main() -> None:
     ranks = Ranks(device=device)
     saved = resumed(args)
     seed = choose_seed(args.manualSeed, saved.get("seed"))
-    torch.manual_seed(seed)
-    torch.backends.cudnn.benchmark = True
+    configure_torch(args.deterministic, seed)
 
     if not (args.evaluate or args.dry_run):
         check_start(args, saved)

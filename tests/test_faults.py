@@ -138,12 +138,27 @@ def test_a_full_disk_at_the_start(
     assert_one_line_error(call(*flags, "--epochs", 2), "cannot write to out (No space left on device)")
 
 
-def test_too_little_memory(call: Run, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("message", "fragments"),
+    [
+        (
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.",
+            ("too little memory", "--train-batch"),
+        ),
+        (
+            "some_backward_cuda does not have a deterministic implementation, but you set 'torch.use_...'",
+            ("--deterministic: on this device torch has no such some_backward_cuda; leave the flag out",),
+        ),
+    ],
+)
+def test_what_torch_cannot_do(
+    call: Run, images: Path, monkeypatch: pytest.MonkeyPatch, message: str, fragments: tuple[str, ...]
+) -> None:
     def fail(*_: object) -> None:
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
+        raise RuntimeError(message)
 
     monkeypatch.setattr(Trainer, "epoch", fail)
-    assert_one_line_error(call(*SMALL, "--data", images), "too little memory", "--train-batch")
+    assert_one_line_error(call(*SMALL, "--data", images), *fragments)
 
 
 def test_a_killed_data_worker(images: Path, tmp_path: Path) -> None:

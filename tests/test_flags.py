@@ -101,6 +101,7 @@ ELSEWHERE_ALL = {"--help", "--print-freq", "--data", "--workers", "--test-batch"
 ELSEWHERE_ALL |= {"--checkpoint", "--overwrite", "--resume", "--fresh-optimizer", "--evaluate"}
 ELSEWHERE_ALL |= {"--save-every", "--keep", "--on-nan", "--max-bad"}  # tests/test_resume.py, test_faults.py
 ELSEWHERE_ALL |= {"--dry-run"}  # tests/test_rehearsal.py
+ELSEWHERE_ALL |= {"--deterministic"}  # below; on a GPU, tests/test_gpu.py
 ELSEWHERE_ALL |= {"--decoder", "--no-cache"}  # tests/test_decoding.py, test_index.py
 ELSEWHERE_PLAIN = ELSEWHERE_ALL | {"--gpu-id"}  # of CUDA; a wrong one: tests/test_bad_input.py
 ELSEWHERE_FAST = ELSEWHERE_ALL | {
@@ -110,7 +111,7 @@ ELSEWHERE_FAST = ELSEWHERE_ALL | {
     "--compile",
     "--channels-last",
 }
-ELSEWHERE_FAST |= {"--deterministic", "--local-rank"}  # the latter: tests/test_distributed.py
+ELSEWHERE_FAST |= {"--local-rank"}  # tests/test_distributed.py
 
 
 def names(parser: argparse.ArgumentParser) -> set[str]:
@@ -228,6 +229,9 @@ def test_layout_compilation_and_determinism(
     assert len(compiled) == 1
     assert torch.are_deterministic_algorithms_enabled()
     assert all(layouts)
+    torch.use_deterministic_algorithms(False)
+    assert answer("--overwrite", "--deterministic", script=PLAIN).returncode == 0
+    assert torch.are_deterministic_algorithms_enabled()
 
 
 def test_what_needs_another_machine(answer: Callable[..., Any]) -> None:

@@ -365,9 +365,14 @@ def add_running_arguments(parser: argparse.ArgumentParser) -> None:
     add_process_arguments(group)
 
 
+def add_determinism(group: argparse._ActionsContainer) -> None:
+    """What a GPU needs to do the same twice."""
+    group.add_argument("--deterministic", action="store_true", help="deterministic algorithms only")
+
+
 def add_process_arguments(group: argparse._ArgumentGroup) -> None:
     """How each process runs."""
-    group.add_argument("--deterministic", action="store_true", help="deterministic algorithms only")
+    add_determinism(group)
     group.add_argument("--local-rank", "--local_rank", type=whole, help=argparse.SUPPRESS)
 
 

@@ -89,6 +89,8 @@ def _explain(error: BaseException | None) -> str | None:
             )
         if "out of memory" in text or "not enough memory" in text or "can't allocate memory" in text:
             return f"too little memory ({first[:120]}): lower --train-batch (--accum-steps) or --test-batch"
+        if "does not have a deterministic implementation" in text:
+            return f"--deterministic: on this device torch has no such {first.split()[0]}; leave the flag out"
         error = error.__context__
     return None
 
