@@ -38,71 +38,35 @@ __all__ = [
 # nothing else holds it. Left to autograd, the formula makes five such maps.
 
 
-def _as_matrices(x: Tensor) -> bool:
-    """Whether products of the groups of x (B, G, c, H, W) as matrices (c, H*W) are the fastest.
-
-    So they are on a CPU; a GPU is faster at plain sums of products, and channels_last maps are no matrices.
-    """
-    return x.is_contiguous() and x.device.type == "cpu"
-
-
-def _along_channels(x: Tensor, vectors: Tensor) -> Tensor:
-    """Scalar products of the positions with a vector for each group: (B, G, c, H, W) to (B, G, H, W).
-
-    Half precision comes out as float32.
-    """
-    batch, groups, channels, height, width = x.shape
-    wide = torch.promote_types(x.dtype, torch.float32)
-    if _as_matrices(x):
-        rows = vectors.reshape(batch * groups, 1, channels)
-        product = torch.bmm(rows, x.view(batch * groups, channels, -1))
-        return product.view(batch, groups, height, width).to(wide)
-    return (x * vectors).sum(2, dtype=wide)
-
-
-def _along_positions(x: Tensor, maps: Tensor) -> Tensor:
-    """Scalar products of the channels with a map for each group: (B, G, c, H, W) to (B, G, c, 1, 1)."""
-    if _as_matrices(x) and maps.is_contiguous():
-        batch, groups, channels = x.shape[:3]
-        columns = maps.view(batch * groups, -1, 1)
-        return torch.bmm(x.view(batch * groups, channels, -1), columns).view(batch, groups, channels, 1, 1)
-    return (x * maps).sum((3, 4), keepdim=True)
-
-
 class _Similarity(torch.autograd.Function):
-    """x, and the scalar product of each position with the mean over the positions.
+    """x, and the product of each position with the mean over the positions.
 
-    Shape: (B, G, c, H, W) and its mean (B, G, c, 1, 1), whose gradient is counted here, to the former and
-    (B, G, H, W).
+    Shape: (N, c, P) and its mean (N, 1, c), whose gradient is counted here, to (N, c, P) and (N, 1, P).
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x, mean)
-        return x, _along_channels(x, mean)
+        return x, torch.bmm(mean, x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, grad_similarity: Tensor) -> tuple[Tensor, None]:
         x, mean = ctx.saved_tensors
-        along = grad_similarity.to(x.dtype).unsqueeze(2)
-        grad_mean = _along_positions(x, along) / (x.shape[3] * x.shape[4])
-        return grad.addcmul_(mean, along).add_(grad_mean), None
+        along = grad_similarity.to(x.dtype)
+        grad_mean = torch.bmm(x, along.transpose(1, 2))  # (N, c, 1)
+        return grad.baddbmm_(mean.transpose(1, 2), along).add_(grad_mean / x.shape[2]), None
 
 
 class _Normalise(torch.autograd.Function):
-    """sigmoid(weight * (s - mean(s)) / (std(s) + 1e-5) + bias).
-
-    Shape: (B, G, H, W) and twice (1, G, 1, 1) to (B, G, H, W).
-    """
+    """sigmoid(weight * (s - mean(s)) / (std(s) + 1e-5) + bias): (B, G, P), (G, 1), (G, 1) to (B, G, P)."""
 
     @staticmethod
     def forward(ctx: Any, s: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        centred = s - s.mean((2, 3), keepdim=True)
-        freedom = max(s.shape[2] * s.shape[3] - 1, 1)
+        centred = s - s.mean(2, keepdim=True)
+        freedom = max(s.shape[2] - 1, 1)
         # The norm takes a fifth of the time of std().
-        norm = torch.linalg.vector_norm(centred, dim=(2, 3), keepdim=True)
-        std = norm / math.sqrt(freedom)  # (B, G, 1, 1)
+        std = torch.linalg.vector_norm(centred, dim=2, keepdim=True) / math.sqrt(freedom)  # (B, G, 1)
         gate = torch.addcmul(bias, centred, weight / (std + 1e-5)).sigmoid_()
         ctx.save_for_backward(centred, std, weight, gate)
         ctx.freedom = freedom
@@ -113,19 +77,18 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, grad_gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         centred, std, weight, gate = ctx.saved_tensors
         grad = torch.ops.aten.sigmoid_backward(grad_gate, gate)
-        total = grad.sum((2, 3), keepdim=True)
-        along = _along_positions(grad.unsqueeze(2), centred.unsqueeze(2)).squeeze(2)  # (B, G, 1, 1)
+        total = grad.sum(2, keepdim=True)
+        rows, maps = (t.reshape(-1, 1, t.shape[2]) for t in (grad, centred))
+        along = torch.bmm(rows, maps.transpose(1, 2)).view_as(std)  # scalar products of grad and centred
         slope = weight / (std + 1e-5)
         # d std / ds = centred / (freedom * std); without spread centred is 0, whatever it is divided by.
         pull = along * slope / ((std + 1e-5) * std.clamp_min(1e-30) * ctx.freedom)
-        grad_s = (
-            grad.sub_(total / (grad.shape[2] * grad.shape[3])).mul_(slope).addcmul_(centred, pull, value=-1)
-        )
-        return grad_s, (along / (std + 1e-5)).sum(0, keepdim=True), total.sum(0, keepdim=True)
+        grad_s = grad.sub_(total / grad.shape[2]).mul_(slope).addcmul_(centred, pull, value=-1)
+        return grad_s, (along / (std + 1e-5)).sum(0), total.sum(0)
 
 
 class _Gate(torch.autograd.Function):
-    """x * gate: (B, G, c, H, W) and (B, G, 1, H, W) to (B, G, c, H, W)."""
+    """x * gate: (N, c, P) and (N, 1, P) to (N, c, P)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Tensor) -> Tensor:
@@ -137,7 +100,7 @@ class _Gate(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor]:
         x, gate = ctx.saved_tensors
         grad = grad_out * x
-        grad_gate = grad.sum(2, keepdim=True)
+        grad_gate = grad.sum(1, keepdim=True)
         return torch.mul(grad_out, gate, out=grad), grad_gate
 
 
@@ -175,13 +138,18 @@ class SpatialGroupEnhance(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
             return self.formula(x)
+        batch, _, height, width = x.shape
         with torch.no_grad():
-            mean = self.avg_pool(x).unflatten(1, (self.groups, -1))  # (B, G, C/G, 1, 1)
-        grouped, s = _Similarity.apply(
-            x.unflatten(1, (self.groups, -1)), mean
-        )  # (B, G, C/G, H, W), (B, G, H, W)
-        gate = _Normalise.apply(s, self.weight, self.bias).to(x.dtype)
-        return _Gate.apply(grouped, gate.unsqueeze(2)).flatten(1, 2)
+            mean = self.avg_pool(x).reshape(batch * self.groups, 1, -1)  # (B*G, 1, C/G)
+        grouped = x.reshape(batch * self.groups, -1, height * width)  # (B*G, C/G, H*W)
+        grouped, similarity = _Similarity.apply(grouped, mean)
+        s = similarity.view(batch, self.groups, -1)  # (B, G, H*W)
+        s = s.float() if s.dtype in (torch.float16, torch.bfloat16) else s
+        gate = _Normalise.apply(s, self.weight.view(-1, 1), self.bias.view(-1, 1)).to(x.dtype)
+        out = _Gate.apply(grouped, gate.view(batch * self.groups, 1, -1)).reshape(x.shape)
+        if x.is_contiguous(memory_format=torch.channels_last):
+            out = out.contiguous(memory_format=torch.channels_last)  # spare the next layers the other layout
+        return out
 
 
 class SGEBasicBlock(BasicBlock):
