@@ -70,22 +70,28 @@ def write_picture(path: Path, content: bytes, flag: str = "-o") -> None:
 
 
 def read_runs(names: Sequence[str]) -> list[RunCurves]:
-    """The log.txt of every run; a run goes by its folder, by the whole path where folders share a name.
+    """The log.txt of every run; a run goes by its folder or file, by the whole path where these share a name.
 
     Raises:
         UserError: one is missing, damaged, empty or named twice.
     """
     paths = [Path(name) / LOG if Path(name).is_dir() else Path(name) for name in names]
-    folders = [path.resolve().parent for path in paths]
-    twice = [str(path) for path, count in Counter(path.resolve() for path in paths).items() if count > 1]
+    places = [path.resolve() for path in paths]
+    called = [name_of(place) for place in places]
+    twice = [str(path) for path, count in Counter(places).items() if count > 1]
     if twice:
         raise UserError(f"{twice[0]} is given twice: name it once")
-    of_name = Counter(folder.name for folder in folders)
+    of_name = Counter(called)
     runs = []
-    for path, folder in tqdm(list(zip(paths, folders, strict=True)), "reading", leave=False, disable=None):
-        name = folder.name if of_name[folder.name] == 1 else str(path.parent)
-        runs.append(read_curves(path, name))
+    for path, name in tqdm(list(zip(paths, called, strict=True)), "reading", leave=False, disable=None):
+        whole = str(path.parent if path.name == LOG else path.parent / name)
+        runs.append(read_curves(path, name if of_name[name] == 1 else whole))
     return runs
+
+
+def name_of(log: Path) -> str:
+    """What a run is called: as its folder, or, where a log has a name of its own (sge-1.log.txt), as that."""
+    return log.parent.name if log.name == LOG else log.name.removesuffix(f".{LOG}").removesuffix(".txt")
 
 
 def say(groups: Sequence[Group]) -> None:

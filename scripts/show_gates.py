@@ -9,12 +9,12 @@ image, and the energy in the two resolutions of Octave nets: of the last block o
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -23,7 +23,7 @@ from scripts.gallery import Entry, make_folder, picture_name, write_page
 from scripts.gates.draw import draw
 from scripts.gates.record import Gate, Recorded, last_of_each_stage, record
 from scripts.plot_logs import write_picture
-from utils import checkpoint, cli, fitting
+from utils import cli, network
 from utils.curves import rendered
 from utils.decoding import decode
 from utils.errors import UserError
@@ -56,21 +56,21 @@ def normalised(pixels: Tensor) -> Tensor:
     return ((pixels - mean) / std)[None]
 
 
-def open_network(args: argparse.Namespace) -> tuple[nn.Module, Sequence[str]]:
-    """The network of ``-a`` with the weights of ``--resume``, and the names of its classes, if known.
+def open_network(args: argparse.Namespace) -> network.Restored:
+    """The network of ``--resume``, or that of ``-a`` with random weights.
 
     Raises:
-        UserError: the file cannot be read or does not fit.
+        UserError: the file cannot be read or does not fit, or both flags are missing.
     """
-    saved: Mapping[str, Any] = checkpoint.load(args.resume) if args.resume else {}
-    names = saved.get("classes", ())
+    if args.resume:
+        return network.restore(args.resume, args.arch, args.img_size)
+    if not args.arch:
+        raise UserError("whose attention? Give --resume FILE, or -a ARCH for random weights")
+    print("note: without --resume FILE the weights are random, and so is what is drawn")
     torch.manual_seed(0)
-    net = create_model(args.arch, num_classes=args.num_classes or len(names) or 1000)
-    if saved:
-        fitting.load_weights(net, saved, args.arch, args.resume)
-    else:
-        print("note: without --resume FILE the weights are random, and so is what is drawn")
-    return net.eval(), names
+    outputs = args.num_classes or 1000
+    net = create_model(args.arch, num_classes=outputs).eval()
+    return network.Restored(net, args.arch, {}, args.img_size or 224, outputs)
 
 
 def predictions(logits: Tensor, names: Sequence[str]) -> list[str]:
@@ -89,14 +89,16 @@ def chosen(recorded: Recorded, all_blocks: bool) -> Sequence[Any]:
 def main() -> None:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", type=cli.name_of_file, nargs="+", metavar="IMAGE", help="an image file")
-    parser.add_argument("-a", "--arch", type=cli.architecture, required=True, help="see models/")
+    what = "the network, see models/ (default: what the checkpoint says)"
+    parser.add_argument("-a", "--arch", type=cli.architecture, help=what)
+    weights = parser.add_mutually_exclusive_group()
     what = "checkpoint of the network (default: random weights)"
-    parser.add_argument("--resume", type=cli.name_of_file, metavar="FILE", help=what)
-    what = "outputs of the network (default: as many as FILE names classes, else 1000)"
-    parser.add_argument("--num-classes", type=cli.count_of, metavar="N", help=what)
+    weights.add_argument("--resume", type=cli.name_of_file, metavar="FILE", help=what)
+    what = "outputs of the network of random weights (default: 1000)"
+    weights.add_argument("--num-classes", type=cli.count_of, metavar="N", help=what)
     size = cli.number(int, lambda value: value >= 32, "a whole number of at least 32")
-    what = "side of the square input in pixels (default: 224)"
-    parser.add_argument("--img-size", type=size, default=224, metavar="S", help=what)
+    what = "side of the square input in pixels (default: as in training; 224 if the checkpoint does not say)"
+    parser.add_argument("--img-size", type=size, metavar="S", help=what)
     parser.add_argument("--sort", action="store_true", help="sort the channels by their gate")
     what = "draw every block (default: the last of each stage)"
     parser.add_argument("--all-blocks", action="store_true", help=what)
@@ -105,21 +107,21 @@ def main() -> None:
     args = parser.parse_args()
     cli.check_libraries("pictures", "matplotlib")
     folder = Path(args.output)
-    net, names = open_network(args)
-    weights = args.resume or "random weights"
+    opened = open_network(args)
+    called = f"{opened.arch}, {args.resume or 'random weights'}"
     entries = []
     for number, path in enumerate(tqdm(args.images, "drawing", unit="image", leave=False, disable=None), 1):
-        pixels = pixels_of(path, args.img_size)
-        recorded = record(net, normalised(pixels))
-        likeliest = predictions(recorded.logits, names)
-        title = drawable(f"{args.arch}, {weights}: {Path(path).name}")
+        pixels = pixels_of(path, opened.img_size)
+        recorded = record(opened.net, normalised(pixels))
+        likeliest = predictions(recorded.logits, opened.saved.get("classes", ()))
+        title = drawable(f"{called}: {Path(path).name}")
         text = "\n".join(["predicted:", *likeliest])
         figure = draw(pixels, chosen(recorded, args.all_blocks), title, text, args.sort)
         make_folder(folder)
         entry = Entry(picture_name(number, path), drawable(path), f"predicted: {', '.join(likeliest)}")
         write_picture(folder / entry.name, rendered(figure))
         entries.append(entry)
-    title = drawable(f"Attention of {args.arch}, {weights}")
+    title = drawable(f"Attention of {called}")
     write_page(folder, entries, title, "Attention of every stage on")
     print(f"wrote {folder}/: {plural(len(entries), 'picture')}, index.html")
 

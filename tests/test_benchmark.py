@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY, Run, assert_one_line_error
+from conftest import Run, assert_one_line_error
 from PIL import Image
 
 from scripts.benchmarks import measure, scaling
@@ -20,9 +20,8 @@ SMALL = ("--batch", 2, "--img-size", 32, "--rounds", 2, "--warmup", 0, "--device
 
 
 @pytest.fixture
-def bench(call: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+def bench(call: Run) -> Run:
     """Start the script with these arguments, within this process."""
-    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
 
     def start(*arguments: object) -> Any:
         return call(*arguments, script=SCRIPT)

@@ -20,9 +20,8 @@ SCRIPT = "scripts/check_data.py"
 
 
 @pytest.fixture
-def check(call: Run, images: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def check(call: Run, images: Path) -> Run:
     """The script within this process, on the folder ``images``."""
-    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
     return lambda *flags: call("images", "-j", 0, *flags, script=SCRIPT)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY, Run, assert_one_line_error
+from conftest import Run, assert_one_line_error
 from safetensors import safe_open
 from safetensors.torch import save_file
 from small_checkpoint import ARCH, CLASSES, SIZE, calibrated, fields, write_checkpoint
@@ -22,9 +22,8 @@ FORMATS = pytest.mark.parametrize("out", ["out.pth", "out.safetensors"])
 
 
 @pytest.fixture
-def convert(call: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def convert(call: Run, tmp_path: Path) -> Run:
     """The script within this process; ``a.pth.tar`` to ``c.pth.tar`` are checkpoints of three seeds."""
-    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
     for seed, name in enumerate("abc"):
         write_checkpoint(tmp_path, calibrated(seed=seed), epoch=seed).rename(tmp_path / f"{name}.pth.tar")
     return lambda *arguments: call(*arguments, script=SCRIPT)

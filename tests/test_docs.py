@@ -203,7 +203,6 @@ def test_command(
         weights = create_model(arch_of(command)).state_dict()
         monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: weights)
         words += ["--num-classes", "1000"]
-    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
     result = call(*words, script=command.script)
     assert result.returncode == 0, result.stderr
     written = [word for word in words if word.endswith(MADE)]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY, Run, assert_one_line_error
+from conftest import Run, assert_one_line_error
 from small_checkpoint import ARCH, CLASSES, SIZE, calibrated, write_checkpoint
 from test_robustness import SHALLOW
 from torch import Tensor
@@ -21,9 +21,8 @@ FORMATS = pytest.mark.parametrize("out", [pytest.param("out.onnx", marks=needs_o
 
 
 @pytest.fixture
-def export(call: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def export(call: Run, tmp_path: Path) -> Run:
     """The script within this process, on a checkpoint ``net.pth.tar``."""
-    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
     write_checkpoint(tmp_path).rename(tmp_path / "net.pth.tar")
     return lambda *arguments: call("--resume", "net.pth.tar", *arguments, script=SCRIPT)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, Run, assert_one_line_error
+from conftest import Run, assert_one_line_error
 from PIL import Image
 
 from utils.curves import SEEDS, Group, draw, grouped, read_curves, spans_decades, write_curves
@@ -25,9 +25,8 @@ def write_run(folder: Path, top1: list[float], loss: float = 2.0) -> Path:
 
 
 @pytest.fixture
-def plot(call: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+def plot(call: Run) -> Run:
     """The script within this process."""
-    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
     return lambda *arguments: call(*arguments, script=SCRIPT)
 
 
@@ -121,6 +120,22 @@ def test_the_command(tmp_path: Path, plot: Run) -> None:
         assert image.width > 1000
     assert plot("se", "-o", "one.svg").returncode == 0
     assert "<svg" in (tmp_path / "one.svg").read_text()
+
+
+def test_logs_that_have_names_of_their_own(tmp_path: Path, plot: Run) -> None:
+    """As in pretrain_log/; in two folders of the same names they go by their paths."""
+    for folder in ("digits", "photos"):
+        for name in ("sge-1", "sge-2", "se-1"):
+            made = write_run(tmp_path / f"{folder}-{name}", [10.0, 20.0])
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (made / "log.txt").rename(tmp_path / folder / f"{name}.log.txt")
+    result = plot("digits/sge-1.log.txt", "digits/sge-2.log.txt", "digits/se-1.log.txt", "-o", "a.png")
+    assert "sge-2  2 epochs" in result.stdout
+    assert "wrote a.png: 2 curves" in result.stdout
+    logs = [f"{folder}/{name}.log.txt" for folder in ("digits", "photos") for name in ("sge-1", "sge-2")]
+    result = plot(*logs, "-o", "b.png")
+    assert "photos/sge-1  2 epochs" in result.stdout
+    assert "wrote b.png: 2 curves" in result.stdout
 
 
 @pytest.mark.parametrize(

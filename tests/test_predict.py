@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, Run, assert_one_line_error
+from conftest import Run, assert_one_line_error
 from small_checkpoint import ARCH, CLASSES, SIZE, calibrated, write_checkpoint
 from torch import Tensor
 
@@ -20,9 +20,8 @@ SCRIPT = "scripts/predict.py"
 
 
 @pytest.fixture
-def predict(call: Run, images: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def predict(call: Run, images: Path) -> Run:
     """The script within this process, on a checkpoint ``net.pth.tar``."""
-    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
     write_checkpoint(images.parent).rename(images.parent / "net.pth.tar")
     return lambda *arguments: call("--resume", "net.pth.tar", "-j", 0, *arguments, script=SCRIPT)
 

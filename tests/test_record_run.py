@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY, Run, assert_one_line_error
+from conftest import Run, assert_one_line_error
 
 from utils import checkpoint
 from utils.checkpoint import LAST
@@ -32,9 +32,8 @@ FIELDS: dict[str, Any] = {
 
 
 @pytest.fixture
-def record(call: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+def record(call: Run) -> Run:
     """Start the script within this process."""
-    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
 
     def start(run: object, *arguments: object) -> Any:
         return call(run, "--study", "small", "--logs", "logs", *arguments, script="scripts/record_run.py")

@@ -31,9 +31,8 @@ def large(images: Path) -> Path:
 
 
 @pytest.fixture
-def resize(call: Run, large: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def resize(call: Run, large: Path) -> Run:
     """The script within this process, from ``images`` to ``copy``."""
-    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
     return lambda *flags: call("images", "copy", "--side", 64, "-j", 0, *flags, script=SCRIPT)
 
 

@@ -25,9 +25,8 @@ Record = Callable[..., Path]
 
 
 @pytest.fixture
-def results(call: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+def results(call: Run) -> Run:
     """Start the script within this process, where the sizes of the networks are counted once."""
-    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
     return lambda *arguments: call(*arguments, script=SCRIPT)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY, Run, assert_one_line_error
+from conftest import Run, assert_one_line_error
 from PIL import Image
 from torch import Tensor, nn
 from torch.optim import SGD
@@ -33,9 +33,8 @@ FLAGS = ("--img-size", 32, "-j", 0, "--train-batch", 5, "--manualSeed", SEED)
 
 
 @pytest.fixture
-def show(call: Run, images: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def show(call: Run, images: Path) -> Run:
     """The script within this process, on the folder ``images``."""
-    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
     return lambda *flags: call("--data", images, *FLAGS, *flags, script=SCRIPT)
 
 

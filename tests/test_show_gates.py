@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, Run, assert_one_line_error, write_images
+from conftest import Run, assert_one_line_error, write_images
 from PIL import Image
 from torch import Tensor, nn
 
 from models import create_model
+from scripts import show_gates
 from scripts.gates.draw import bars_of, draw, maps_of, numbers
-from scripts.gates.record import Gate, Octave, attention_of, last_of_each_stage, record, stage_of
+from scripts.gates.record import Gate, Octave, Recorded, attention_of, last_of_each_stage, record, stage_of
 from utils import checkpoint
 from utils.errors import UserError
 
@@ -24,9 +25,8 @@ SIDE = 64
 
 
 @pytest.fixture
-def show(call: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+def show(call: Run) -> Run:
     """The script within this process."""
-    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
     return lambda *arguments: call(*arguments, script=SCRIPT)
 
 
@@ -198,6 +198,29 @@ def test_the_command(tmp_path: Path, show: Run) -> None:
     assert "a <b> & 'c' %" in (links.images[1]["alt"] or "")
 
 
+def test_a_checkpoint_says_what_it_holds(tmp_path: Path, show: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its architecture, the size of its images, its number of outputs."""
+    write_images(tmp_path / "in", 1)
+    state = {
+        "state_dict": stirred("sge_resnet18").state_dict(),
+        "arch": "sge_resnet18",
+        "epoch": 1,
+        "images": 0,
+    }
+    saved = checkpoint.save({**state, "arguments": {"img_size": 64}}, tmp_path)
+    sizes: list[int] = []
+    record_gates = show_gates.record
+
+    def spy(net: nn.Module, images: torch.Tensor) -> Recorded:
+        sizes.append(images.shape[-1])
+        return record_gates(net, images)
+
+    monkeypatch.setattr(show_gates, "record", spy)
+    assert show("--resume", saved, "in/0.JPEG").returncode == 0
+    assert show("--resume", saved, "--img-size", 96, "in/0.JPEG").returncode == 0
+    assert sizes == [64, 96]
+
+
 def test_bad_input(tmp_path: Path, show: Run) -> None:
     write_images(tmp_path / "in", 1)
     (tmp_path / "text.JPEG").write_text("no image")
@@ -208,6 +231,7 @@ def test_bad_input(tmp_path: Path, show: Run) -> None:
     assert_one_line_error(show(*net, "in"), "in is a folder: name images")
     assert_one_line_error(show(*net, "in/0.JPEG", "-o", "file"), "-o file: File exists")
     assert_one_line_error(show("-a", "resnet18", "in/0.JPEG"), "no attention to draw")
+    assert_one_line_error(show("in/0.JPEG"), "Give --resume FILE, or -a ARCH")
     assert_one_line_error(show(*net, "in/0.JPEG", "--resume", "text.JPEG"), "--resume text.JPEG")
     with pytest.raises(UserError, match="no attention"):
         record(create_model("sk_resnet18"), torch.zeros(1, 3, 32, 32))

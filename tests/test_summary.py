@@ -4,7 +4,7 @@ import argparse
 import re
 
 import pytest
-from conftest import REPOSITORY, Run, assert_one_line_error
+from conftest import Run, assert_one_line_error
 from test_robustness import SHALLOW
 
 from models import create_model
@@ -16,9 +16,8 @@ NETS = ("sge_resnet18", "oct_mobilenet", "ws_resnet18", "shufflenetv2_05x", "squ
 
 
 @pytest.fixture
-def summary(call: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+def summary(call: Run) -> Run:
     """The script within this process."""
-    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts"))
     return lambda *arguments: call(*arguments, script=SCRIPT)
 
 
