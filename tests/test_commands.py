@@ -14,7 +14,8 @@ from documented import of_page
 
 from models import create_model
 
-SMALLER = {"resnet101": "resnet18", "resnet50": "resnet18", "shufflenetv2_1x": "shufflenetv2_05x"}
+SMALLER = {"oct_resnet50": "oct_resnet26", "resnet101": "resnet18", "resnet50": "resnet18"}
+SMALLER |= {"shufflenetv2_1x": "shufflenetv2_05x"}
 SCRIPTS = ("imagenet.py", "imagenet_fast.py", "imagenet_mobile.py")
 SMALL = ("--epochs", "2", "--img-size", "64", "-j", "0")
 

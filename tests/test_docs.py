@@ -32,6 +32,7 @@ ELSEWHERE = {
     ),
     "bash scripts/demo.sh": "test_shell.py::test_demo",
     "bash scripts/test.sh": "test_shell.py::test_lint_types_and_tests",
+    "bash scripts/test.sh --gpu": "test_shell.py::test_lint_types_and_tests",
     "bash scripts/study.sh digits": "test_shell.py::test_what_a_study_starts",
     "bash scripts/study.sh FOLDER sge_resnet18 resnet18": "test_shell.py::test_what_a_study_starts",
 }
@@ -298,6 +299,7 @@ OTHERS = {
     "--nnodes",
     "--node_rank",
     "--slow",
+    "--gpu",
 }
 OTHERS |= {
     "--nproc_per_node",
