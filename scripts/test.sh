@@ -12,7 +12,7 @@ if [ "${1:-}" = --slow ]; then
     set -- -m "not gpu" "$@"
 elif [ "${1:-}" = --gpu ]; then
     shift
-    set -- -m gpu "$@"
+    set -- -m gpu -n 8 "$@"  # each test process takes a share of the GPU's memory
 fi
 "$python" -m ruff check .
 "$python" -m ruff format --check .

@@ -77,7 +77,7 @@ def test_lint_types_and_tests(copy: Path) -> None:
     slow = shell(copy, "test.sh", "--slow", "-k", "resume").stdout.splitlines()
     assert slow == [*steps[:3], f"{steps[3]} -m not gpu -k resume"]
     gpu = shell(copy, "test.sh", "--gpu").stdout.splitlines()
-    assert gpu == [*steps[:3], f"{steps[3]} -m gpu"]
+    assert gpu == [*steps[:3], f"{steps[3]} -m gpu -n 8"]
     python(copy, 'echo "$@"; [ "$2" != mypy ]')
     failed = shell(copy, "test.sh")
     assert (failed.returncode, failed.stdout.splitlines()) == (1, steps[:3])
