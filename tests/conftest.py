@@ -166,13 +166,18 @@ def write_images(folder: Path, count: int, seed: int = 0, size: tuple[int, int] 
         Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.JPEG", quality=95)
 
 
+def write_classes(root: Path, training: int, split: str = "val", size: tuple[int, int] = (40, 48)) -> Path:
+    """A folder of three classes: so many training images and 7 validation images of each."""
+    for label, name in enumerate(("cat", "dog", "owl")):
+        write_images(root / "train" / name, training, label, size)
+        write_images(root / split / name, 7, label + 100)
+    return root
+
+
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """A folder of three classes: 8 training and 7 validation images each."""
-    for label, name in enumerate(("cat", "dog", "owl")):
-        write_images(tmp_path / "images" / "train" / name, 8, label)
-        write_images(tmp_path / "images" / "valf" / name, 7, label + 100)
-    return tmp_path / "images"
+    """8 training images of each class."""
+    return write_classes(tmp_path / "images", 8, "valf")
 
 
 def assert_one_line_error(result: subprocess.CompletedProcess[str], *fragments: str) -> None:

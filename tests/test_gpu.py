@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Run, assert_one_line_error, write_images
+from conftest import Run, assert_one_line_error, write_classes
 from forks import Job
 from golden_recipe import fill, golden_input, load_manifest
 from small_checkpoint import write_checkpoint
 from small_coco import write_coco
+from test_commands import SCRIPTS
 from test_detection import SMALL as SMALL_COCO
 from test_detection import assert_same, state
-from test_detection import rows as detection_rows
-from test_faults import trained
+from test_detection import rows as log_rows
+from test_faults import assert_no_trace
 from test_goldens import NAMES, l2, relative
 from test_optim import command_line
 from test_predict import rows as predictions
@@ -37,7 +38,6 @@ from utils.transforms import TrainTransform
 
 pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda", 0)
-SCRIPTS = ("imagenet.py", "imagenet_fast.py", "imagenet_mobile.py")
 
 
 @pytest.fixture(autouse=True)
@@ -53,14 +53,11 @@ def gpu() -> Iterator[None]:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    for label, name in enumerate(("cat", "dog", "owl")):
-        write_images(tmp_path / "images" / "train" / name, 32, label)
-        write_images(tmp_path / "images" / "val" / name, 7, label + 100)
-    return tmp_path / "images"
+    return write_classes(tmp_path / "images", 32)
 
 
 def losses(folder: Path) -> list[float]:
-    return [float(line.split("\t")[1]) for line in (folder / "log.txt").read_text().splitlines()[1:]]
+    return [row["Train Loss"] for row in log_rows(folder / "log.txt")]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -248,11 +245,7 @@ def test_killed_at_any_moment(start: Callable[..., Job], script: str, pictures: 
 @pytest.mark.parametrize("bad", [3, 4])
 def test_a_skipped_step_leaves_no_trace(images: Path, bad: int) -> None:
     torch.backends.cudnn.deterministic = True
-    expected, momentum = trained(images, None, 1, ranks=Ranks(device=GPU))
-    found, found_momentum = trained(images, bad, 2, ranks=Ranks(device=GPU))
-    assert all(torch.equal(found[key], value) for key, value in expected.items())
-    for index, saved in momentum.items():
-        assert torch.equal(found_momentum[index]["momentum_buffer"], saved["momentum_buffer"])
+    assert_no_trace(images, bad, Ranks(device=GPU))
 
 
 def test_too_little_memory(call: Run, pictures: Path) -> None:
@@ -285,12 +278,10 @@ def test_more_gpus_than_there_are(call: Run, launch: Run, pictures: Path) -> Non
 
 
 SHARED = """
-import os, sys
 import torch
 from torch import distributed
 import imagenet_fast
 from utils import cli
-from utils.distributed import process_device
 import utils.distributed
 utils.distributed.process_device = lambda *_: torch.device("cuda", 0)
 begin = distributed.init_process_group
@@ -323,12 +314,11 @@ def test_predictions_are_a_cpus(call: Run, images: Path, tmp_path: Path) -> None
         for device in ("cuda", "cpu")
     )
     assert len(on_gpu) == len(on_cpu) == 3 * 21
-    first = {row["path"]: row for row in on_cpu if row["rank"] == "1"}
-    for row in on_gpu:
-        if row["rank"] == "1":
-            assert float(row["probability"]) == pytest.approx(
-                float(first[row["path"]]["probability"]), abs=0.01
-            )
+    likeliest, expected = (
+        {row["path"]: float(row["probability"]) for row in found if row["rank"] == "1"}
+        for found in (on_gpu, on_cpu)
+    )
+    assert likeliest == pytest.approx(expected, abs=0.01)
 
 
 @pytest.mark.parametrize("detector", ["faster_rcnn", "mask_rcnn", "cascade_rcnn"])
@@ -342,8 +332,7 @@ def test_detection(call: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, d
     result = call(*flags, "-c", "run", script=script)
     assert result.returncode == 0, result.stderr
     assert "O1 (float16" in result.stdout
-    log = detection_rows(tmp_path / "run" / "log.txt")
-    assert log[-1]["Train Loss"] < 0.8 * log[0]["Train Loss"]
+    assert losses(tmp_path / "run")[-1] < 0.8 * losses(tmp_path / "run")[0]
 
     exact = (*flags, "--deterministic", "--save-every", 6, "--keep", 9)
     result = call(*exact, "-c", "whole", script=script)

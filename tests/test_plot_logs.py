@@ -136,6 +136,8 @@ def test_logs_that_have_names_of_their_own(tmp_path: Path, plot: Run) -> None:
     result = plot(*logs, "-o", "b.png")
     assert "photos/sge-1  2 epochs" in result.stdout
     assert "wrote b.png: 2 curves" in result.stdout
+    (tmp_path / "digits" / "se-1.log.txt").rename(tmp_path / "old.txt")
+    assert plot("old.txt", "-o", "c.png").stdout.startswith("old  2 epochs")
 
 
 @pytest.mark.parametrize(

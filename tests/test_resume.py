@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY, Run, assert_one_line_error, write_images
+from conftest import REPOSITORY, Run, assert_one_line_error, write_classes
 from forks import Job
 from killer import fingerprint
 
@@ -31,10 +31,7 @@ KILLER = REPOSITORY / "tests" / "killer.py"
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """Enough images for some steps per epoch."""
-    for label, name in enumerate(("cat", "dog", "owl")):
-        write_images(tmp_path / "images" / "train" / name, 16, label, size=(32, 36))
-        write_images(tmp_path / "images" / "val" / name, 7, label + 100)
-    return tmp_path / "images"
+    return write_classes(tmp_path / "images", 16, size=(32, 36))
 
 
 KILLED = {

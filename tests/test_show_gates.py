@@ -219,6 +219,11 @@ def test_a_checkpoint_says_what_it_holds(tmp_path: Path, show: Run, monkeypatch:
     assert show("--resume", saved, "in/0.JPEG").returncode == 0
     assert show("--resume", saved, "--img-size", 96, "in/0.JPEG").returncode == 0
     assert sizes == [64, 96]
+    assert show("-a", "se_resnet18", "--num-classes", 2, "in/0.JPEG", "-o", "two").returncode == 0
+    assert sizes[-1] == 224
+    page = (tmp_path / "two" / "index.html").read_text()
+    assert set(re.findall(r"% class (\d)", page)) == {"0", "1"}
+    assert_one_line_error(show("--resume", saved, "--num-classes", 2, "in/0.JPEG"), "not allowed with")
 
 
 def test_bad_input(tmp_path: Path, show: Run) -> None:
