@@ -112,7 +112,7 @@ def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAUL
         layout = network.layout(args)
         val_loader = validation_loader(splits.val, args, seed, ranks, layout)
         if splits.train is None:
-            model = network.compiled(precision.prepare(net), args)
+            model = precision.prepare(net)
             print(evaluate(model, val_loader, ranks, precision, args.print_freq).published())
             return
 
@@ -128,7 +128,7 @@ def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAUL
         schedule = create_schedule(args, train_loader.batches.samples_per_step)
         print(schedule)
         optimizer = create_optimizer(net, args)
-        local = network.compiled(precision.prepare(net, optimizer), args)
+        local = precision.prepare(net, optimizer)
         average = create_average(net, args.ema, saved)
 
         def state() -> dict[str, Any]:

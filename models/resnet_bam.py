@@ -8,15 +8,13 @@ shape.
 
 State-dict names, shapes and registration order are those of the published checkpoints.
 Training needs at least two images a process: the channel branch has a batch norm over one value per image.
-Second derivatives end in torch's error for once-differentiable functions; ``BAM.formula`` has them.
 """
 
 from collections import OrderedDict
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 __all__ = [
@@ -29,26 +27,7 @@ __all__ = [
     "bam_resnet152",
 ]
 
-
-class _Attend(torch.autograd.Function):
-    """x * (1 + sigmoid(channel * spatial)); its gradient makes one new map of x's size instead of six."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, channel: Tensor, spatial: Tensor) -> Tensor:
-        gate = (channel * spatial).sigmoid_()  # (B, C, H, W)
-        ctx.save_for_backward(x, channel, spatial, gate)
-        return torch.addcmul(x, x, gate)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, channel, spatial, gate = ctx.saved_tensors
-        grad = (grad_out * x).mul_(gate)
-        grad.addcmul_(grad, gate, value=-1)  # of channel * spatial
-        flat = grad.flatten(2)
-        grad_channel = torch.bmm(flat, spatial.flatten(2).transpose(1, 2)).view_as(channel)
-        grad_spatial = torch.bmm(channel.flatten(2).transpose(1, 2), flat).view_as(spatial)
-        return torch.addcmul(grad_out, grad_out, gate, out=grad), grad_channel, grad_spatial
+Block = type[BasicBlock | Bottleneck]
 
 
 class ChannelAttention(nn.Module):
@@ -60,14 +39,13 @@ class ChannelAttention(nn.Module):
     def __init__(self, channels: int, reduction: int) -> None:
         super().__init__()
         hidden = channels // reduction
-        self.gate_c = nn.Sequential(
-            OrderedDict(
-                gate_c_fc_0=nn.Linear(channels, hidden),
-                gate_c_bn_1=nn.BatchNorm1d(hidden),
-                gate_c_relu_1=nn.ReLU(inplace=True),
-                gate_c_fc_final=nn.Linear(hidden, channels),
-            )
+        layers = OrderedDict(
+            gate_c_fc_0=nn.Linear(channels, hidden),
+            gate_c_bn_1=nn.BatchNorm1d(hidden),
+            gate_c_relu_1=nn.ReLU(inplace=True),
+            gate_c_fc_final=nn.Linear(hidden, channels),
         )
+        self.gate_c = nn.Sequential(layers)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.gate_c(x.mean((2, 3)))[:, :, None, None]
@@ -82,20 +60,19 @@ class SpatialAttention(nn.Module):
     def __init__(self, channels: int, reduction: int, dilation: int) -> None:
         super().__init__()
         hidden = channels // reduction
-        self.gate_s = nn.Sequential(
-            OrderedDict(
-                gate_s_conv_reduce0=nn.Conv2d(channels, hidden, 1),
-                gate_s_bn_reduce0=nn.BatchNorm2d(hidden),
-                gate_s_relu_reduce0=nn.ReLU(inplace=True),
-                gate_s_conv_di_0=nn.Conv2d(hidden, hidden, 3, padding=dilation, dilation=dilation),
-                gate_s_bn_di_0=nn.BatchNorm2d(hidden),
-                gate_s_relu_di_0=nn.ReLU(inplace=True),
-                gate_s_conv_di_1=nn.Conv2d(hidden, hidden, 3, padding=dilation, dilation=dilation),
-                gate_s_bn_di_1=nn.BatchNorm2d(hidden),
-                gate_s_relu_di_1=nn.ReLU(inplace=True),
-                gate_s_conv_final=nn.Conv2d(hidden, 1, 1),
-            )
+        layers = OrderedDict(
+            gate_s_conv_reduce0=nn.Conv2d(channels, hidden, 1),
+            gate_s_bn_reduce0=nn.BatchNorm2d(hidden),
+            gate_s_relu_reduce0=nn.ReLU(inplace=True),
+            gate_s_conv_di_0=nn.Conv2d(hidden, hidden, 3, padding=dilation, dilation=dilation),
+            gate_s_bn_di_0=nn.BatchNorm2d(hidden),
+            gate_s_relu_di_0=nn.ReLU(inplace=True),
+            gate_s_conv_di_1=nn.Conv2d(hidden, hidden, 3, padding=dilation, dilation=dilation),
+            gate_s_bn_di_1=nn.BatchNorm2d(hidden),
+            gate_s_relu_di_1=nn.ReLU(inplace=True),
+            gate_s_conv_final=nn.Conv2d(hidden, 1, 1),
         )
+        self.gate_s = nn.Sequential(layers)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.gate_s(x)
@@ -114,11 +91,7 @@ class BAM(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: int,
-        reduction: int = 16,
-        dilation: int = 4,
-        combine: Literal["product", "sum"] = "product",
+        self, channels: int, reduction: int = 16, dilation: int = 4, combine: str = "product"
     ) -> None:
         super().__init__()
         if combine not in ("product", "sum"):
@@ -132,18 +105,11 @@ class BAM(nn.Module):
             if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def formula(self, x: Tensor) -> Tensor:
-        """The same, left to autograd: for compilers, which fuse it themselves, and for second derivatives."""
-        channel, spatial = self.channel_att(x), self.spatial_att(x)
+    def forward(self, x: Tensor) -> Tensor:
+        channel = self.channel_att(x)  # (B, C, 1, 1)
+        spatial = self.spatial_att(x)  # (B, 1, H, W)
         attention = channel * spatial if self.combine == "product" else channel + spatial
         return x * (1 + torch.sigmoid(attention))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.combine == "sum" or torch.compiler.is_compiling():
-            return self.formula(x)
-        channel = self.channel_att(x).to(x.dtype)  # (B, C, 1, 1)
-        spatial = self.spatial_att(x).to(x.dtype)  # (B, 1, H, W)
-        return _Attend.apply(x, channel, spatial)
 
 
 class BAMResNet(ResNet):
@@ -153,21 +119,13 @@ class BAMResNet(ResNet):
     (fan in) for the classifier with bias 0, He normal (fan out) for all other convolutions.
     """
 
-    def __init__(
-        self,
-        block: type[BasicBlock | Bottleneck],
-        layers: list[int],
-        combine: Literal["product", "sum"] = "product",
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, block: Block, layers: list[int], combine: str = "product", **kwargs: Any) -> None:
         super().__init__(block, layers, **kwargs)
         self.bam1 = BAM(64 * block.expansion, combine=combine)
         self.bam2 = BAM(128 * block.expansion, combine=combine)
         self.bam3 = BAM(256 * block.expansion, combine=combine)
         for name in ("layer1", "layer2", "layer3", "layer4", "avgpool", "fc"):
-            module = getattr(self, name)
-            delattr(self, name)
-            setattr(self, name, module)  # after the attention, as in the published checkpoints
+            setattr(self, name, self._modules.pop(name))  # after the attention, as in published checkpoints
 
         nn.init.kaiming_normal_(self.fc.weight, mode="fan_in", nonlinearity="relu")
         nn.init.zeros_(self.fc.bias)
@@ -188,8 +146,7 @@ class BAMResNet(ResNet):
         return self.forward_stages(x)[-1]
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.avgpool(self.forward_features(x))
-        return self.fc(x.flatten(1))
+        return self.fc(self.avgpool(self.forward_features(x)).flatten(1))
 
 
 def bam_resnet18(**kwargs: Any) -> BAMResNet:

@@ -6,16 +6,13 @@ norm. Differs from the paper: the spatial gate stacks the maximum before the mea
 starts at weight 0, so that the gate starts at 0.5.
 
 State-dict names, shapes and registration order are those of the published checkpoints.
-Second derivatives end in torch's error for once-differentiable functions; ``CBAM.formula`` has them.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 __all__ = [
@@ -33,92 +30,29 @@ __all__ = [
 ]
 
 
-# The three steps of CBAM that read the whole map have their gradients written out. x passes through the first
-# two into the third. So on the way back the third makes one map, the gradient of x, and the other two add to
-# it in place, as nothing else holds it. Left to autograd, the formulas make ten such maps: twice the time.
+class GlobalMaxPool(nn.AdaptiveMaxPool2d):
+    """Maximum over the positions; on a GPU its gradient is deterministic, which the base class's is not.
 
+    Shape: (B, C, H, W) to (B, C, 1, 1).
+    """
 
-class _GlobalPools(torch.autograd.Function):
-    """x, its mean and its maximum over the positions: (B, C, H, W) and twice (B, C, 1, 1)."""
+    def __init__(self) -> None:
+        super().__init__(1)
 
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, avg_pool: Callable[[Tensor], Tensor], max_pool: Callable[[Tensor], Any]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        mean = avg_pool(x)
-        peak, index = max_pool(x)
-        ctx.save_for_backward(index)
-        return x, mean, peak
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, grad_mean: Tensor, grad_peak: Tensor) -> tuple[Tensor, None, None]:
-        (index,) = ctx.saved_tensors  # (B, C, 1, 1), counts positions row by row
-        batch, channels, height, width = grad.shape
-        grad += grad_mean / (height * width)
-        sample = torch.arange(batch, device=grad.device)[:, None]
-        channel = torch.arange(channels, device=grad.device)
-        position = index[:, :, 0, 0]
-        grad[sample, channel, position // width, position % width] += grad_peak[:, :, 0, 0]
-        return grad, None, None
-
-
-class _ChannelStatistics(torch.autograd.Function):
-    """x, x * gate, and of the latter the maximum and mean over the channels, (B, 2, H, W)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        gated = x * gate
-        peak, index = gated.max(1, keepdim=True)
-        ctx.save_for_backward(x, gate, index)
-        ctx.mark_non_differentiable(gated)
-        ctx.set_materialize_grads(False)  # no map of zeros for it
-        return x, gated, torch.cat((peak, gated.mean(1, keepdim=True)), 1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: None, grad_statistics: Tensor) -> tuple[Tensor, Tensor]:
-        x, gate, index = ctx.saved_tensors  # index: (B, 1, H, W)
-        grad_peak, grad_mean = grad_statistics[:, :1], grad_statistics[:, 1:] / x.shape[1]
-        gate_there = gate.flatten(1).gather(1, index.flatten(1)).view_as(index)
-        grad.addcmul_(gate, grad_mean)
-        grad.scatter_(1, index, grad.gather(1, index) + grad_peak * gate_there)
-
-        grad_gate = torch.bmm(x.flatten(2), grad_mean.flatten(2).transpose(1, 2))[:, :, 0]  # (B, C)
-        sample = torch.arange(x.shape[0], device=x.device)[:, None, None, None]
-        # Many positions choose the same channel; unlike scatter_add_, this sums them in a fixed order.
-        grad_gate.index_put_((sample, index), grad_peak * x.gather(1, index), accumulate=True)
-        return grad, grad_gate.view_as(gate)
-
-
-class _Gate(torch.autograd.Function):
-    """x * channel * spatial, given x * channel, which it overwrites."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, channel: Tensor, spatial: Tensor, gated: Tensor) -> Tensor:
-        ctx.save_for_backward(x, channel, spatial)
-        ctx.mark_dirty(gated)
-        return gated.mul_(spatial)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, channel, spatial = ctx.saved_tensors
-        grad = grad_out * x
-        grad_spatial = torch.bmm(channel.flatten(2).transpose(1, 2), grad.flatten(2)).view_as(spatial)
-        grad_channel = grad.mul_(spatial).sum((2, 3), keepdim=True)
-        torch.mul(grad_out, channel, out=grad)
-        return grad.mul_(spatial), grad_channel, grad_spatial, None
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(2).max(2)[0][:, :, None, None]
 
 
 class ChannelGate(nn.Module):
-    """The gate sigmoid(mlp(mean) + mlp(peak)) of every channel.
+    """The gate sigmoid(mlp(mean) + mlp(maximum)) of every channel, both taken over the positions.
 
-    Shape: two times (B, C, 1, 1) to (B, C, 1, 1).
+    Shape: (B, C, H, W) to (B, C, 1, 1).
     """
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
+        self.avg_pool = nn.AdaptiveAvgPool2d(1)
+        self.max_pool = GlobalMaxPool()
         self.mlp = nn.Sequential(
             nn.Flatten(),
             nn.Linear(channels, channels // reduction),
@@ -126,14 +60,15 @@ class ChannelGate(nn.Module):
             nn.Linear(channels // reduction, channels),
         )
 
-    def forward(self, mean: Tensor, peak: Tensor) -> Tensor:
-        return torch.sigmoid(self.mlp(mean) + self.mlp(peak))[:, :, None, None]
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.mlp(self.avg_pool(x)) + self.mlp(self.max_pool(x))  # (B, C)
+        return torch.sigmoid(logits)[:, :, None, None]
 
 
 class SpatialGate(nn.Module):
-    """The gate sigmoid(bn(conv7x7(statistics))) of every position, from maximum and mean over the channels.
+    """The gate sigmoid(bn(conv7x7([maximum, mean]))) of every position, both taken over the channels.
 
-    Shape: (B, 2, H, W) to (B, 1, H, W).
+    Shape: (B, C, H, W) to (B, 1, H, W).
     """
 
     def __init__(self) -> None:
@@ -141,7 +76,8 @@ class SpatialGate(nn.Module):
         conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
         self.spatial = nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(1, momentum=0.01)))
 
-    def forward(self, statistics: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        statistics = torch.cat((x.max(1, keepdim=True)[0], x.mean(1, keepdim=True)), 1)  # (B, 2, H, W)
         return torch.sigmoid(self.spatial(statistics))
 
 
@@ -157,8 +93,6 @@ class CBAM(nn.Module):
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
-        self.avg_pool = nn.AdaptiveAvgPool2d(1)
-        self.max_pool = nn.AdaptiveMaxPool2d(1, return_indices=True)
         self.ChannelGate = ChannelGate(channels, reduction)
         self.SpatialGate = SpatialGate()
         self.reset_parameters()
@@ -174,20 +108,9 @@ class CBAM(nn.Module):
             elif isinstance(module, nn.BatchNorm2d):
                 nn.init.zeros_(module.weight)
 
-    def formula(self, x: Tensor) -> Tensor:
-        """The same, left to autograd: for compilers, which fuse it themselves, and for second derivatives."""
-        x = x * self.ChannelGate(self.avg_pool(x), self.max_pool(x)[0])
-        statistics = torch.cat((x.max(1, keepdim=True)[0], x.mean(1, keepdim=True)), 1)  # (B, 2, H, W)
-        return x * self.SpatialGate(statistics)
-
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
-            return self.formula(x)
-        x, mean, peak = _GlobalPools.apply(x, self.avg_pool, self.max_pool)
-        channel = self.ChannelGate(mean, peak).to(x.dtype)  # (B, C, 1, 1)
-        x, gated, statistics = _ChannelStatistics.apply(x, channel)  # x and x * channel, (B, 2, H, W)
-        spatial = self.SpatialGate(statistics).to(x.dtype)  # (B, 1, H, W)
-        return _Gate.apply(x, channel, spatial, gated)
+        x = x * self.ChannelGate(x)
+        return x * self.SpatialGate(x)
 
 
 class CBAMBasicBlock(BasicBlock):

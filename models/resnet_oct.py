@@ -15,7 +15,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models.resnet import Bottleneck, ResNet
 
 __all__ = [
@@ -33,6 +35,16 @@ __all__ = [
 
 # A feature map: (high,) or (high, low), where low has half the height and width of high.
 Octaves = tuple[Tensor, ...]
+
+
+class UpsampleTo(nn.Upsample):
+    """Repeats every position twice in both directions, without the surplus row or column of an odd size.
+
+    Shape: (B, C, ceil(H/2), ceil(W/2)) and the size (H, W) to (B, C, H, W).
+    """
+
+    def forward(self, x: Tensor, size: torch.Size) -> Tensor:  # type: ignore[override]
+        return F.interpolate(x, size)  # the nearest neighbour
 
 
 class OctaveConv(nn.Module):
@@ -89,7 +101,7 @@ class OctaveConv(nn.Module):
         self.conv_h2h = conv(high_in, high_out)
         self.pools_input = stride == 2 and not strided
         self.pool = nn.AvgPool2d(2, ceil_mode=True)
-        self.upsample = nn.Upsample(scale_factor=2, mode="nearest")
+        self.upsample = UpsampleTo()
 
     def forward(self, x: Octaves) -> Octaves:
         pooled = tuple(self.pool(y) for y in x) if self.pools_input else x
@@ -97,7 +109,7 @@ class OctaveConv(nn.Module):
         if self.conv_l2h is not None:
             to_high = self.conv_l2h(x[1])
             if not self.pools_input:  # else the unpooled low map already has the size of the pooled high one
-                to_high = self.upsample(to_high)[:, :, : high_out.shape[2], : high_out.shape[3]]
+                to_high = self.upsample(to_high, high_out.shape[2:])
             high_out += to_high
         if self.conv_h2l is None:
             return (high_out,) if self.conv_l2l is None else (high_out, self.conv_l2l(pooled[1]))

@@ -5,14 +5,11 @@ The block is torchvision's ResNet v1.5 block (stride on the 3x3 convolution); th
 norm. Differs from the paper: the two fully connected layers have biases.
 
 State-dict names, shapes and registration order are those of the published checkpoints.
-Second derivatives end in torch's error for once-differentiable functions; ``SELayer.formula`` has them.
 """
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 __all__ = [
@@ -28,48 +25,6 @@ __all__ = [
     "se_resnext50_32x4d",
     "se_resnext101_32x4d",
 ]
-
-
-# The two steps of SE that read the whole map have their gradients written out. x passes through the first
-# into the second. So on the way back the second makes one map, the gradient of x, and the first adds to it in
-# place, as nothing else holds it. Left to autograd, the formula makes three such maps.
-
-
-class _Squeeze(torch.autograd.Function):
-    """x (B, C, H, W) and its mean over the positions (B, C), whose gradient is counted here."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.positions = x.shape[2] * x.shape[3]
-        return x, mean.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, grad_mean: Tensor) -> tuple[Tensor, None]:
-        return grad.add_((grad_mean / ctx.positions)[:, :, None, None]), None
-
-
-class _Excite(torch.autograd.Function):
-    """x * gate: (B, C, H, W) and (B, C) to (B, C, H, W)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, gate: Tensor) -> Tensor:
-        ctx.save_for_backward(x, gate)
-        return x * gate[:, :, None, None]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor]:
-        x, gate = ctx.saved_tensors
-        if (
-            x.is_contiguous() and grad_out.is_contiguous()
-        ):  # a scalar product for every map, without one of them
-            rows, maps = (t.view(-1, 1, x.shape[2] * x.shape[3]) for t in (grad_out, x))
-            grad_gate = torch.bmm(rows, maps.transpose(1, 2)).view(gate.shape)
-            return grad_out * gate[:, :, None, None], grad_gate
-        product = grad_out * x
-        grad_gate = product.sum((2, 3))
-        return torch.mul(grad_out, gate[:, :, None, None], out=product), grad_gate
 
 
 class SELayer(nn.Module):
@@ -92,19 +47,10 @@ class SELayer(nn.Module):
             nn.Sigmoid(),
         )
 
-    def formula(self, x: Tensor) -> Tensor:
-        """The same, left to autograd: for compilers, which fuse it themselves, and for second derivatives."""
+    def forward(self, x: Tensor) -> Tensor:
         squeezed = self.avg_pool(x).flatten(1)  # (B, C)
         gate = self.fc(squeezed)[:, :, None, None]  # (B, C, 1, 1)
         return x * gate
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
-            return self.formula(x)
-        with torch.no_grad():
-            mean = self.avg_pool(x).flatten(1)
-        x, squeezed = _Squeeze.apply(x, mean)  # (B, C)
-        return _Excite.apply(x, self.fc(squeezed).to(x.dtype))
 
 
 class SEBasicBlock(BasicBlock):

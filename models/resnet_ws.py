@@ -30,24 +30,30 @@ __all__ = [
 ]
 
 
-class WSConv2d(nn.Conv2d):
-    """Convolution with standardised filters: (w - mean(w)) / (std(w) + 1e-5) of each, with the unbiased std.
+@torch.fx.wrap  # torch.fx keeps it whole: it cannot follow data types
+def standardise(weight: Tensor) -> Tensor:
+    """(w - mean(w)) / (std(w) + 1e-5) of each filter, with the unbiased std, in float32 or wider.
 
-    Takes the arguments of :class:`torch.nn.Conv2d`. The stored weight is the raw w; a constant filter acts
-    as zero.
+    Shape: (C_out, C_in/groups, k, k) to the same.
+    """
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    centred = wide - wide.mean((1, 2, 3), keepdim=True)
+    # The norm of the centred weight takes fewer passes than std(); max(..., 1): one entry has no spread.
+    norm = torch.linalg.vector_norm(centred, dim=(1, 2, 3), keepdim=True)  # (C_out, 1, 1, 1)
+    std = norm / math.sqrt(max(weight[0].numel() - 1, 1))
+    return (centred / (std + 1e-5)).to(weight.dtype)
+
+
+class WSConv2d(nn.Conv2d):
+    """Convolution with standardised filters; takes the arguments of :class:`torch.nn.Conv2d`.
+
+    The stored weight is the raw one; a constant filter acts as zero.
 
     Shape: (B, C_in, H, W) to (B, C_out, H', W').
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        # In float32 at least: half precision is too coarse for the statistics.
-        weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
-        centred = weight - weight.mean((1, 2, 3), keepdim=True)  # (C_out, C_in/groups, k, k)
-        # The norm of the centred weight takes fewer passes than var(); max(..., 1): one entry has no spread.
-        norm = torch.linalg.vector_norm(centred, dim=(1, 2, 3), keepdim=True)  # (C_out, 1, 1, 1)
-        std = norm / math.sqrt(max(weight[0].numel() - 1, 1))
-        weight = centred * (std + 1e-5).reciprocal()
-        return self._conv_forward(x, weight.to(self.weight.dtype), self.bias)
+        return self._conv_forward(x, standardise(self.weight), self.bias)
 
 
 class WSResNet(ResNet):

@@ -214,9 +214,9 @@ def test_layout_compilation_and_determinism(
             layouts.append(x.is_contiguous(memory_format=torch.channels_last))
         return conv2d(x, *rest)
 
-    def spy_compile(model: torch.nn.Module) -> torch.nn.Module:
-        compiled.append(model)
-        return model
+    def spy_compile(call: Callable[..., Any], dynamic: bool) -> Callable[..., Any]:
+        compiled.append((call, dynamic))
+        return call
 
     monkeypatch.setattr(torch.nn.functional, "conv2d", spy)
     monkeypatch.setattr(torch, "compile", spy_compile)
@@ -226,7 +226,8 @@ def test_layout_compilation_and_determinism(
     assert not any(layouts)
     layouts.clear()
     assert answer("--overwrite", "--channels-last", "--compile", "--deterministic").returncode == 0
-    assert len(compiled) == 1
+    assert len(compiled) == 14  # the stem and the blocks of a MobileNetV1
+    assert not any(dynamic for _, dynamic in compiled)
     assert torch.are_deterministic_algorithms_enabled()
     assert all(layouts)
     torch.use_deterministic_algorithms(False)

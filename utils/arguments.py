@@ -360,7 +360,11 @@ def add_running_arguments(parser: argparse.ArgumentParser) -> None:
     """How the network runs."""
     group = parser.add_argument_group("running")
     group.add_argument("--sync-bn", action="store_true", help="batch norm over all processes (CUDA only)")
-    group.add_argument("--compile", action="store_true", help="compile the network with torch.compile")
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile each block of the network with torch.compile; for GPUs, on a CPU slower than without",
+    )
     group.add_argument("--channels-last", action="store_true", help="NHWC layout of images and weights")
     add_process_arguments(group)
 

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from models import create_model, is_own, list_models
 from utils import checkpoint, fitting
 from utils.cli import architecture
+from utils.compilation import compile_blocks
 from utils.complexity import Complexity, count
 from utils.errors import UserError
 from utils.losses import Distillation
@@ -157,7 +158,7 @@ def restore(path: str, arch: str | None, img_size: int | None) -> Restored:
 
 
 def place(net: nn.Module, args: argparse.Namespace, device: torch.device) -> nn.Module:
-    """The network on its device, in its layout, with batch norm over all processes on demand.
+    """The network on its device, in its layout; on demand with batch norm over all processes, and compiled.
 
     Raises:
         UserError: ``--sync-bn`` on a CPU.
@@ -165,17 +166,13 @@ def place(net: nn.Module, args: argparse.Namespace, device: torch.device) -> nn.
     net = net.to(device).to(memory_format=layout(args))
     if args.sync_bn and device.type != "cuda":
         raise UserError("--sync-bn: torch's SyncBatchNorm runs on CUDA only")
-    return nn.SyncBatchNorm.convert_sync_batchnorm(net) if args.sync_bn else net
+    net = nn.SyncBatchNorm.convert_sync_batchnorm(net) if args.sync_bn else net
+    return compile_blocks(net) if args.compile else net
 
 
 def layout(args: argparse.Namespace) -> torch.memory_format:
     """Of images and weights."""
     return torch.channels_last if args.channels_last else torch.contiguous_format
-
-
-def compiled(model: nn.Module, args: argparse.Namespace) -> nn.Module:
-    """The model, compiled at its first step with ``--compile``."""
-    return cast(nn.Module, torch.compile(model)) if args.compile else model
 
 
 def create_distillation(

@@ -25,6 +25,7 @@ from scripts.benchmarks import measure
 from scripts.benchmarks.gpus import peak_of
 from scripts.benchmarks.report import Result, Table
 from utils import cli, network
+from utils.compilation import compile_blocks
 from utils.complexity import Complexity, count
 from utils.errors import UserError
 
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=cli.count_of, default=16, help="images (default: 16)")
     parser.add_argument("--img-size", type=cli.count_of, default=224, help="pixels (default: 224)")
     parser.add_argument("--channels-last", action="store_true", help="NHWC layout of images and weights")
-    parser.add_argument("--compile", action="store_true", help="compile the networks with torch.compile")
+    parser.add_argument("--compile", action="store_true", help="compile the blocks with torch.compile")
     text = "steps in a row of each turn (default: 1 on a CPU, 10 on CUDA)"
     parser.add_argument("--steps", type=cli.count_of, metavar="N", help=text)
     measure.add_round_arguments(parser, rounds=7)
@@ -98,7 +99,7 @@ class Network:
         net = build(name)
         self.complexity: Complexity = count(net, (3, args.img_size, args.img_size))
         self.net = net.to(device).to(memory_format=layout).train(self.training)
-        self.forward = network.compiled(self.net, args)
+        self.forward = compile_blocks(self.net) if args.compile else self.net
         shape = (args.batch, 3, args.img_size, args.img_size)
         self.images = torch.randn(shape, device=device).to(memory_format=layout)
         self.labels = torch.randint(1000, (args.batch,), device=device)

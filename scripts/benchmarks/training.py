@@ -67,7 +67,7 @@ def create_trainer(args: argparse.Namespace, ranks: Ranks, batches: TrainBatches
     distillation = network.create_distillation(args, CLASSES, ranks.device, precision)
     with distributed.silence(True):
         optimizer = create_optimizer(net, args)
-    local = network.compiled(precision.prepare(net, optimizer), args)
+    local = precision.prepare(net, optimizer)
     settings = {**imagenet_fast.step_settings(args), "average": create_average(net, args.ema, {})}
     model = precision.distribute(local, ranks)
     schedule = imagenet_fast.create_schedule(args, batches.samples_per_step)

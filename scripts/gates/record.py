@@ -82,7 +82,7 @@ def _channels(title: str, formula: str) -> Family:
 
 
 def _enhance(results: Sequence[Tensor], x: Tensor) -> list[Seen]:
-    return [Seen("gate", results[0].unflatten(-1, x.shape[2:]))]
+    return [Seen("gate", results[0])]
 
 
 def _context(results: Sequence[Tensor], x: Tensor) -> list[Seen]:
