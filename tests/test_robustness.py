@@ -1,4 +1,4 @@
-"""Every net of our own under what users do to it: precisions, layouts, sizes, copies, export, compile.
+"""Every net of our own under what users do to it: precisions, layouts, sizes, copies.
 
 The default suite takes the shallowest builder of each kind; the others are marked slow.
 """
@@ -8,18 +8,14 @@ import io
 import itertools
 import pickle
 import re
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY
 from torch import Tensor, nn
 
 import models
 from models import create_model, is_own, list_models
-from models.densenet_ws import WSDenseNet
 
 
 def kind(name: str) -> str:
@@ -144,62 +140,6 @@ def test_half_weights(name: str) -> None:
         out = net.to(dtype)(images(1).to(dtype))
         assert out.dtype == dtype
         assert torch.isfinite(out).all(), dtype
-
-
-def assert_exports(net: nn.Module) -> None:
-    net, x = net.double().eval(), images().double()  # float32 rounding grows in nets of 152 layers
-    exported = torch.export.export(net, (x,)).module()
-    assert torch.allclose(exported(x), net(x), rtol=1e-9, atol=1e-9)
-
-
-# That of 201 layers takes as long as those of several other kinds together.
-EXPORTED = [
-    pytest.param(name, marks=() if name in SHALLOW and "densenet" not in name else pytest.mark.slow)
-    for name in BUILDERS
-]
-
-
-@pytest.mark.parametrize("name", EXPORTED)
-@torch.no_grad()
-def test_export(name: str) -> None:
-    assert_exports(build(name))
-
-
-@torch.no_grad()
-def test_export_of_a_shallow_densenet() -> None:
-    torch.manual_seed(0)
-    assert_exports(calibrated(WSDenseNet(32, (2, 2, 2, 2), 64, num_classes=5)))
-
-
-COMPILED = """
-import copy, torch
-from models import create_model
-torch.manual_seed(0)
-net = create_model("{name}", num_classes=5)
-eager, compiled = copy.deepcopy(net), torch.compile(net)
-x = torch.randn(4, 3, 64, 64)
-expected = torch.nn.functional.cross_entropy(eager(x), torch.arange(4)).item()
-optimizer = torch.optim.SGD(net.parameters(), 0.001)
-for step in range(2):
-    loss = torch.nn.functional.cross_entropy(compiled(x), torch.arange(4))
-    if step == 0:
-        assert abs(loss.item() - expected) < 1e-2 * abs(expected), (loss.item(), expected)
-    optimizer.zero_grad()
-    loss.backward()
-    assert all(torch.isfinite(p.grad).all() for p in net.parameters())
-    optimizer.step()
-"""
-
-# In the default suite the family that is known to be delicate: some formulations of SGE's batched dot product
-# compiled into code that crashed the process (torch 2.14, CPU).
-COMPILE = [pytest.param(name, marks=() if name == "sge_resnet18" else pytest.mark.slow) for name in SHALLOW]
-
-
-@pytest.mark.parametrize("name", COMPILE)
-def test_compiled_training_in_a_process_of_its_own(name: str) -> None:
-    command = [sys.executable, "-c", COMPILED.format(name=name)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
-    assert result.returncode == 0, result.stderr[-2000:]
 
 
 def test_every_kind_of_net_is_in_the_default_suite() -> None:
