@@ -4,7 +4,7 @@
     python scripts/show_detections.py --resume FILE coco/val2017/ -o found --threshold 0.3
 
 The detector is that of the checkpoint, which detection/train.py has written. Folders are searched with all
-folders in them.
+folders in them. Photos are turned upright as their EXIF orientation says.
 """
 
 import argparse
@@ -141,7 +141,7 @@ def main() -> None:
     broken = [f"{file.path} ({file.reason})" for file in dead]
     for path in tqdm(images, "drawing", unit="image", leave=False, disable=None):
         try:
-            image = decode(path)
+            image = decode(path, upright=True)
         except Exception as error:  # decoders raise anything
             broken.append(f"{path} ({getattr(error, 'strerror', None) or type(error).__name__})")
             continue

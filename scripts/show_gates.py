@@ -4,7 +4,8 @@
     python scripts/show_gates.py -a se_resnet50 --resume checkpoints/se/model_best.pth.tar val/*/1.JPEG --sort
 
 Drawn are the channel gates of SE, SK, SRM, CBAM and GC, the spatial ones of SGE, CBAM, BAM and GC over the
-image, and the energy in the two resolutions of Octave nets: of the last block of every stage.
+image, and the energy in the two resolutions of Octave nets: of the last block of every stage. Photos are
+turned upright as their EXIF orientation says.
 """
 
 import argparse
@@ -34,7 +35,7 @@ TOP = 3  # predictions that are named
 
 
 def pixels_of(path: str, size: int) -> Tensor:
-    """The middle of an image as in evaluation, (3, S, S) in [0, 1].
+    """The middle of an image, turned upright, otherwise as in evaluation, (3, S, S) in [0, 1].
 
     Raises:
         UserError: it cannot be read.
@@ -43,7 +44,7 @@ def pixels_of(path: str, size: int) -> Tensor:
         raise UserError(f"{path} is a folder: name images, such as {path.rstrip('/')}/*.JPEG")
     transform = ValTransform(size)
     try:
-        image = decode(path)
+        image = decode(path, upright=True)
     except Exception as error:  # decoders raise anything
         reason = getattr(error, "strerror", None) or f"no image ({type(error).__name__})"
         raise UserError(f"{path}: {reason}; name files that are images") from None

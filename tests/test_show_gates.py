@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import Run, assert_one_line_error, write_images
 from PIL import Image
+from test_decoding import photograph, write_held
 from torch import Tensor, nn
 
 from models import create_model
@@ -196,6 +197,14 @@ def test_the_command(tmp_path: Path, show: Run) -> None:
             assert picture.width > 1000
         assert "predicted: " in (image["alt"] or "")
     assert "a <b> & 'c' %" in (links.images[1]["alt"] or "")
+
+
+def test_photos_are_turned_upright(tmp_path: Path) -> None:
+    first, *others = [
+        show_gates.pixels_of(str(path), 64) for path in write_held(tmp_path, photograph(), ".png")
+    ]
+    assert len(others) == 7
+    assert all(torch.equal(first, other) for other in others)
 
 
 def test_a_checkpoint_says_what_it_holds(tmp_path: Path, show: Run, monkeypatch: pytest.MonkeyPatch) -> None:
