@@ -168,10 +168,7 @@ def one_map(low: float, high: float, bounded: bool = True) -> tuple[np.ndarray, 
     gate = Gate("layer1.0.sge", 1, "out = x * gate", Seen("gate", values, bounded))
     figure = draw(torch.rand(3, SIDE, SIDE), [gate], "title", "text")
     ((axes, picture),) = [
-        (axes, image)
-        for axes in figure.axes
-        for image in axes.images
-        if image.get_array().shape == (7, 7)
+        (axes, image) for axes in figure.axes for image in axes.images if image.get_array().shape == (7, 7)
     ]
     return picture.to_rgba(picture.get_array(), alpha=1), axes.get_title()
 
