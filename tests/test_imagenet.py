@@ -16,6 +16,7 @@ from models import create_model
 from utils.decoding import choose_decoder, read_image
 from utils.engine import Trainer
 from utils.errors import UserError
+from utils.metrics import Sums
 from utils.schedule import Schedule
 from utils.splits import open_data
 from utils.transforms import MEAN, STD, ValTransform
@@ -163,7 +164,9 @@ def test_points_of_the_curves_within_epochs(call: Run, images: Path, tmp_path: P
     assert found == written
 
 
-def test_points_of_steps_of_several_batches(call: Run, images: Path, tmp_path: Path) -> None:
+def test_points_of_steps_of_several_batches(
+    call: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One for each step at most; without the flag one every ten seconds."""
     steps = ("--train-batch", 2, "--accum-steps", 3, "--epochs", 2)
     flags = (*POINTS, "--data", images, *steps)
@@ -175,8 +178,17 @@ def test_points_of_steps_of_several_batches(call: Run, images: Path, tmp_path: P
         assert sorted(written["step/loss"]) == list(range(1, 9))
     losses = [events(tmp_path / "out1")["step/loss"][step] for step in range(1, 5)]
     assert sum(losses) / 4 == pytest.approx(written["loss/train"][1], rel=1e-5)
+    reads: list[None] = []
+    values = Sums.values
+
+    def spy(meter: Sums, *ranks: Any) -> list[float]:
+        reads.append(None)
+        return values(meter, *ranks)
+
+    monkeypatch.setattr(Sums, "values", spy)
     assert call(*flags, "-c", "out", script="imagenet_fast.py").returncode == 0
     assert "step/loss" not in events(tmp_path / "out")
+    assert len(reads) == 6  # the device is waited for before and after each epoch, after each evaluation
 
 
 def test_no_points_beside_another_run(

@@ -178,7 +178,7 @@ class Progress:
     def __init__(
         self, label: str, steps: int, processes: int = 1, every: int | None = None, done: int = 0
     ) -> None:
-        self.label, self.steps, self.processes, self.every = label, steps, processes, every
+        self.label, self.steps, self.processes = label, steps, processes
         self.before, self.done, self.images = done, done, 0
         self.started = time.perf_counter()
         terminal = sys.stdout.isatty()
@@ -191,7 +191,7 @@ class Progress:
         self.point = Turn(self.started, every, _LINE_SECONDS)
 
     def step(self, meter: Sums, images: int) -> list[float] | None:
-        """Count a batch; the meter is read, which waits for the device, only when its figures are due.
+        """Count a batch; the meter is read, which waits for the device, only when a line is due.
 
         Returns:
             The meter's values when a point of the curves is due.
@@ -201,11 +201,11 @@ class Progress:
         if self.bar is not None:
             self.bar.update()
         now = time.perf_counter()
-        line, point = self.line(now, self.done), self.point(now, self.done)
-        values = meter.values() if line or point else []
-        if line:
-            self._speak(f"{meter.figures(values)}, {speed_text(self.speed())} images/s", now)
-        return values if point else None
+        if not self.line(now, self.done):
+            return None
+        values = meter.values()
+        self._speak(f"{meter.figures(values)}, {speed_text(self.speed())} images/s", now)
+        return values if self.point(now, self.done) else None
 
     def _speak(self, text: str, now: float) -> None:
         if self.bar is not None:
