@@ -94,6 +94,7 @@ def main() -> None:
         fitting.load_optimizer(optimizer, saved.get("optimizer"), net, args.resume)
 
     schedule = Schedule(args.lr, args.epochs, milestones=args.schedule, gamma=args.gamma)
+    print(schedule)
     task = Classification(nn.CrossEntropyLoss())
     trainer = Trainer(model, optimizer, task, schedule, seed, print_every=args.print_freq)
     trainer.skip_nan = args.on_nan == "skip"

@@ -141,8 +141,8 @@ def _indexed(data: dict[str, Any], objects: Results) -> COCO:
 class _Count(Sums):
     """Of images."""
 
-    def read(self, ranks: Ranks = ONE_PROCESS) -> str:
-        return f"{int(ranks.sum(self.sums)):,} images"
+    def figures(self, values: Sequence[float]) -> str:
+        return f"{int(values[0]):,} images"
 
 
 @torch.no_grad()

@@ -58,4 +58,4 @@ class Detection(Task[Batch]):
     def row(self, rate: float, trained: Losses, scores: Scores) -> tuple[float, ...]:
         """In the order of :attr:`form`."""
         numbers = [kind[name] for kind in (scores.box, scores.mask) if kind for name in _NUMBERS]
-        return (rate, trained.total, *trained.parts, *numbers)
+        return (rate, trained.loss, *trained.parts, *numbers)

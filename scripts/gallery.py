@@ -34,7 +34,7 @@ code {{ background: #f3f3f3; padding: 0.1em 0.3em; overflow-wrap: anywhere }}
 """
 FIGURE = """<figure id="{name}">
 <a href="{name}"><img src="{name}" alt="{alt}" loading="lazy"></a>
-<figcaption>{caption}</figcaption>
+<figcaption>{caption}{details}</figcaption>
 </figure>"""
 
 
@@ -44,6 +44,7 @@ class Entry(NamedTuple):
     name: str  # of its picture
     image: str  # its file
     text: str  # what the network says of it
+    details: Sequence[str] = ()  # lines below its picture
 
 
 def picture_name(number: int, path: str) -> str:
@@ -74,7 +75,8 @@ def write_page(folder: Path, entries: Sequence[Entry], title: str, what: str) ->
         image, name, text = html.escape(entry.image), quote(entry.name), html.escape(entry.text)
         links.append(f'<li><a href="#{name}">{image}</a>: {text}</li>')
         alt = f"{html.escape(what)} {image}; {text}"
-        figures.append(FIGURE.format(name=name, alt=alt, caption=image))
+        details = "".join(f"<br>\n{html.escape(line)}" for line in entry.details)
+        figures.append(FIGURE.format(name=name, alt=alt, caption=image, details=details))
     command = html.escape(drawable(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])))
     parts = {"links": "\n".join(links), "figures": "\n".join(figures)}
     content = PAGE.format(title=html.escape(title), command=command, **parts)

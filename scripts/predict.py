@@ -4,8 +4,9 @@
     python scripts/predict.py --resume checkpoints/demo/model_best.pth.tar -k 3 data/digits/val --csv a.csv
     python scripts/predict.py -a se_resnet50 --resume se.pth --classes names.txt photos/ --json found.json
 
-Images are decoded, resized, cropped and normalised as in validation. Folders are searched with all folders
-in them. Class names are those of the checkpoint unless --classes is given; without either they are numbers
+Images are decoded, resized, cropped and normalised as in validation, but first turned upright as the EXIF
+orientation of a photo says, which training and evaluation ignore. Folders are searched with all folders in
+them. Class names are those of the checkpoint unless --classes is given; without either they are numbers
 from 0.
 
 Exit code: 0 every image has its line, 1 some could not be decoded, 2 the command is wrong.
@@ -193,7 +194,7 @@ def answer(args: argparse.Namespace) -> int:
         raise UserError(f"-k {args.k} is too many: the network has {plural(restored.outputs, 'class')}")
     args.img_size = restored.img_size
     split = ImageSplit([(path, file) for file, path in enumerate(paths)], ())
-    loader = validation_loader(split, args, 0, Ranks(device=device))
+    loader = validation_loader(split, args, 0, Ranks(device=device), upright=True)
     found = predict(restored.net.to(device), loader, args.k or min(TOP, restored.outputs))
     broken = sorted(loader.broken) + dead
     if args.json:

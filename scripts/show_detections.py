@@ -4,27 +4,26 @@
     python scripts/show_detections.py --resume FILE coco/val2017/ -o found --threshold 0.3
 
 The detector is that of the checkpoint, which detection/train.py has written. Folders are searched with all
-folders in them.
+folders in them. Photos are turned upright as their EXIF orientation says.
 """
 
 import argparse
-import colorsys
 import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
-from torchvision.transforms.functional import pil_to_tensor, to_pil_image
-from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+from torch import nn
+from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from detection.backbone import create_backbone
 from detection.detectors import DETECTORS, create_detector
+from scripts.detections.draw import Found, drawn
 from scripts.gallery import Entry, make_folder, picture_name, write_page, write_picture
 from scripts.predict import find_images
 from utils import checkpoint, cli, fitting
@@ -32,24 +31,6 @@ from utils.decoding import decode
 from utils.distributed import select_devices
 from utils.errors import UserError
 from utils.text import drawable, plural, shown
-
-TEXT = 0.02  # height of the names, as a share of the image's shorter side
-LEAST_TEXT = 12  # pixels
-GOLDEN = 0.618034
-
-
-class Found(NamedTuple):
-    """The detections of an image that are drawn, the surest first."""
-
-    boxes: Tensor  # (N, 4): x1, y1, x2, y2 in pixels
-    names: list[str]  # of their classes
-    scores: list[float]
-    colours: list[tuple[int, int, int]]
-    masks: Tensor | None  # (N, H, W), bool
-
-    def __str__(self) -> str:
-        parts = [f"{name} {100 * score:.0f} %" for name, score in zip(self.names, self.scores, strict=True)]
-        return ", ".join(parts) or "nothing"
 
 
 class Detector(NamedTuple):
@@ -77,12 +58,6 @@ def restore(path: str) -> Detector:
     return Detector(net.eval(), name, saved["classes"])
 
 
-def colour_of(label: int) -> tuple[int, int, int]:
-    """Of a class, from 1: the golden section spreads the hues; light enough for black letters."""
-    red, green, blue = colorsys.hls_to_rgb(label * GOLDEN % 1, 0.65, 1.0)
-    return round(255 * red), round(255 * green), round(255 * blue)
-
-
 @torch.inference_mode()
 def detect(
     net: nn.Module, image: Image.Image, classes: Sequence[str], threshold: float, device: torch.device
@@ -94,25 +69,7 @@ def detect(
     labels = found["labels"].tolist()
     names = [drawable(classes[label - 1]) for label in labels]
     masks = found["masks"][:, 0] > 0.5 if "masks" in found else None
-    return Found(found["boxes"], names, found["scores"].tolist(), list(map(colour_of, labels)), masks)
-
-
-def drawn(image: Image.Image, found: Found) -> Image.Image:
-    """The image with masks, boxes, and over each box its name and score."""
-    from matplotlib import font_manager
-
-    pixels = pil_to_tensor(image)
-    if not found.names:
-        return image
-    if found.masks is not None:
-        pixels = draw_segmentation_masks(pixels, found.masks, alpha=0.5, colors=found.colours)
-    size = max(LEAST_TEXT, round(TEXT * min(image.size)))
-    text = [f"{name} {score:.2f}" for name, score in zip(found.names, found.scores, strict=True)]
-    colours = found.colours[::-1]  # the surest last: it is not drawn over
-    styles: dict[str, Any] = {"colors": colours, "label_background_colors": colours, "label_colors": "black"}
-    styles |= {"font": font_manager.findfont("DejaVu Sans"), "font_size": size, "width": max(2, size // 6)}
-    boxes = found.boxes.flip(0)
-    return to_pil_image(draw_bounding_boxes(pixels, boxes, text[::-1], fill_labels=True, **styles))
+    return Found(found["boxes"], labels, names, found["scores"].tolist(), masks)
 
 
 def main() -> None:
@@ -141,7 +98,7 @@ def main() -> None:
     broken = [f"{file.path} ({file.reason})" for file in dead]
     for path in tqdm(images, "drawing", unit="image", leave=False, disable=None):
         try:
-            image = decode(path)
+            image = decode(path, upright=True)
         except Exception as error:  # decoders raise anything
             broken.append(f"{path} ({getattr(error, 'strerror', None) or type(error).__name__})")
             continue

@@ -4,7 +4,11 @@
     python scripts/show_gates.py -a se_resnet50 --resume checkpoints/se/model_best.pth.tar val/*/1.JPEG --sort
 
 Drawn are the channel gates of SE, SK, SRM, CBAM and GC, the spatial ones of SGE, CBAM, BAM and GC over the
-image, and the energy in the two resolutions of Octave nets: of the last block of every stage.
+image, and the energy in the two resolutions of Octave nets: of the last block of every stage. Photos are
+turned upright as their EXIF orientation says.
+
+Colours span the range of a map, which stands above it, but at least 0.1 of a gate from 0 to 1, and a tenth of
+the largest value of others: a map that hardly differs looks flat.
 """
 
 import argparse
@@ -20,7 +24,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from models import create_model
 from scripts.gallery import Entry, make_folder, picture_name, write_page
-from scripts.gates.draw import draw
+from scripts.gates.draw import draw, ranges_of
 from scripts.gates.record import Gate, Recorded, last_of_each_stage, record
 from scripts.plot_logs import write_picture
 from utils import cli, network
@@ -34,7 +38,7 @@ TOP = 3  # predictions that are named
 
 
 def pixels_of(path: str, size: int) -> Tensor:
-    """The middle of an image as in evaluation, (3, S, S) in [0, 1].
+    """The middle of an image, turned upright, otherwise as in evaluation, (3, S, S) in [0, 1].
 
     Raises:
         UserError: it cannot be read.
@@ -43,7 +47,7 @@ def pixels_of(path: str, size: int) -> Tensor:
         raise UserError(f"{path} is a folder: name images, such as {path.rstrip('/')}/*.JPEG")
     transform = ValTransform(size)
     try:
-        image = decode(path)
+        image = decode(path, upright=True)
     except Exception as error:  # decoders raise anything
         reason = getattr(error, "strerror", None) or f"no image ({type(error).__name__})"
         raise UserError(f"{path}: {reason}; name files that are images") from None
@@ -116,9 +120,11 @@ def main() -> None:
         likeliest = predictions(recorded.logits, opened.saved.get("classes", ()))
         title = drawable(f"{called}: {Path(path).name}")
         text = "\n".join(["predicted:", *likeliest])
-        figure = draw(pixels, chosen(recorded, args.all_blocks), title, text, args.sort)
+        drawn = chosen(recorded, args.all_blocks)
+        figure = draw(pixels, drawn, title, text, args.sort)
         make_folder(folder)
-        entry = Entry(picture_name(number, path), drawable(path), f"predicted: {', '.join(likeliest)}")
+        said = f"predicted: {', '.join(likeliest)}"
+        entry = Entry(picture_name(number, path), drawable(path), said, ranges_of(drawn))
         write_picture(folder / entry.name, rendered(figure))
         entries.append(entry)
     title = drawable(f"Attention of {called}")

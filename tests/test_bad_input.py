@@ -106,6 +106,40 @@ def test_command_line_of_the_fast_scripts(
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
+@pytest.mark.parametrize(
+    "script",
+    ["imagenet.py", "imagenet_fast.py", "imagenet_mobile.py", "detection/train.py", "scripts/check_data.py"],
+)
+def test_blank_arguments_are_ignored(call: Run, script: str) -> None:
+    r"""As lines that end in ``\`` and a blank leave them, in the published README among others."""
+    data = ("nowhere",) if script.startswith("scripts") else ("--data", "nowhere")
+    expected = call(*data, script=script)
+    for words in ((" ", *data), (*data, "-j", 1, " ", "\t")):
+        result = call(*words, script=script)
+        note, error = result.stderr.splitlines()
+        assert (result.returncode, error) == (2, expected.stderr.strip())
+        assert note.startswith("note: a blank argument is ignored; ")
+
+
+def test_a_run_with_a_blank_argument(call: Run, images: Path) -> None:
+    flags = ("--data", "images", " ", "-a", "mobilenetv1", "--img-size", 32, "--epochs", 2, "")
+    result = call(*flags, "--schedule", 1, " ", script="imagenet_fast.py")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("note: a blank argument is ignored") == 1
+    assert " 2/2 " in result.stdout
+
+
+def test_blank_values_of_flags_are_values(call: Run, images: Path) -> None:
+    flags = ("--data", "images")
+    for flag, said in (("--resume", "is empty"), ("--schedule", "whole number"), ("--lr", "not ' '")):
+        assert_one_line_error(call(*flags, flag, " " if "'" in said else ""), flag, said)
+    assert_one_line_error(call(*flags, "--scale", 0.5, " "), "argument --scale: must be a number", "not ' '")
+    predict = ("--resume", "none.pth")
+    assert_one_line_error(call(*predict, "", script="scripts/predict.py"), "argument IMAGE: is empty")
+    extra = call("a", "--study", "b", "", script="scripts/record_run.py")
+    assert_one_line_error(extra, "unrecognized arguments")
+
+
 def test_from_outside(run: Run, tmp_path: Path) -> None:
     mistake = run("--data", "nowhere", fresh=True)
     assert_one_line_error(mistake, "imagenet.py: error: --data nowhere: no such folder")

@@ -48,11 +48,33 @@ JPEGS: dict[str, Callable[[Path], object]] = {
 }
 
 
-def turned() -> Image.Exif:
-    """An orientation, which PIL and so everyone here ignores."""
+def turned(orientation: int = 6) -> Image.Exif:
+    """An orientation, which PIL and so training and evaluation ignore."""
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = orientation
     return exif
+
+
+# By EXIF orientation what a camera stores of an upright image (H, W, 3): CIPA DC-008, "Orientation".
+HELD: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda upright: upright,
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.swapaxes(0, 1),
+    6: lambda upright: upright.swapaxes(0, 1)[::-1],
+    7: lambda upright: upright.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda upright: upright.swapaxes(0, 1)[:, ::-1],
+}
+
+
+def write_held(folder: Path, upright: Image.Image, ending: str) -> list[Path]:
+    """The photo as a camera stores it, held in every way."""
+    paths = [folder / f"{orientation}{ending}" for orientation in HELD]
+    for path, (orientation, stored) in zip(paths, HELD.items(), strict=True):
+        pixels = np.ascontiguousarray(stored(np.asarray(upright)))
+        Image.fromarray(pixels).save(path, exif=turned(orientation))
+    return paths
 
 
 OTHERS: dict[str, Callable[[Path], object]] = {
@@ -89,6 +111,33 @@ def test_decoded_pixels_are_those_of_pil(tmp_path: Path, name: str, decoder: str
     expected = by_pil(path)
     assert box == (0, 0, *expected.shape[1:])
     assert torch.equal(torch.as_tensor(found), expected)
+
+
+@pytest.mark.parametrize("decoder", ["pil", *FAST])
+def test_photos_are_turned_upright_on_demand(tmp_path: Path, decoder: str) -> None:
+    """However the camera was held; the box is one of the upright image."""
+    for ending in (".JPEG", ".png", ".webp", ".tiff"):
+        paths = write_held(tmp_path, photograph(64, 90), ending)
+        for path, stored in zip(paths, HELD.values(), strict=True):
+            found, box = read_image(str(path), decoder, whole, upright=True)
+            pixels = np.array(found) if decoder == "pil" else torch.as_tensor(found).permute(1, 2, 0).numpy()
+            assert box == (0, 0, 64, 90)
+            assert pixels.shape == (64, 90, 3)
+            if ending != ".tiff":  # which PIL turns upright in any case
+                assert np.array_equal(stored(pixels), np.array(decoding.decode(str(path))))
+        if ending == ".png":
+            assert np.array_equal(pixels, np.array(photograph(64, 90)))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("decoder", ["pil", *FAST])
+def test_an_orientation_that_cannot_be_read_is_none(tmp_path: Path, decoder: str) -> None:
+    path = tmp_path / "x.JPEG"
+    for exif in (b"Exif\0\0", b"Exif\0\0II*\0\x08\0\0\0\xff", b"Exif\0\0no metadata", turned(9)):
+        photograph().save(path, exif=exif)
+        found, _ = read_image(str(path), decoder, whole, upright=True)
+        expected, _ = read_image(str(path), decoder, whole)
+        assert np.array_equal(np.asarray(found), np.asarray(expected))
 
 
 @pytest.mark.skipif(not available("simplejpeg"), reason="not installed")

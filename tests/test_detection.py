@@ -14,6 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from small_checkpoint import calibrated, fields
 from small_coco import IDS, NAMES, save, write_coco
+from test_imagenet import events
 
 from detection import options
 from detection.recipes import RECIPES
@@ -80,10 +81,11 @@ def test_the_loss_falls_in_20_steps(coco: Path, narrow: None, call: Run, detecto
     assert ("Mask AP" in log[0]) == (detector == "mask_rcnn")
     assert (coco.parent / "run" / "curves.png").exists()
     assert "best AP: " in result.stdout
+    assert {len(line) for line in result.stdout.splitlines() if " 2/2 " in line} <= set(range(60, 101))
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(coco: Path, narrow: None, call: Run) -> None:
-    flags = (*SMALL, "--epochs", 2, "--save-every", 2, "--keep", 9)
+    flags = (*SMALL, "--epochs", 2, "--save-every", 2, "--keep", 9, "-p", 1)
     assert call(*flags, "-c", "whole", "-j", 0, script=SCRIPT).returncode == 0
     whole = coco.parent / "whole"
     middle = whole / "checkpoint-0001-0000004.pth.tar"
@@ -91,6 +93,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(coco: Path, narrow: None, call: 
     result = call(*flags, "-c", "rest", "--resume", middle, "-j", 1, script=SCRIPT)
     assert result.returncode == 0, result.stderr
     assert_same(state(coco.parent / "rest" / checkpoint.LAST), state(whole / checkpoint.LAST))
+    points, rest = (events(folder)["step/loss"] for folder in (whole, coco.parent / "rest"))
+    assert sorted(points) == list(range(1, 9))
+    assert rest == {step: points[step] for step in (7, 8)}
+    losses = [points[step] for step in range(1, 5)]
+    assert sum(losses) / 4 == pytest.approx(rows(whole / "log.txt")[0]["Train Loss"], abs=1e-5)
 
 
 def trained(coco: Path, call: Run, detector: str = "mask_rcnn") -> Path:

@@ -28,6 +28,7 @@ from utils.data import training_loader
 from utils.distributed import ONE_PROCESS, Ranks
 from utils.engine import Keeper, Trainer
 from utils.errors import UserError
+from utils.metrics import LossMeter, Recent
 from utils.run import BAD_BATCH
 from utils.sampling import Position
 from utils.schedule import Schedule
@@ -202,6 +203,22 @@ def test_a_loss_that_never_comes_right(call: Run, images: Path) -> None:
     result = call(*flags)
     assert_one_line_error(result, "the loss is not finite in epoch")
     assert result.stdout.count("the step is left out") == engine.SKIPPED_IN_A_ROW
+
+
+def test_points_of_the_curves_do_not_count_a_skipped_step() -> None:
+    """Though one was due in its middle."""
+    meter = LossMeter(("loss",), torch.device("cpu"))
+    recent = Recent(meter, 0)
+    meter.add({"loss": torch.tensor(1.0)}, 8)
+    after_a_step = meter.sums.clone()
+    meter.add({"loss": torch.tensor(3.0)}, 8)  # half of the second step
+    assert recent.figures(0, meter.values()) is None
+    assert recent.figures(1, meter.values()).loss == 2
+    meter.sums.copy_(after_a_step)
+    recent.step_back()
+    assert recent.figures(2, meter.values()) is None
+    meter.add({"loss": torch.tensor(5.0)}, 8)
+    assert recent.figures(3, meter.values()).loss == 5
 
 
 class StopAfter(Keeper):

@@ -13,6 +13,8 @@ import imagenet
 import imagenet_fast
 import imagenet_mobile
 from models import create_model
+from utils.classification import FORM
+from utils.logger import RunLog
 
 FAST, MOBILE, PLAIN = "imagenet_fast.py", "imagenet_mobile.py", "imagenet.py"
 SMALL = ("-j", 0, "--epochs", 1, "--img-size", 32, "--train-batch", 8, "--test-batch", 21, "--manualSeed", 7)
@@ -194,12 +196,27 @@ def test_lines_of_progress(answer: Callable[..., Any]) -> None:
     evaluation = ("-e", "--resume", "out/checkpoint.pth.tar", "--test-batch", 7, "--print-freq", 3)
     for script in (FAST, PLAIN):
         assert "evaluate: batch 3/3" in answer(*evaluation, script=script).stdout
-        assert "epoch 1: batch 3/3" in answer("--overwrite", "--print-freq", 3, script=script).stdout
+        assert "epoch 1/1: batch 3/3" in answer("--overwrite", "--print-freq", 3, script=script).stdout
     spoken = answer("--overwrite", "--print-freq", 2).stdout
-    assert "epoch 1: batch 2/3" in spoken
+    assert "epoch 1/1: batch 2/3" in spoken
     assert "batch 1/3" not in spoken
     assert "standard deviation" not in answer("--overwrite", *EL2).stdout
     assert answer("--overwrite", *EL2, "--print-always").stdout.count("standard deviation") == 3
+
+
+def test_the_table_of_epochs_fits_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 100 columns, in the long runs of large machines and with any loss."""
+    log = RunLog(tmp_path, 300, FORM.columns, [], 0, 0)
+    log.header()
+    log.started -= 5 * 24 * 3600
+    for loss in (1.0, 123.4567, 2.5e13, float("inf"), float("nan")):
+        log.show(120, [0.1, loss, loss, 100.0, 100.0, 100.0, 100.0], 23456.7)
+    log.close()
+    lines = capsys.readouterr().out.splitlines()
+    assert {len(line) for line in lines} <= {98, 100}
+    assert {len(line.replace("train ", "train_").replace("valid ", "valid_").split()) for line in lines} == {
+        10
+    }
 
 
 def test_layout_compilation_and_determinism(

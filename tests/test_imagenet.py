@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import Run, assert_one_line_error
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from torch import nn
 
 from models import create_model
 from utils.decoding import choose_decoder, read_image
+from utils.engine import Trainer
+from utils.errors import UserError
+from utils.metrics import Sums
+from utils.schedule import Schedule
 from utils.splits import open_data
 from utils.transforms import MEAN, STD, ValTransform
 
@@ -29,14 +33,20 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def events(folder: Path) -> dict[str, dict[int, float]]:
-    """Scalars by tag and step, from the file format itself (length, checksum, message, checksum)."""
+    """Scalars by tag and step, from the file format itself (length, checksum, message, checksum).
+
+    As in TensorBoard what a later file begins with hides that step and those after it in earlier files.
+    """
     found: dict[str, dict[int, float]] = {}
-    for path in folder.glob("events.out.tfevents.*"):
+    for path in sorted(folder.glob("events.out.tfevents.*")):
         content, at = path.read_bytes(), 0
         while at < len(content):
             length = int.from_bytes(content[at : at + 8], "little")
             event = Event.FromString(content[at + 12 : at + 12 + length])
+            if event.session_log.status == SessionLog.START:
+                found = {tag: {s: v for s, v in of.items() if s < event.step} for tag, of in found.items()}
             for value in event.summary.value:
+                assert event.step not in found.get(value.tag, {}) or not value.tag.startswith("step/")
                 found.setdefault(value.tag, {})[event.step] = value.simple_value
             at += length + 16
     return found
@@ -63,6 +73,14 @@ def test_train_writes_log_events_and_checkpoints(run: Run, images: Path, tmp_pat
     result = run("-a", "se_resnet18", "--data", images, "--epochs", 2, "-c", "out", *SMALL, fresh=True)
     assert result.returncode == 0, result.stderr
     assert "seed 7" in result.stdout
+    assert "learning rate 0.1, times 0.1 at epochs [150, 225], by epoch\n" in result.stdout
+    assert (
+        "note: no epoch of --schedule 150 225 lies within --epochs 2: the rate never drops" in result.stdout
+    )
+    table = [line for line in result.stdout.splitlines() if re.match(r" *(epoch|\d/2) ", line)]
+    assert len(table) == 3
+    assert max(map(len, table)) <= 100
+    assert len(set(map(len, table))) == 1
     assert re.search(r"2/2 +0\.100000", result.stdout)
     assert "11.27M parameters" in result.stdout
     assert not re.search(r"warning|error", result.stderr, re.IGNORECASE)
@@ -109,6 +127,92 @@ def test_resume_continues_the_log_line_for_line(run: Run, call: Run, images: Pat
             assert torch.equal(ours["state_dict"][key], value), key
         for index, state in theirs["optimizer"]["state"].items():
             assert torch.equal(ours["optimizer"]["state"][index]["momentum_buffer"], state["momentum_buffer"])
+
+
+def older(folder: Path) -> None:
+    """Give the events that are there a name that comes first: names hold the second of the start."""
+    for path in folder.glob("events.out.tfevents.*"):
+        path.rename(path.with_name("events.out.tfevents.0"))
+
+
+POINTS = (*SMALL, "-a", "shufflenetv2_05x", "--img-size", 32)
+
+
+def test_points_of_the_curves_within_epochs(call: Run, images: Path, tmp_path: Path) -> None:
+    """With every line of progress loss and rate, also from the middle of an epoch on."""
+    rate = ("--epochs", 3, "--cos", "--per-iter", "--warmup", 1)
+    flags = (*POINTS, "--data", images, *rate, "-c", "out", "-p", 1, "--save-every", 1, "--keep", 9)
+    assert call(*flags, script="imagenet_fast.py").returncode == 0
+    written = events(tmp_path / "out")
+    assert sorted(written["step/loss"]) == sorted(written["step/learning_rate"]) == list(range(1, 10))
+    schedule = Schedule(0.1 * 8 / 256, 3, warmup=1, cosine=True, per_iteration=True)
+    for step, value in written["step/learning_rate"].items():
+        assert value == pytest.approx(schedule(*divmod(step - 1, 3), 3), abs=1e-8)
+    for epoch, line in enumerate(rows(tmp_path / "out")[1:]):
+        losses = [written["step/loss"][3 * epoch + step] for step in (1, 2, 3)]
+        assert sum(losses) / 3 == pytest.approx(float(line.split("\t")[1]), abs=1e-5)
+        assert len(set(losses)) == 3
+
+    for path in (tmp_path / "out").glob("*.pth.tar"):
+        if path.name != "checkpoint-0001-0000016.pth.tar":
+            path.unlink()
+    older(tmp_path / "out")
+    again = call(*flags, "--resume", "auto", script="imagenet_fast.py")
+    assert "continuing out/checkpoint-0001-0000016.pth.tar" in again.stdout
+    found = events(tmp_path / "out")
+    del found["images_per_second"], written["images_per_second"]
+    assert found == written
+
+
+def test_points_of_steps_of_several_batches(
+    call: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One for each step at most; without the flag one every ten seconds."""
+    steps = ("--train-batch", 2, "--accum-steps", 3, "--epochs", 2)
+    flags = (*POINTS, "--data", images, *steps)
+    for every in (1, 2):
+        result = call(*flags, "-c", f"out{every}", "--print-freq", every, script="imagenet_fast.py")
+        lines = re.findall(r"epoch 1/2: batch (\d+)/12", result.stdout)
+        assert list(map(int, lines)) == list(range(every, 13, every))
+        written = events(tmp_path / f"out{every}")
+        assert sorted(written["step/loss"]) == list(range(1, 9))
+    losses = [events(tmp_path / "out1")["step/loss"][step] for step in range(1, 5)]
+    assert sum(losses) / 4 == pytest.approx(written["loss/train"][1], rel=1e-5)
+    reads: list[None] = []
+    values = Sums.values
+
+    def spy(meter: Sums, *ranks: Any) -> list[float]:
+        reads.append(None)
+        return values(meter, *ranks)
+
+    monkeypatch.setattr(Sums, "values", spy)
+    assert call(*flags, "-c", "out", script="imagenet_fast.py").returncode == 0
+    assert "step/loss" not in events(tmp_path / "out")
+    assert len(reads) == 6  # the device is waited for before and after each epoch, after each evaluation
+
+
+def test_no_points_beside_another_run(
+    call: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the first checkpoint of the run that replaces it."""
+    flags = (*POINTS, "--data", images, "--epochs", 1, "-c", "out")
+    assert call(*flags).returncode == 0
+    older(tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    update: Callable[[Trainer], None] = Trainer._update
+    updates: list[None] = []
+
+    def stop(trainer: Trainer) -> None:
+        update(trainer)
+        updates.append(None)
+        if len(updates) == 3:
+            raise UserError("enough")
+
+    monkeypatch.setattr(Trainer, "_update", stop)
+    assert_one_line_error(call(*flags, "--overwrite", "-p", 1), "enough")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert call(*flags, "--overwrite", "-p", 1).returncode == 0
+    assert sorted(events(tmp_path / "out")["step/loss"]) == [1, 2, 3]
 
 
 def as_published(saved: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import Run, assert_one_line_error
 from small_checkpoint import ARCH, CLASSES, SIZE, calibrated, write_checkpoint
+from test_decoding import photograph, write_held
 from torch import Tensor
 
 from utils.decoding import read_image
@@ -51,6 +52,17 @@ def test_predictions_are_those_of_a_forward_pass(predict: Run, images: Path) -> 
         for rank, (row, label) in enumerate(zip(found[3 * i : 3 * i + 3], order, strict=True), 1):
             assert (row["rank"], row["label"], row["class"]) == (str(rank), str(label), CLASSES[label])
             assert float(row["probability"]) == pytest.approx(float(expected[label]), abs=2e-5)
+
+
+@pytest.mark.parametrize("decoder", ["pil", "auto"])
+def test_photos_are_turned_upright(predict: Run, tmp_path: Path, decoder: str) -> None:
+    (tmp_path / "photos").mkdir()
+    write_held(tmp_path / "photos", photograph(80, 120), ".png")
+    found = rows(predict("photos", "--decoder", decoder).stdout)
+    answers = {tuple((row["class"], row["probability"]) for row in found[i : i + 3]) for i in range(0, 24, 3)}
+    assert len(found) == 24
+    assert len(answers) == 1
+    assert "EXIF" in predict("--help").stdout
 
 
 def test_files_csv_and_json(predict: Run, images: Path, tmp_path: Path) -> None:

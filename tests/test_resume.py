@@ -16,6 +16,7 @@ import torch
 from conftest import REPOSITORY, Run, assert_one_line_error, write_classes
 from forks import Job
 from killer import fingerprint
+from test_imagenet import events
 
 from utils import checkpoint, engine, network
 from utils.checkpoint import kept, position_of
@@ -89,7 +90,7 @@ def test_a_signal_finishes_the_step_and_saves(
     script = REPOSITORY / "imagenet_fast.py"
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes)
     job = start(*(launcher if processes > 1 else ()), script, *flags, "-c", "out")
-    job.wait_for("epoch 1: batch 2/")
+    job.wait_for("epoch 1/2: batch 2/")
     os.killpg(job.pid, number)
     output, errors = job.communicate(timeout=60)
     if processes == 1:
@@ -158,7 +159,7 @@ def test_torchrun_restarts_a_killed_rank(
     resume = ("--save-every", 1, "--resume", "auto", "-c")
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1")
     job = start(*launcher, REPOSITORY / "imagenet_fast.py", *flags, *resume, "out")
-    job.wait_for("epoch 1: batch 3/")
+    job.wait_for("epoch 1/2: batch 3/")
     os.kill(process_of(tmp_path, rank=1), signal.SIGKILL)
     output, errors = job.communicate(timeout=120)
     assert job.returncode == 0, errors
@@ -192,10 +193,12 @@ def test_another_number_of_processes_loses_no_image(
     result = launch("imagenet_fast.py", *flags, "-c", "out", "--resume", "auto", "-p", 1)
     assert result.returncode == 0, result.stderr
     assert "note: that run had 1 process and steps of 4 images, this one 2 and 8" in result.stdout
-    assert re.findall(r"epoch 1: batch (\d+)/(\d+)", result.stdout) == [(str(i), "5") for i in range(2, 6)]
+    assert re.findall(r"epoch 1/1: batch (\d+)/(\d+)", result.stdout) == [(str(i), "5") for i in range(2, 6)]
     saved = torch.load(tmp_path / "out" / "checkpoint.pth.tar", weights_only=True)
     assert saved["epoch"] == 1
     assert saved["processes"] == 2
+    assert len(list((tmp_path / "out").glob("events.*"))) == 1  # of rank 0
+    assert sorted(events(tmp_path / "out")["step/loss"]) == [2, 3, 4, 5]
 
 
 def test_resume_auto(call: Run, pictures: Path, tmp_path: Path) -> None:

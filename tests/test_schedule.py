@@ -46,6 +46,20 @@ def test_a_run_shorter_than_its_warm_up() -> None:
         assert schedule(4, 1, 2) == 1.0
 
 
+def test_milestones_without_effect_are_noted() -> None:
+    """The published imagenet.py has 150 225 and 90 epochs by default."""
+    note = str(Schedule(0.1, 90, milestones=(150, 225))).splitlines()[1]
+    assert note == "note: no epoch of --schedule 150 225 lies within --epochs 90: the rate never drops"
+    assert "between --warmup 5 and --epochs 30:" in str(Schedule(0.1, 30, warmup=5, milestones=(30, 4)))
+    for schedule in (
+        Schedule(0.1, 31, milestones=(30, 60)),
+        Schedule(0.1, 9, milestones=(0,)),
+        Schedule(0.1, 9, milestones=(30,), cosine=True),
+        Schedule(0.1, 3, warmup=5, milestones=(30,)),  # said in another way
+    ):
+        assert "note" not in str(schedule)
+
+
 def test_milestones_in_any_order_and_at_the_first_epoch() -> None:
     assert Schedule(1.0, 9, milestones=[9, 3, 4], gamma=0.5)(5, 0, 1) == 0.25
     assert Schedule(1.0, 9, milestones=[0])(0, 0, 1) == 0.1

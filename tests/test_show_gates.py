@@ -11,12 +11,22 @@ import pytest
 import torch
 from conftest import Run, assert_one_line_error, write_images
 from PIL import Image
+from test_decoding import photograph, write_held
 from torch import Tensor, nn
 
 from models import create_model
 from scripts import show_gates
 from scripts.gates.draw import bars_of, draw, maps_of, numbers
-from scripts.gates.record import Gate, Octave, Recorded, attention_of, last_of_each_stage, record, stage_of
+from scripts.gates.record import (
+    Gate,
+    Octave,
+    Recorded,
+    Seen,
+    attention_of,
+    last_of_each_stage,
+    record,
+    stage_of,
+)
 from utils import checkpoint
 from utils.errors import UserError
 
@@ -152,6 +162,36 @@ def test_what_is_drawn_are_the_numbers_of_the_gates() -> None:
                 assert sorted(gate.values[0].tolist(), reverse=True) == bars.tolist()
 
 
+def one_map(low: float, high: float, bounded: bool = True) -> tuple[np.ndarray, str]:
+    """The colours (H, W, RGBA) of a gate of positions between two values, and the text above it."""
+    values = torch.linspace(low, high, 49).view(1, 1, 7, 7)
+    gate = Gate("layer1.0.sge", 1, "out = x * gate", Seen("gate", values, bounded))
+    figure = draw(torch.rand(3, SIDE, SIDE), [gate], "title", "text")
+    ((axes, picture),) = [
+        (axes, image) for axes in figure.axes for image in axes.images if image.get_array().shape == (7, 7)
+    ]
+    return picture.to_rgba(picture.get_array(), alpha=1), axes.get_title()
+
+
+def test_a_gate_that_hardly_differs_looks_flat() -> None:
+    """And every picture states its range."""
+    for low, high, bounded, text in (
+        (0.7310, 0.7312, True, "0.731 to 0.7312"),
+        (0.99999, 1.0, True, "0.99999 to 1"),
+        (0.0, 0.0, False, "all 0"),
+        (5000.0, 5001.0, False, "5000 to 5001"),
+    ):
+        colours, title = one_map(low, high, bounded)
+        assert np.ptp(colours, axis=(0, 1)).max() < 0.02
+        assert title.endswith(text)
+    whole = [
+        np.ptp(one_map(*values)[0], axis=(0, 1)) for values in ((0.0, 1.0), (0.2, 0.4), (0.001, 0.004, False))
+    ]
+    assert np.allclose(whole[0], whole[1])
+    assert np.allclose(whole[0], whole[2])
+    assert whole[0].max() > 0.5
+
+
 def test_numbers_tell_apart() -> None:
     assert numbers(0.5, 0.50001) == ["0.5", "0.50001"]
     assert numbers(0.5) == ["0.5"]
@@ -180,7 +220,8 @@ def test_the_command(tmp_path: Path, show: Run) -> None:
     write_images(tmp_path / "in", 2)
     odd = tmp_path / "in" / "a <b> & 'c' %.JPEG"
     (tmp_path / "in" / "1.JPEG").rename(odd)
-    state = {"state_dict": stirred("sge_resnet18").state_dict(), "arch": "sge_resnet18"}
+    net = stirred("sge_resnet18")
+    state = {"state_dict": net.state_dict(), "arch": "sge_resnet18"}
     names = {"classes": ["ant", "bee", "cat", "<dog>", "$owl"], "epoch": 1, "images": 0}
     saved = checkpoint.save({**state, **names}, tmp_path)
     flags = ("-a", "sge_resnet18", "--resume", saved, "--img-size", SIDE)
@@ -196,6 +237,19 @@ def test_the_command(tmp_path: Path, show: Run) -> None:
             assert picture.width > 1000
         assert "predicted: " in (image["alt"] or "")
     assert "a <b> & 'c' %" in (links.images[1]["alt"] or "")
+    recorded = record(net, show_gates.normalised(show_gates.pixels_of("in/0.JPEG", SIDE)))
+    page = (tmp_path / "out" / "pictures" / "index.html").read_text()
+    for gate in last_of_each_stage([gate for gate in recorded.shown if isinstance(gate, Gate)]):
+        low, high = numbers(gate.values.min().item(), gate.values.max().item())
+        assert f"{gate.module}, gate {low} to {high}, mean " in page
+
+
+def test_photos_are_turned_upright(tmp_path: Path) -> None:
+    first, *others = [
+        show_gates.pixels_of(str(path), 64) for path in write_held(tmp_path, photograph(), ".png")
+    ]
+    assert len(others) == 7
+    assert all(torch.equal(first, other) for other in others)
 
 
 def test_a_checkpoint_says_what_it_holds(tmp_path: Path, show: Run, monkeypatch: pytest.MonkeyPatch) -> None:

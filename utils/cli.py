@@ -8,7 +8,7 @@ import io
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,18 +17,49 @@ from utils.distributed import is_main_process, leave_quietly
 from utils.errors import UserError
 from utils.text import shown
 
+# The published README has such lines.
+_BLANK = (
+    "note: a blank argument is ignored; if a line of the command ends in '\\' and a blank, the command ends "
+    "there, and its next line is not read"
+)
+
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line (argparse prints the usage of fifty flags before it).
 
-    Flags are not to be abbreviated. Of several processes only rank 0 speaks.
+    Flags are not to be abbreviated. Blank arguments that are no value of a flag are ignored, with a note. Of
+    several processes only rank 0 speaks.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        self._noted = False  # a command line may be parsed twice
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = list(sys.argv[1:] if args is None else args)
+        kept = self._without_blanks(words)
+        if len(kept) < len(words) and not self._noted and is_main_process():
+            print(_BLANK, file=sys.stderr, flush=True)
+            self._noted = True
+        return super().parse_args(kept, namespace)
+
+    def _without_blanks(self, words: Sequence[str]) -> list[str]:
+        """Leave out blank words where a flag may stand; a flag's value may be blank.
+
+        An empty file name is not left out: it is a variable of the shell that was not set.
+        """
+        kept, values = [], 0  # that the flag before still needs
+        for word in words:
+            is_name = not word and bool(self._get_positional_actions())
+            if not word.strip() and not values and not is_name:
+                continue
+            flag = self._option_string_actions.get(word)
+            values = _least_values(flag) if flag else max(values - 1, 0)
+            kept.append(word)
+        return kept
 
     def error(self, message: str) -> NoReturn:
-        unknown = message.removeprefix("unrecognized arguments: ").split()[0]
+        unknown = (message.removeprefix("unrecognized arguments: ").split() or [""])[0]
         near = difflib.get_close_matches(unknown, self._option_string_actions, n=1, cutoff=0.7)
         hint = f"did you mean {near[0]}?" if "unrecognized" in message and near else "see --help"
         self.exit(2, f"{self.prog}: error: {message} ({hint})\n")
@@ -41,6 +72,13 @@ class Parser(argparse.ArgumentParser):
     def print_help(self, file: Any = None) -> None:
         if is_main_process():
             super().print_help(file)
+
+
+def _least_values(flag: argparse.Action) -> int:
+    """How many of the words after a flag are its values, whatever they are."""
+    if isinstance(flag.nargs, int):
+        return flag.nargs
+    return 1 if flag.nargs in (None, "+") else 0
 
 
 def run(main: Callable[[], None]) -> NoReturn:

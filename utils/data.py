@@ -64,6 +64,7 @@ class ImageDataset(Dataset[Sample]):
         seed: the run's seed.
         substitute: whether another file takes the place of one that cannot be decoded.
         decoder: ``pil``, ``torchvision`` or ``simplejpeg``.
+        upright: turn images as their EXIF orientation says.
     """
 
     def __init__(
@@ -73,8 +74,9 @@ class ImageDataset(Dataset[Sample]):
         seed: int,
         substitute: bool = False,
         decoder: str = "pil",
+        upright: bool = False,
     ) -> None:
-        self.split, self.transform, self.decoder = split, transform, decoder
+        self.split, self.transform, self.decoder, self.upright = split, transform, decoder, upright
         self.seed = seed
         self.tries = SUBSTITUTES if substitute else 1
 
@@ -96,7 +98,7 @@ class ImageDataset(Dataset[Sample]):
 
     def read(self, path: str, label: Any) -> Any:
         """What a file holds; raises an error if that cannot be read, or cannot be what ``label`` is of."""
-        return read_image(path, self.decoder, self.transform.box)
+        return read_image(path, self.decoder, self.transform.box, self.upright)
 
     def transformed(self, read: Any, label: Any) -> tuple[Any, Any]:
         """The image and label to learn from, of what was read and the file's label."""
@@ -294,9 +296,13 @@ def validation_loader(
     seed: int,
     ranks: Ranks,
     layout: torch.memory_format = torch.contiguous_format,
+    upright: bool = False,
 ) -> DeviceLoader[EvalBatches]:
-    """This process's share of the images, in batches of ``--test-batch``."""
-    dataset = ImageDataset(split, ValTransform(args.img_size), seed, decoder=args.decoder)
+    """This process's share of the images, in batches of ``--test-batch``.
+
+    ``upright`` turns them as their EXIF orientation says; an evaluation, as published, does not.
+    """
+    dataset = ImageDataset(split, ValTransform(args.img_size), seed, decoder=args.decoder, upright=upright)
     batches = EvalBatches(len(dataset), args.test_batch, ranks.rank, ranks.size)
     to_batch = partial(stack, size=args.img_size)
     return DeviceLoader(dataset, batches, to_batch, args.workers, ranks.device, layout, args.max_bad)

@@ -16,7 +16,7 @@ from utils.data import DeviceLoader
 from utils.distributed import ONE_PROCESS, Ranks
 from utils.errors import UserError
 from utils.logger import Progress
-from utils.metrics import Sums
+from utils.metrics import Recent, Sums
 from utils.optim import EShiftedSGD, parameters, start_momentum
 from utils.precision import Precision
 from utils.randomness import derive_seed
@@ -39,6 +39,9 @@ class Keeper:
 
     def after_step(self, reached: Position, steps: int, signal: int) -> None:
         """``steps`` of the epoch are done; some process got ``signal``, if it is not 0."""
+
+    def record(self, steps: int, loss: float, rate: float) -> None:
+        """Keep a point of the curves: steps since training began, mean loss since the last point, rate."""
 
     def between_batches(self) -> None:
         """In an evaluation."""
@@ -128,7 +131,9 @@ class Trainer:
         before = Snapshot([*self.model.buffers(), meter.sums])
         steps, first = batches.steps, batches.first_step
         done, total = first * self.accumulate, steps * self.accumulate
-        progress = Progress(f"epoch {begin.epoch + 1}", total, self.ranks.size, self.print_every, done)
+        label = f"epoch {begin.epoch + 1}/{self.schedule.epochs}"
+        progress = Progress(label, total, self.ranks.size, self.print_every, done)
+        recent = Recent(meter, begin.epoch * steps + first)
         finite: list[Callable[[], bool]] = []
         for position, (images, targets) in enumerate(loader, done):
             step, part = divmod(position, self.accumulate)
@@ -152,12 +157,16 @@ class Trainer:
                 if bad:
                     before.restore()
                     reached = Position(begin.epoch, images_before, meter.sums)
+                    recent.step_back()
                     self._leave_out(loader, reached, step, keeper)
                 else:
                     self._update()
                 images_after = images_before + batches.samples_per_step
                 keeper.after_step(Position(begin.epoch, images_after, meter.sums), step + 1, signal)
-            progress.step(meter, len(targets))
+            if values := progress.step(meter, len(targets)):
+                whole = step + last  # steps that are done
+                if figures := recent.figures(begin.epoch * steps + whole, values):
+                    keeper.record(recent.steps, figures.loss, self.schedule(begin.epoch, whole - 1, steps))
         self._set_rate(begin.epoch, max(steps, 1) - 1, max(steps, 1))
         loader.report(self.ranks)
         return meter.read(self.ranks), progress.close()

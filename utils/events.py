@@ -1,7 +1,6 @@
 """TensorBoard's event files."""
 
 import math
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,21 +18,23 @@ class Events:
 
     Args:
         folder: where the file goes.
-        first: events of this step and later ones in older files are hidden; None: none are.
+        first: events of this step and later ones in older files are hidden.
     """
 
-    def __init__(self, folder: Path, first: int | None) -> None:
+    def __init__(self, folder: Path, first: int) -> None:
         self.writer: EventsWriter | None = None
         try:
             self.writer = EventsWriter(str(folder / "events"))
-            if first is not None:
-                start = SessionLog(status=SessionLog.START)
-                self.writer.write_event(Event(step=first, session_log=start))
+            start = SessionLog(status=SessionLog.START)
+            self.writer.write_event(Event(step=first, session_log=start))
         except OSError as error:
             self._give_up(error)
 
-    def add(self, values: Mapping[str, float], step: int) -> None:
-        """Write a value for every tag; where there is none (nan), as of sizes that no object has, nothing."""
+    def add(self, values: Mapping[str, float], step: int, when: float) -> None:
+        """Write a value for every tag; where there is none (nan), as of sizes that no object has, nothing.
+
+        ``when`` is in seconds, as of ``time.time()``.
+        """
         if self.writer is None:
             return
         try:
@@ -41,7 +42,7 @@ class Events:
                 if math.isnan(value):
                     continue
                 summary = scalar(tag, value)
-                self.writer.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+                self.writer.write_event(Event(wall_time=when, step=step, summary=summary))
             self.writer.flush()
         except OSError as error:
             self._give_up(error)

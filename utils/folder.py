@@ -103,6 +103,11 @@ class Predecessor:
             self.others += [*folder.glob("events.out.tfevents.*"), *folder.glob(CURVES)]
         self.best = best_of(saved, Path(args.resume)) if args.resume else None
 
+    @property
+    def there(self) -> bool:
+        """Whether it holds anything."""
+        return bool(self.kept or self.others)
+
     def step_back(self) -> None:
         """Before the first checkpoint: from then on it is the newest; until then LAST is the other run's."""
         remove_leftovers(self.folder)

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from utils.files import write_atomically
 from utils.metrics import Sums
 
 LOG = "log.txt"
-_PLAIN_SECONDS = 10.0  # between two progress lines where there is no terminal
+_LINE_SECONDS = 10.0  # between two progress lines where there is no terminal, and two points of the curves
 _BAR_SECONDS = 0.5  # between two readings of the metrics on a terminal
 
 
@@ -24,6 +24,16 @@ class Column(NamedTuple):
     tag: str  # in TensorBoard
     title: str | None  # on the console; None: not there
     decimals: int  # on the console
+
+    @property
+    def width(self) -> int:
+        """Characters on the console."""
+        return max(len(self.title or ""), self.decimals + 2, 6)
+
+    def shown(self, value: float) -> str:
+        """The figure on the console; one that is too large for its column has fewer digits."""
+        text = f"{value:.{self.decimals}f}"
+        return text if len(text) <= self.width else f"{value:.2g}"
 
 
 class Form(NamedTuple):
@@ -45,10 +55,13 @@ def write_log(folder: Path, rows: Sequence[str]) -> None:
 
 
 class RunLog:
-    """Rows of log.txt, TensorBoard events and the console table of one run; no file before its first epoch.
+    """Rows of log.txt, TensorBoard events and the console table of one run; no file before the first of them.
 
     log.txt is tab-separated, every field ends in a tab (the published format). It holds nothing that depends
     on the clock, so two identical runs write identical files.
+
+    Events are of epochs, counted from 1, and under tags of their own of steps, counted from the beginning of
+    training. What a resumed run repeats of the steps is hidden; an epoch that it repeats is written again.
 
     Args:
         folder: where log.txt and the events go.
@@ -56,6 +69,7 @@ class RunLog:
         columns: what is logged.
         previous: log.txt rows of the epochs before this run.
         first_epoch: the first epoch of this run, from 0.
+        first_step: its first step, counted from 0 at the beginning of training.
     """
 
     def __init__(
@@ -65,16 +79,18 @@ class RunLog:
         columns: Sequence[Column],
         previous: Sequence[str],
         first_epoch: int,
+        first_step: int,
     ) -> None:
         self.folder, self.columns = folder, columns
-        self.epochs, self.first_epoch = epochs, first_epoch
+        self.epochs, self.first_epoch, self.first_step = epochs, first_epoch, first_step
         self.started = time.perf_counter()
         self.rows = ["".join(f"{name}\t" for name, *_ in columns), *previous]
         self.events: Events | None = None
+        self.waiting: list[tuple[Mapping[str, float], int, float]] = []  # values, step, time
 
     def header(self) -> None:
         """Begin the console table."""
-        self._print("epoch", *(column.title or "" for column in self.columns), "images/s", "time", "ETA")
+        self._print("epoch", *(column.title or "" for column in self.columns), "img/s", "time", "ETA")
 
     def add(self, values: Sequence[float]) -> None:
         """Append an epoch's row."""
@@ -82,32 +98,43 @@ class RunLog:
 
     def show(self, epoch: int, values: Sequence[float], images_per_second: float) -> None:
         """Write an epoch, counted from 1, to TensorBoard and the console."""
-        if self.events is None:
-            # Events of epochs that a resumed run repeats are hidden.
-            self.events = Events(self.folder, self.first_epoch + 1 if self.first_epoch else None)
         tags = (column.tag for column in self.columns)
         scalars = dict(zip(tags, values, strict=True))
-        self.events.add({**scalars, "images_per_second": images_per_second}, epoch)
+        self._draw({**scalars, "images_per_second": images_per_second}, epoch)
 
         elapsed = time.perf_counter() - self.started
         left = elapsed / (epoch - self.first_epoch) * (self.epochs - epoch)
         self._print(
             f"{epoch}/{self.epochs}",
-            *(f"{value:.{column.decimals}f}" for column, value in zip(self.columns, values, strict=True)),
+            *(column.shown(value) for column, value in zip(self.columns, values, strict=True)),
             speed_text(images_per_second),
             clock(elapsed),
             clock(left),
         )
 
+    def point(self, step: int, loss: float, rate: float, wait: bool = False) -> None:
+        """Write a step's loss and rate to TensorBoard; ``wait``: with what is written next."""
+        self._draw({"step/loss": loss, "step/learning_rate": rate}, step, wait)
+
+    def _draw(self, values: Mapping[str, float], step: int, wait: bool = False) -> None:
+        self.waiting.append((values, step, time.time()))
+        if wait:
+            return
+        if self.events is None:
+            self.events = Events(self.folder, self.first_step + 1)
+        for event in self.waiting:
+            self.events.add(*event)
+        self.waiting.clear()
+
     def _print(self, epoch: str, *cells: str) -> None:
-        """A line of the console table; ``cells`` are of all columns, then speed, time and ETA."""
+        """A line of the console table, of 100 characters at most; ``cells`` end in speed, time and ETA."""
         titled = [
-            f"{cell:>{max(len(column.title), column.decimals + 2) + 1}}"
+            f"{cell:>{column.width}}"
             for column, cell in zip(self.columns, cells[:-3], strict=True)
             if column.title
         ]
         speed, *times = cells[-3:]
-        print(f"{epoch:>7}", *titled, f"{speed:>9}", *(f"{time:>8}" for time in times), flush=True)
+        print(f"{epoch:>7}", *titled, f"{speed:>5}", *(f"{time:>8}" for time in times), flush=True)
 
     def close(self) -> None:
         if self.events is not None:
@@ -125,6 +152,18 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
+class Turn:
+    """Says of batches which are the next to be told of: every so many, or after so many seconds."""
+
+    def __init__(self, now: float, every: int | None, seconds: float) -> None:
+        self.last, self.every, self.seconds = now, every, seconds
+
+    def __call__(self, now: float, batches: int) -> bool:
+        come = batches % self.every == 0 if self.every else now - self.last >= self.seconds
+        self.last = now if come else self.last
+        return come
+
+
 class Progress:
     """Progress through a pass: a bar on a terminal, otherwise a plain line every ten seconds.
 
@@ -132,45 +171,48 @@ class Progress:
         label: what is running.
         steps: number of batches.
         processes: how many run alike; the speed is that of all.
-        every: batches between two lines or two readings on the bar, in place of ten seconds.
+        every: batches between two lines, readings on the bar and points of curves, in place of ten seconds.
         done: batches of an interrupted pass, done before.
     """
 
     def __init__(
         self, label: str, steps: int, processes: int = 1, every: int | None = None, done: int = 0
     ) -> None:
-        self.label, self.steps, self.processes, self.every = label, steps, processes, every
+        self.label, self.steps, self.processes = label, steps, processes
         self.before, self.done, self.images = done, done, 0
-        self.started = self.spoken = time.perf_counter()
+        self.started = time.perf_counter()
         terminal = sys.stdout.isatty()
         self.bar = (
             tqdm(total=steps, initial=done, desc=label, leave=False, unit="batch", file=sys.stdout)
             if terminal
             else None
         )
+        self.line = Turn(self.started, every, _BAR_SECONDS if terminal else _LINE_SECONDS)
+        self.point = Turn(self.started, every, _LINE_SECONDS)
 
-    def step(self, meter: Sums, images: int) -> None:
-        """Count a batch; the meter is read, which waits for the device, only when its figures are due."""
+    def step(self, meter: Sums, images: int) -> list[float] | None:
+        """Count a batch; the meter is read, which waits for the device, only when a line is due.
+
+        Returns:
+            The meter's values when a point of the curves is due.
+        """
         self.done += 1
         self.images += images * self.processes
         if self.bar is not None:
             self.bar.update()
-        if not self._due():
-            return
-        text = f"{meter.read()}, {speed_text(self.speed())} images/s"
+        now = time.perf_counter()
+        if not self.line(now, self.done):
+            return None
+        values = meter.values()
+        self._speak(f"{meter.figures(values)}, {speed_text(self.speed())} images/s", now)
+        return values if self.point(now, self.done) else None
+
+    def _speak(self, text: str, now: float) -> None:
         if self.bar is not None:
             self.bar.set_postfix_str(text)
-        else:
-            done = self.done - self.before
-            left = clock((self.spoken - self.started) / done * (self.steps - self.done))
-            print(f"{self.label}: batch {self.done}/{self.steps}, {text}, ETA {left}", flush=True)
-
-    def _due(self) -> bool:
-        now = time.perf_counter()
-        waited = now - self.spoken >= (_PLAIN_SECONDS if self.bar is None else _BAR_SECONDS)
-        due = self.done % self.every == 0 if self.every else waited
-        self.spoken = now if due else self.spoken
-        return due
+            return
+        left = clock((now - self.started) / (self.done - self.before) * (self.steps - self.done))
+        print(f"{self.label}: batch {self.done}/{self.steps}, {text}, ETA {left}", flush=True)
 
     def speed(self) -> float:
         """Images per second since the start."""

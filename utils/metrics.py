@@ -1,7 +1,8 @@
 """Averages over the images of a pass: loss, top-1 and top-5, or several losses."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,9 +39,44 @@ class Sums:
         values = [float(value) for value in sums] or [0.0] * count
         self.sums = torch.tensor(values, dtype=torch.float64, device=device)
 
-    def read(self, ranks: Ranks = ONE_PROCESS) -> object:
-        """The figures so far, over all ``ranks``; waits for the device."""
+    def values(self, ranks: Ranks = ONE_PROCESS) -> list[float]:
+        """The sums so far, over all ``ranks``, that of the images first; waits for the device."""
+        return ranks.sum(self.sums).tolist()
+
+    def figures(self, values: Sequence[float]) -> Any:
+        """What ``values``, or the difference of two of them, are on average over their images."""
         raise NotImplementedError
+
+    def read(self, ranks: Ranks = ONE_PROCESS) -> Any:
+        """The figures so far, over all ``ranks``; waits for the device."""
+        return self.figures(self.values(ranks))
+
+
+class Recent:
+    """The figures of a meter between points of a curve, over the steps of an epoch.
+
+    Args:
+        meter: is added up in.
+        steps: that were done before, since training began.
+    """
+
+    def __init__(self, meter: Sums, steps: int) -> None:
+        self.meter, self.steps, self.values = meter, steps, meter.values()
+
+    def figures(self, steps: int, values: Sequence[float]) -> Any:
+        """The meter's figures since the last point, now that it reads ``values``.
+
+        None where no step has been done since, or all have been left out.
+        """
+        if steps == self.steps or values[0] <= self.values[0]:
+            return None
+        since = [now - before for now, before in zip(values, self.values, strict=True)]
+        self.steps, self.values = steps, list(values)
+        return self.meter.figures(since)
+
+    def step_back(self) -> None:
+        """The meter has forgotten a step; the last point may have counted a part of it."""
+        self.values = min(self.values, self.meter.values(), key=itemgetter(0))
 
 
 class Meter(Sums):
@@ -61,9 +97,8 @@ class Meter(Sums):
         images = torch.full_like(self.sums[0], len(labels))
         self.sums += torch.stack([images, loss.double() * len(labels), hits[:, 0].sum(), hits.sum()])
 
-    def read(self, ranks: Ranks = ONE_PROCESS) -> Metrics:
-        """The averages so far, over the images of all ``ranks``; waits for the device."""
-        images, loss, top1, top5 = ranks.sum(self.sums).tolist()
+    def figures(self, values: Sequence[float]) -> Metrics:
+        images, loss, top1, top5 = values
         share = 1 / max(images, 1)
         return Metrics(loss * share, 100 * top1 * share, 100 * top5 * share, int(images))
 
@@ -71,11 +106,11 @@ class Meter(Sums):
 class Losses(NamedTuple):
     """Averages over the images of a pass of losses that are added up."""
 
-    total: float
+    loss: float  # their sum
     parts: list[float]
 
     def __str__(self) -> str:
-        return f"loss {self.total:.4f}"
+        return f"loss {self.loss:.4f}"
 
 
 class LossMeter(Sums):
@@ -92,7 +127,7 @@ class LossMeter(Sums):
         parts = torch.stack([losses[name].detach().double() for name in self.names])
         self.sums += torch.cat([torch.ones_like(parts[:1]), parts]) * images
 
-    def read(self, ranks: Ranks = ONE_PROCESS) -> Losses:
-        images, *sums = ranks.sum(self.sums).tolist()
+    def figures(self, values: Sequence[float]) -> Losses:
+        images, *sums = values
         parts = [part / max(images, 1) for part in sums]
         return Losses(sum(parts), parts)

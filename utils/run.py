@@ -65,9 +65,9 @@ class Run(Keeper):
         self.signals = Signals()
         self.unsaved = True
         if ranks.main:
-            self._open(saved, {**fields, **steps_of(batches, ranks), **origin(args)})
+            self._open(saved, batches, {**fields, **steps_of(batches, ranks), **origin(args)})
 
-    def _open(self, saved: Mapping[str, Any], fields: dict[str, Any]) -> None:
+    def _open(self, saved: Mapping[str, Any], batches: TrainBatches, fields: dict[str, Any]) -> None:
         """On rank 0 only: take the folder, begin the log."""
         args, self.fields = self.args, fields
         self.lock = make_folder(self.folder)
@@ -75,9 +75,12 @@ class Run(Keeper):
         if args.auto and checkpoint.candidates(self.folder) != args.seen:
             raise UserError(f"-c {self.folder}: another process has trained into it meanwhile; start again")
         rows = previous_rows(args, saved, self.reached.epoch)
-        self.log = RunLog(self.folder, args.epochs, self.form.columns, rows, self.reached.epoch)
+        steps = self.reached.epoch * batches.steps + self.reached.images // batches.samples_per_step
+        self.log = RunLog(self.folder, args.epochs, self.form.columns, rows, self.reached.epoch, steps)
         goes_on = continues(args, self.folder)
-        self.saver = Saver(self.folder, args.keep, None if goes_on else Predecessor(args, saved, self.folder))
+        before = None if goes_on else Predecessor(args, saved, self.folder)
+        self.in_the_way = before is not None and before.there
+        self.saver = Saver(self.folder, args.keep, before)
         if goes_on and checkpoint.position_of(Path(args.resume)) == self.reached[:2]:
             with one_line(self.folder):
                 self.saver.repair(Path(args.resume), self.log.rows, self._is_best)
@@ -116,6 +119,11 @@ class Run(Keeper):
             self._stop(signal)
         if self.args.save_every and steps % self.args.save_every == 0:
             self._save()
+
+    def record(self, steps: int, loss: float, rate: float) -> None:
+        """Write a point to TensorBoard, but none beside the files of another run."""
+        if self.ranks.main:
+            self.log.point(steps, loss, rate, wait=self.unsaved and self.in_the_way)
 
     def between_batches(self) -> None:
         """Stop an evaluation on a signal; the resumed run evaluates anew."""

@@ -64,7 +64,20 @@ class Schedule:
             warmup = f"{plural(self.warmup_steps, 'step')} of warm-up from {self.warmup_from:.2g} of it, "
         if self.warmup >= self.epochs:
             warmup = f"{plural(self.warmup, 'epoch')} of warm-up (the run ends within them), "
-        return f"learning rate {self.base:g}, {warmup}{name}, by {'step' if self.per_iteration else 'epoch'}"
+        line = f"learning rate {self.base:g}, {warmup}{name}, by {'step' if self.per_iteration else 'epoch'}"
+        return f"{line}\n{self._without_effect}" if self._without_effect else line
+
+    @property
+    def _without_effect(self) -> str:
+        """A note on milestones of which none counts."""
+        counts = any(self.warmup <= milestone < self.epochs for milestone in self.milestones)
+        if self.cosine or counts or self.warmup >= self.epochs:
+            return ""
+        listed = " ".join(map(str, self.milestones))
+        where = f"between --warmup {self.warmup} and" if self.warmup else "within"
+        return (
+            f"note: no epoch of --schedule {listed} lies {where} --epochs {self.epochs}: the rate never drops"
+        )
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:

@@ -14,6 +14,7 @@ from scripts.gates.record import Gate, Octave
 _GROUPS = 3  # maps of single groups beside their mean, those that vary most
 _ROW, _SIDE = 2.4, 2.6  # inches: height of a row, width of the image
 _COLOURS = "viridis"
+_LEAST = 0.1  # of a gate from 0 to 1, or of the largest value of others: colours span as much at least
 
 
 def draw(
@@ -63,7 +64,7 @@ def _draw_row(part: Any, row: Sequence[Any], grey: np.ndarray, by_size: bool) ->
     widths = [2] * len(maps) + [max(3, 7 - 2 * len(maps))] * len(bars)
     panels = part.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
     for axes, (title, values) in zip(panels, maps, strict=False):
-        _draw_map(part, axes, title, values, grey)
+        _draw_map(part, axes, title, values, grey, first.seen.bounded)
     for axes, gate in zip(panels[len(maps) :], bars, strict=True):
         _draw_bars(axes, gate, by_size)
 
@@ -101,28 +102,62 @@ def _draw_bars(axes: Any, gate: Gate, by_size: bool) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_map(part: Any, axes: Any, title: str, values: np.ndarray, grey: np.ndarray) -> None:
-    """A map over the image, in colours from its least to its largest value."""
+def scale_of(low: float, high: float, bounded: bool) -> tuple[float, float]:
+    """What the colours span of values from ``low`` to ``high``: these, or more where they hardly differ.
+
+    Otherwise a gate of 0.7310 to 0.7312 would look like a strong pattern.
+    """
+    least = _LEAST if bounded else max(_LEAST * max(abs(low), abs(high)), 1e-9)
+    if high - low >= least:
+        return low, high
+    start = (low + high - least) / 2
+    start = min(max(start, 0.0), 1 - least) if bounded else start
+    return start, start + least
+
+
+def _draw_map(
+    part: Any, axes: Any, title: str, values: np.ndarray, grey: np.ndarray, bounded: bool = False
+) -> None:
+    """A map over the image."""
     height, width = grey.shape
     low, high = float(values.min()), float(values.max())
-    margin = 0.0 if high - low > 1e-6 * max(abs(high), 1e-9) else max(abs(high), 1e-3) / 100
+    start, end = scale_of(low, high, bounded)
     axes.imshow(grey, cmap="gray", vmin=0, vmax=1)
     colours = axes.imshow(
         values,
         cmap=_COLOURS,
         alpha=0.6,
-        vmin=low - margin,
-        vmax=high + margin,
+        vmin=start,
+        vmax=end,
         extent=(-0.5, width - 0.5, height - 0.5, -0.5),
         interpolation="bilinear",
     )
-    size = f"{values.shape[1]} x {values.shape[0]}{', constant' if margin else ''}"
-    axes.set_title(f"{title} ({size})", fontsize=8)
+    axes.set_title(f"{title} ({values.shape[1]} x {values.shape[0]})\n{span(values)}", fontsize=8)
     axes.axis("off")
-    ticks = [low, (low + high) / 2, high] if not margin else [low]
+    ticks = [start, (start + end) / 2, end]
     bar = part.colorbar(colours, ax=axes, ticks=ticks, fraction=0.05, pad=0.02)
     bar.set_ticklabels(numbers(*ticks), fontsize=8)
     bar.solids.set_alpha(1)
+
+
+def span(values: np.ndarray) -> str:
+    """The range of what is drawn, ``0.731 to 0.7312``."""
+    low, high = numbers(float(values.min()), float(values.max()))
+    return f"{low} to {high}" if low != high else f"all {low}"
+
+
+def ranges_of(shown: Sequence[Gate] | Sequence[Octave]) -> list[str]:
+    """What the picture shows in numbers, a line for each gate."""
+    lines = []
+    for one in shown:
+        where = f"stage {one.stage}: {one.module}"
+        if isinstance(one, Octave):
+            high, low = (100 * one.shares[0]).tolist()
+            lines.append(f"{where}, {high:.1f} % of the energy in high frequencies, {low:.1f} % in low ones")
+        else:
+            values = one.values[0].float().numpy()
+            lines.append(f"{where}, {one.seen.title} {span(values)}, mean {numbers(float(values.mean()))[0]}")
+    return lines
 
 
 def numbers(*values: float) -> list[str]:

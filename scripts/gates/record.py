@@ -34,7 +34,7 @@ class Seen(NamedTuple):
 
     title: str
     values: Tensor
-    bounded: bool = True  # to [0, 1]
+    bounded: bool = True  # a share from 0 to 1, whatever the number of positions or channels
     part: str = "group"  # what each of several maps is of
 
 
@@ -88,7 +88,8 @@ def _enhance(results: Sequence[Tensor], x: Tensor) -> list[Seen]:
 def _context(results: Sequence[Tensor], x: Tensor) -> list[Seen]:
     """Of GlobalContext: the softmax, and the output of its transform."""
     weights = results[0].unflatten(-1, x.shape[2:])
-    return [Seen("weight in the context", weights), Seen("added", results[1].flatten(1), bounded=False)]
+    added = results[1].flatten(1)
+    return [Seen("weight in the context", weights, bounded=False), Seen("added", added, bounded=False)]
 
 
 def _cbam(results: Sequence[Tensor], x: Tensor) -> list[Seen]:
