@@ -3,5 +3,5 @@
 arguments, run, resume, saving, folder, rehearsal, network, classification, engine, averaging, fitting,
 checkpoint, archive, curves, logger, events, metrics, ragged, data, splits, index, transforms, decoding,
 digits, sampling, precision, optim, losses, mixing, complexity, schedule, randomness, cli, distributed,
-rendezvous, snapshot, signals, provenance, files, text, errors
+rendezvous, snapshot, signals, settings, provenance, files, text, errors
 """
