@@ -78,7 +78,10 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     if args.detections and not args.evaluate:
         parser.error("--detections goes with -e")
     if not args.evaluate:
-        settle(args, {})
+        try:
+            settle(args, {})
+        except UserError as error:
+            parser.error(str(error))
     if (args.backbone or args.pretrained) and args.resume not in (None, "auto"):
         parser.error("--backbone and --pretrained are for a start: without --resume FILE")
     arguments.check_run(parser, args)
