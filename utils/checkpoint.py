@@ -52,11 +52,14 @@ def save(state: Mapping[str, Any], folder: Path) -> Path:
     return path
 
 
-def write(state: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint, with the version of the format and a checksum over all."""
+def write(state: Mapping[str, Any], path: Path, zipped: bool = True) -> None:
+    """Write a checkpoint, with the version of the format and a checksum over all.
+
+    Without ``zipped`` it is in torch's older format, which the versions before 1.6 need.
+    """
     content = {**state, "version": VERSION}
     content["checksum"] = archive.checksum(content)
-    write_atomically(path, lambda file: torch.save(content, file))
+    write_atomically(path, lambda file: torch.save(content, file, _use_new_zipfile_serialization=zipped))
 
 
 def publish(path: Path, is_best: bool, keep: int) -> None:

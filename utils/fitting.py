@@ -1,9 +1,8 @@
 """Whether a checkpoint fits a network: weights exactly, momentum by name or by the published order."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from itertools import product
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
 from models import create_model, list_models, resolve
+from utils import published
 from utils.errors import UserError
 from utils.text import plural
 
@@ -265,7 +265,7 @@ def _order_of(
     keys = [key for group in groups for key in group["params"]]
     named = all("param_names" in group for group in groups)
     groupings = (
-        [[group["param_names"] for group in groups]] if named else [own, *_published_groupings(parameters)]
+        [[group["param_names"] for group in groups]] if named else [own, *published.groupings(parameters)]
     )
     fitting: list[dict[str, Mapping[str, Any]]] = []
     for grouping in groupings:
@@ -279,22 +279,6 @@ def _order_of(
                 return found
             fitting += [found] if all(list(found) != list(other) for other in fitting) else []
     return fitting[0] if len(fitting) == 1 else None
-
-
-def _published_groupings(parameters: Mapping[str, Tensor]) -> Iterator[list[list[str]]]:
-    """Parameter names as the published scripts group them: all together, or without and with decay.
-
-    They tell kinds apart by the name (``bias``) and the number of dimensions (norm 1, linear 2, convolution
-    4).
-    """
-    named = [(name, parameter.dim()) for name, parameter in parameters.items()]
-    yield [[name for name, _ in named]]
-    for switched_off in product((False, True), repeat=3):
-        without = {dim for dim, off in zip((1, 2, 4), switched_off, strict=True) if off}
-        grouping: list[list[str]] = [[], []]
-        for name, dim in named:
-            grouping[0 if "bias" in name or dim in without else 1].append(name)
-        yield grouping
 
 
 def _shapes_fit(values: Mapping[str, Any], parameter: Tensor) -> bool:
