@@ -3,7 +3,7 @@
     python scripts/convert_checkpoint.py checkpoints/demo/model_best.pth.tar sge_resnet18.safetensors
     python scripts/convert_checkpoint.py ../pretrain/sge_resnet101.pth.tar sge_resnet101.pth -a sge_resnet101
     python scripts/convert_checkpoint.py --average checkpoints/run/checkpoint-00*.pth.tar mean.pth
-    python scripts/convert_checkpoint.py --published checkpoints/run/model_best.pth.tar sge_resnet101.pth.tar
+    python scripts/convert_checkpoint.py --published checkpoints/run/checkpoint.pth.tar to_2019.pth.tar
 
 OUT holds the weights that an evaluation uses (with --ema their average) without "module." in their names, and
 of the rest architecture, classes, epoch, top-1, seed, command, arguments, versions and commit: as fields in
@@ -163,7 +163,7 @@ def convert(args: argparse.Namespace) -> None:
         weights = mean(args.sources, [saved["state_dict"] for saved in loaded])
     weights = clean(weights, args.sources[0])
     if args.arch or args.published:
-        restored = network.restore(args.sources[0], args.arch, None)  # complains if it is another one
+        restored = network.restore(args.sources[0], args.arch, None, "IN")  # complains of another one
         fields["arch"] = restored.arch
     if args.published:
         parameters = dict(restored.net.named_parameters())

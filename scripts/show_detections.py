@@ -3,8 +3,8 @@
     python scripts/show_detections.py --resume checkpoints/mask_rcnn/model_best.pth.tar street.jpg kitchen.jpg
     python scripts/show_detections.py --resume FILE coco/val2017/ -o found --threshold 0.3
 
-The detector is that of the checkpoint, which detection/train.py has written. Folders are searched with all
-folders in them.
+The detector is that of the checkpoint, which detection/train.py has written, and images are resized as in its
+training (800 to 1333 pixels if the file does not say). Folders are searched with all folders in them.
 """
 
 import argparse

@@ -143,6 +143,16 @@ def test_the_form_of_the_published_scripts(convert: Run, call: Run, images: Path
     assert lines[0] == lines[1]
 
 
+def test_a_file_that_does_not_say_its_architecture(
+    convert: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which of the tensors are parameters is known of an architecture only."""
+    monkeypatch.setattr("utils.fitting.list_models", lambda: [ARCH])  # all take seconds
+    torch.save(calibrated().state_dict(), tmp_path / "bare.pth")
+    result = convert("--published", "bare.pth", "o.pth")
+    assert_one_line_error(result, f"IN bare.pth does not say which architecture it holds: give -a {ARCH}\n")
+
+
 @pytest.mark.parametrize(
     ("sources", "best"),
     [(("bare.pth",), 0), (("ema.pth.tar",), 72.5), (("--average", "a.pth.tar", "b.pth.tar"), 0)],

@@ -121,6 +121,7 @@ def test_flags_that_change_the_shapes_are_offered() -> None:
     built = {"groups": 2, "width_per_group": 8}
     assert hint(*net, built, {}) == without
     assert hint(*net[:2], None, 3, built, {}) == without
+    assert "give --cardinality and --base-width as it was trained" in hint(*net[:2], None, 3, {}, GROUPS)
 
 
 def test_momentum_follows_the_parameters_and_flags_stay() -> None:

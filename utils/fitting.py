@@ -69,13 +69,20 @@ def _remedy(expected: Shapes, saved: Mapping[str, Any], arch: str, path: str, ch
         print(f"{path} does not fit {arch}; looking for the architecture that it fits", flush=True)
         fits = fitting_architectures(state)
     if not fits:
-        detector = of_a_detector(state)
-        return f"it {detector}" if detector else "no registered architecture was found to fit"
+        return _when_nothing_fits(expected, state)
     classes = _class_flag(output_count(state, fits[0]), ours)
     if not groups and resolve(arch) in map(resolve, fits):  # as built by default
         fits, groups = [arch], " without --cardinality and --base-width"
     known = [choice.format(arch=name, groups=groups, classes=classes) for name in fits]
     return f"the file fits {alternatives(known)}"
+
+
+def _when_nothing_fits(expected: Shapes, state: Mapping[str, Tensor]) -> str:
+    if detector := of_a_detector(state):
+        return f"it {detector}"
+    if expected.keys() == state.keys():
+        return "its layers have other widths: give --cardinality and --base-width as it was trained"
+    return "no registered architecture was found to fit"
 
 
 def _group_flags(saved: Mapping[str, Any]) -> str:

@@ -116,35 +116,35 @@ def load_weights(net: nn.Module, args: argparse.Namespace, saved: Mapping[str, A
 def settle(args: argparse.Namespace, saved: Mapping[str, Any]) -> None:
     """Set what the command line of ``-e`` leaves open to what the checkpoint says, and print what that is.
 
-    Architecture, image size, ``--cardinality`` and ``--base-width`` of a file that does not say them, and
-    without a file, are the defaults.
+    Image size and widths of a file that does not say them are the defaults; without a file, so is the
+    architecture.
 
     Raises:
         UserError: neither the command line nor the file says the architecture.
     """
-    if taken := _fill(args, saved) if saved else settings.fill(args, settings.NETWORK):
+    taken = _fill(args, saved, f"--resume {args.resume}") if saved else settings.fill(args, settings.NETWORK)
+    if taken:
         print(f"as in {args.resume}: {taken}")
 
 
-def _fill(args: argparse.Namespace, saved: Mapping[str, Any]) -> str:
-    """Set what is None in ``args`` to what the checkpoint ``args.resume`` says; return that, as flags."""
+def _fill(args: argparse.Namespace, saved: Mapping[str, Any], source: str) -> str:
+    """Set what is None in ``args`` to what the checkpoint says; return that, as flags."""
     says = saved.get("arch")
     if args.arch is None and says not in list_models():
-        raise UserError(_which(args.resume, saved["state_dict"]))
+        raise UserError(f"{source} {_which(saved['state_dict'], source)}")
     said = {**saved.get("arguments", {}), "arch": says}
     if args.arch is not None and resolve(args.arch) != resolve(says or ""):
         said = {"img_size": said.get("img_size")}  # the widths of another net
     return settings.fill(args, settings.NETWORK, said)
 
 
-def _which(path: str, state: Mapping[str, Tensor]) -> str:
+def _which(state: Mapping[str, Tensor], source: str) -> str:
     """What to do with a file that does not say its architecture. It is not guessed: several may fit."""
     if detector := fitting.of_a_detector(state):
-        return f"--resume {path} {detector}"
-    print(f"{path} names no registered architecture; looking for the one that it fits", flush=True)
+        return detector
+    print(f"{source} names no registered architecture; looking for the one that it fits", flush=True)
     known = [f"-a {name}" for name in fitting.fitting_architectures(state)] or ["-a ARCH"]
-    give = fitting.alternatives(known)
-    return f"--resume {path} does not say which architecture it holds: give {give}"
+    return f"does not say which architecture it holds: give {fitting.alternatives(known)}"
 
 
 class Restored(NamedTuple):
@@ -157,24 +157,25 @@ class Restored(NamedTuple):
     outputs: int
 
 
-def restore(path: str, arch: str | None, img_size: int | None) -> Restored:
+def restore(path: str, arch: str | None, img_size: int | None, flag: str = "--resume") -> Restored:
     """The network that a checkpoint holds; its weights say the number of outputs.
 
     Args:
         path: the file.
         arch: its architecture; None: what the file says.
         img_size: side of the square input in pixels; None: as in training, 224 if the file does not say.
+        flag: what named the file, for messages.
 
     Raises:
         UserError: the file cannot be read, does not say what it holds, or does not fit ``arch``.
     """
-    saved = checkpoint.load(path)
-    args = argparse.Namespace(resume=path, arch=arch, img_size=img_size, cardinality=None, base_width=None)
+    saved = checkpoint.load(path, flag)
+    args = argparse.Namespace(arch=arch, img_size=img_size, cardinality=None, base_width=None)
     args.zero_gamma = args.pretrained = False
-    _fill(args, saved)
+    _fill(args, saved, f"{flag} {path}")
     outputs = fitting.output_count(saved["state_dict"], args.arch)
     net, _ = build_model(args, outputs)
-    fitting.load_weights(net, saved, args.arch, path, choice="-a {arch}")
+    fitting.load_weights(net, saved, args.arch, path, flag, "-a {arch}")
     return Restored(net.eval(), args.arch, saved, args.img_size, outputs)
 
 
