@@ -59,6 +59,8 @@ def _is_other(saved: Mapping[str, Any], arch: str) -> bool:
 def _remedy(expected: Shapes, saved: Mapping[str, Any], arch: str, path: str, choice: str) -> str:
     """What to give where a checkpoint does not fit a network of these shapes, built as ``arch``."""
     state, says = saved["state_dict"], saved.get("arch")
+    if detector := of_a_detector(state):
+        return f"it {detector}"
     ours, groups = _outputs(expected, expected) or 0, _group_flags(saved)
     if _fits(expected, _shapes(state)) and not _is_other(saved, arch):
         theirs = output_count(state, arch)
@@ -68,21 +70,15 @@ def _remedy(expected: Shapes, saved: Mapping[str, Any], arch: str, path: str, ch
     else:
         print(f"{path} does not fit {arch}; looking for the architecture that it fits", flush=True)
         fits = fitting_architectures(state)
+    if not fits and expected.keys() == state.keys():
+        return "its layers have other widths: give --cardinality and --base-width as it was trained"
     if not fits:
-        return _when_nothing_fits(expected, state)
+        return "no registered architecture was found to fit"
     classes = _class_flag(output_count(state, fits[0]), ours)
     if not groups and resolve(arch) in map(resolve, fits):  # as built by default
         fits, groups = [arch], " without --cardinality and --base-width"
     known = [choice.format(arch=name, groups=groups, classes=classes) for name in fits]
     return f"the file fits {alternatives(known)}"
-
-
-def _when_nothing_fits(expected: Shapes, state: Mapping[str, Tensor]) -> str:
-    if detector := of_a_detector(state):
-        return f"it {detector}"
-    if expected.keys() == state.keys():
-        return "its layers have other widths: give --cardinality and --base-width as it was trained"
-    return "no registered architecture was found to fit"
 
 
 def _group_flags(saved: Mapping[str, Any]) -> str:
