@@ -2,7 +2,8 @@
 
     net = torch.hub.load("/path/to/PytorchInsight", "sge_resnet50", source="local", checkpoint="sge.pth")
 
-``checkpoint`` is a file, published or ours; without it the weights are new. Other keywords go to the builder.
+``checkpoint`` is a file, published or ours; without it the weights are new. Other keywords go to the builder;
+``num_classes`` other than that of the checkpoint gives a new classifier on its other layers.
 """
 
 import collections.abc
@@ -27,11 +28,14 @@ def _builder(name: str) -> collections.abc.Callable[..., nn.Module]:
         if checkpoint is None:
             return _create_model(name, **kwargs)
         saved = _checkpoint.load(checkpoint, "checkpoint")
-        net = _create_model(
-            name, **{"num_classes": _fitting.output_count(saved["state_dict"], name), **kwargs}
-        )
-        _fitting.load_weights(net, saved, name, checkpoint, "checkpoint")
-        return net
+        outputs = _fitting.output_count(saved["state_dict"], name)
+        net = _create_model(name, **{**kwargs, "num_classes": outputs})
+        _fitting.load_weights(net, saved, name, checkpoint, "checkpoint", "{arch}")
+        if kwargs.get("num_classes", outputs) == outputs:
+            return net
+        other = _create_model(name, **kwargs)
+        _fitting.load_but_for_outputs(other, net)
+        return other
 
     file = next(file for file in models._FILES if name in file.__all__)
     about = " ".join((file.__doc__ or "").split("\n\n")[0].split())
@@ -41,6 +45,8 @@ def _builder(name: str) -> collections.abc.Callable[..., nn.Module]:
     Args:
         checkpoint: file of weights, which must fit exactly; None: new weights.
         **kwargs: of the builder, such as ``num_classes`` (default: that of the checkpoint, 1000 without one).
+            With another number than the checkpoint's the classifier is new, of random weights; every other
+            layer must fit exactly.
 
     Raises:
         utils.errors.UserError: the file cannot be read or does not fit.

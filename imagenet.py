@@ -65,6 +65,8 @@ def main() -> None:
     device, gpu_ids = select_devices(args.device, args.gpu_id)
     ranks = Ranks(device=device)
     saved = resumed(args)
+    if args.evaluate:
+        network.settle(args, saved)
     seed = choose_seed(args.manualSeed, saved.get("seed"))
     configure_torch(args.deterministic, seed)
 

@@ -94,6 +94,8 @@ def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAUL
     with distributed.start(args.device, args.local_rank) as ranks:
         saved = resumed(args, ranks)
         with ranks.agree():
+            if args.evaluate:
+                network.settle(args, saved)
             precision = choose_precision(args, ranks.device.type)
             if not (args.evaluate or args.dry_run):
                 check_start(args, saved)

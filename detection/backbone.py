@@ -108,11 +108,10 @@ def create_backbone(arch: str, checkpoint: str | None, pretrained: bool) -> Back
 def _from_checkpoint(arch: str, path: str) -> Backbone:
     saved = checkpoints.load(path, "--backbone")
     state = saved["state_dict"]
-    if any(key.startswith(("rpn.", "roi_heads.")) for key in state):
-        remedy = "give it to --resume, or give the checkpoint of a classification run"
-        raise UserError(f"--backbone {path} holds a whole detector: {remedy}")
+    if detector := fitting.of_a_detector(state):
+        raise UserError(f"--backbone {path} {detector}, or give the checkpoint of a classification run")
     net = create_model(arch, num_classes=fitting.output_count(state, arch))
-    fitting.load_weights(net, saved, arch, path, "--backbone")
+    fitting.load_weights(net, saved, arch, path, "--backbone", "-a {arch}")
     backbone = Backbone(net)
     used = backbone.body.state_dict()
     unused = [key for key in state if key not in used]

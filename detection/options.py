@@ -1,14 +1,20 @@
 """The command line of detection/train.py."""
 
 import argparse
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from detection.detectors import DETECTORS
 from detection.recipes import CLIP, GAMMA, MOMENTUM, RECIPES, WARMUP_STEPS, WEIGHT_DECAY
-from utils import arguments, cli
+from utils import arguments, cli, settings
+from utils.errors import UserError
 
 IMAGES = 16  # per step, that --lr is for
 NAMES = {recipe.name: recipe for recipe in RECIPES}
+DETECTOR: Mapping[str, Any] = MappingProxyType(
+    {"model": "faster_rcnn", "arch": "resnet50", "min_size": 800, "max_size": 1333}
+)
 
 
 def create_parser(description: str | None) -> cli.Parser:
@@ -21,12 +27,14 @@ def create_parser(description: str | None) -> cli.Parser:
     )
     group.add_argument("-d", "--data", required=True, type=cli.name_of_file, metavar="PATH", help=text)
     arguments.add_reading_arguments(group)
-    text = "pixels that the short side of an image is resized to (default: 800), ..."
-    group.add_argument("--min-size", type=cli.count_of, default=800, help=text)
-    text = "... unless the long side would exceed this many (default: 1333)"
-    group.add_argument("--max-size", type=cli.count_of, default=1333, help=text)
-    group.add_argument("--model", choices=DETECTORS, help="(default: faster_rcnn)")
-    text = "the backbone, a residual network: see models/ (default: resnet50)"
+    of_file = "with -e as the checkpoint was trained"
+    text = f"pixels that the short side of an image is resized to (default: 800; {of_file}), ..."
+    group.add_argument("--min-size", type=cli.count_of, help=text)
+    text = f"... unless the long side would exceed this many (default: 1333; {of_file})"
+    group.add_argument("--max-size", type=cli.count_of, help=text)
+    text = "(default: faster_rcnn; with -e that of the checkpoint)"
+    group.add_argument("--model", choices=DETECTORS, help=text)
+    text = "the backbone, a residual network: see models/ (default: resnet50; with -e that of the checkpoint)"
     group.add_argument("-a", "--arch", type=cli.architecture, help=text)
     text = "classification checkpoint that the backbone starts from, ours or published"
     group.add_argument("--backbone", type=cli.name_of_file, metavar="FILE", help=text)
@@ -45,7 +53,8 @@ def create_parser(description: str | None) -> cli.Parser:
     arguments.add_process_arguments(group)
     arguments.add_run_arguments(parser)
     # More test images at a time are padded to one size, which changes their features.
-    parser.set_defaults(**published("faster_rcnn_r50"), lr=0.02, test_batch=1, clip_grad=CLIP, gamma=GAMMA)
+    parser.set_defaults(**published("faster_rcnn_r50"))
+    parser.set_defaults(model=None, arch=None, lr=0.02, test_batch=1, clip_grad=CLIP, gamma=GAMMA)
     parser.set_defaults(momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     parser.set_defaults(finetune=None, zero_gamma=False, keep_batchnorm_fp32=None, amp_backend="native")
     return parser
@@ -68,9 +77,37 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
         parser.error("-e evaluates a checkpoint: give --resume FILE")
     if args.detections and not args.evaluate:
         parser.error("--detections goes with -e")
-    if args.min_size > args.max_size:
-        parser.error(f"--min-size {args.min_size} is above --max-size {args.max_size}")
+    if not args.evaluate:
+        try:
+            settle(args, {})
+        except UserError as error:
+            parser.error(str(error))
     if (args.backbone or args.pretrained) and args.resume not in (None, "auto"):
         parser.error("--backbone and --pretrained are for a start: without --resume FILE")
     arguments.check_run(parser, args)
     return args
+
+
+def settle(args: argparse.Namespace, saved: Mapping[str, Any]) -> str:
+    """Set what the command line leaves open of detector, backbone and image sizes, and check the sizes.
+
+    Args:
+        args: the command line; changed.
+        saved: the checkpoint that is evaluated, which says them; nothing: they are the defaults.
+
+    Returns:
+        What the checkpoint said, as flags.
+
+    Raises:
+        UserError: it holds no detector, or the sizes contradict each other.
+    """
+    model, _, arch = saved.get("arch", "").partition(" ")
+    if saved and model not in DETECTORS:
+        holds = saved.get("arch", "a network without a name")
+        remedy = "give a checkpoint of detection/train.py"
+        raise UserError(f"--resume {args.resume} holds {holds}, no detector: {remedy}")
+    said = {**saved.get("arguments", {}), "model": model, "arch": arch} if saved else {}
+    taken = settings.fill(args, DETECTOR, said)
+    if args.min_size > args.max_size:
+        raise UserError(f"--min-size {args.min_size} is above --max-size {args.max_size}")
+    return taken

@@ -23,7 +23,7 @@ from detection.backbone import create_backbone
 from detection.coco import coco_training_loader, coco_validation_loader, read_coco
 from detection.detectors import create_detector
 from detection.evaluate import evaluate, write_results
-from detection.options import IMAGES, parse_arguments
+from detection.options import IMAGES, parse_arguments, settle
 from detection.task import Detection
 from utils import cli, distributed, fitting
 from utils.engine import Trainer
@@ -42,7 +42,8 @@ def create_net(args: argparse.Namespace, saved: Mapping[str, Any], classes: int)
     backbone = create_backbone(args.arch, None if saved else args.backbone, args.pretrained and not saved)
     net = create_detector(args.model, backbone, 1 + classes, args.min_size, args.max_size)
     if saved:
-        remedy = "give --model and -a of the file; a classification network goes to --backbone"
+        model, _, arch = saved.get("arch", "").partition(" ")
+        remedy = f"give --model {model} -a {arch}" if arch else "a classification network goes to --backbone"
         fitting.load_other(net, saved, f"{args.model} {args.arch}", args.resume, remedy)
     return net
 
@@ -56,10 +57,12 @@ def create_optimizer(net: nn.Module, args: argparse.Namespace) -> SGD:
 
 def main() -> None:
     args = parse_arguments(__doc__)
-    task = Detection(masks=args.model == "mask_rcnn")
     with distributed.start(args.device, args.local_rank) as ranks:
         saved = resumed(args, ranks)
         with ranks.agree():
+            if args.evaluate and (taken := settle(args, saved)):
+                print(f"as in {args.resume}: {taken}")
+            task = Detection(masks=args.model == "mask_rcnn")
             args.opt_level = args.opt_level or ("O1" if ranks.device.type == "cuda" else "O0")
             precision = choose_precision(args, ranks.device.type)
             if not (args.evaluate or args.dry_run):
@@ -73,7 +76,9 @@ def main() -> None:
         configure_torch(args.deterministic, seed, one_size=False)
         with ranks.agree():
             net = create_net(args, saved, len(val.classes)).to(ranks.device)
-        print(f"{args.model} on {args.arch}, {plural(len(val.classes), 'class')}, on {ranks}, {precision}")
+        classes = plural(len(val.classes), "class")
+        size = f"{args.min_size} px, long sides at most {args.max_size}"
+        print(f"{args.model} on {args.arch} at {size}, {classes}, on {ranks}, {precision}")
 
         val_loader = coco_validation_loader(val, args, seed, ranks)
         if train is None:

@@ -3,6 +3,7 @@
     python scripts/convert_checkpoint.py checkpoints/demo/model_best.pth.tar sge_resnet18.safetensors
     python scripts/convert_checkpoint.py ../pretrain/sge_resnet101.pth.tar sge_resnet101.pth -a sge_resnet101
     python scripts/convert_checkpoint.py --average checkpoints/run/checkpoint-00*.pth.tar mean.pth
+    python scripts/convert_checkpoint.py --published checkpoints/run/checkpoint.pth.tar to_2019.pth.tar
 
 OUT holds the weights that an evaluation uses (with --ema their average) without "module." in their names, and
 of the rest architecture, classes, epoch, top-1, seed, command, arguments, versions and commit: as fields in
@@ -11,6 +12,12 @@ with --resume wherever weights are read.
 
 --average takes the mean of the weights and of batch norm's statistics, computed in float64; counters are
 those of the last file, and of the rest only what is the same in all files is kept.
+
+--published writes what the published scripts of 2019 read with --resume, in the format of torch before 1.6:
+"module." in the names; epoch, top-1, best top-1; an optimizer in their groups, with the momentum of the run
+(not of a mean, nor of an average of --ema). They need architectures of their own, the run's flags of weight
+decay (of a file that does not say them imagenet.py's, or --wd-all), and a log.txt beside OUT, which may be
+empty for -e. alexnet and vgg are for their imagenet_fast.py only. They begin an unfinished epoch anew.
 """
 
 import argparse
@@ -26,13 +33,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from utils import archive, checkpoint, cli, network
+from utils import archive, checkpoint, cli, network, published
 from utils.errors import UserError
 from utils.files import write_atomically
 from utils.text import plural
 
 FIELDS = ("arch", "classes", "epoch", "acc", "seed", "command", "arguments", "versions", "commit")
 SUFFIXES = (".pth", ".safetensors")
+PUBLISHED = (".pth.tar", ".pth")
 
 Weights = Mapping[str, Tensor]
 
@@ -103,15 +111,22 @@ def common(fields: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {key: value for key, value in first.items() if all(one.get(key) == value for one in fields)}
 
 
-def write(out: Path, fields: Mapping[str, Any], weights: dict[str, Tensor]) -> None:
-    """Write the file in the format of its suffix.
+def fields_of_published(saved: Mapping[str, Any], parameters: Weights) -> dict[str, Any]:
+    """What the published scripts read besides the weights; 0, as at a start, where the file says nothing."""
+    best = float(saved.get("best_acc", saved.get("acc", 0)))
+    optimizer = published.optimizer_state(saved, parameters)
+    return {"epoch": saved.get("epoch", 0), "best_acc": best, "optimizer": optimizer}
+
+
+def write(out: Path, fields: Mapping[str, Any], weights: dict[str, Tensor], zipped: bool) -> None:
+    """Write the file in the format of its suffix; ``zipped`` as of :func:`checkpoint.write`.
 
     Raises:
         UserError: the system refuses.
     """
     try:
-        if out.suffix == ".pth":
-            checkpoint.write({**fields, "state_dict": weights}, out)
+        if out.suffix != ".safetensors":
+            checkpoint.write({**fields, "state_dict": weights}, out, zipped)
         else:
             from safetensors.torch import save  # only those who want such files need the library
 
@@ -127,9 +142,9 @@ def check_out(args: argparse.Namespace) -> Path:
     Raises:
         UserError: it has an unknown suffix, is there already, is one of the sources, or has no folder.
     """
-    out = Path(args.out)
-    if out.suffix not in SUFFIXES:
-        raise UserError(f"{out}: the suffix says the format; give one of {' '.join(SUFFIXES)}")
+    out, suffixes = Path(args.out), PUBLISHED if args.published else SUFFIXES
+    if not out.name.endswith(suffixes):
+        raise UserError(f"{out}: the suffix says the format; give one of {' '.join(suffixes)}")
     if out.resolve() in (Path(name).resolve() for name in args.sources):
         raise UserError(f"{out} is one of the files to be read: give another name for what is written")
     cli.check_output(out, overwrite=args.overwrite)
@@ -146,10 +161,15 @@ def convert(args: argparse.Namespace) -> None:
     if args.average:
         fields = common([fields_of(saved) for saved in loaded])
         weights = mean(args.sources, [saved["state_dict"] for saved in loaded])
-    if args.arch:
-        network.restore(args.sources[0], args.arch, None)  # complains if it is another one
-        fields["arch"] = args.arch
-    write(out, fields, clean(weights, args.sources[0]))
+    weights = clean(weights, args.sources[0])
+    if args.arch or args.published:
+        restored = network.restore(args.sources[0], args.arch, None, "IN")  # complains of another one
+        fields["arch"] = restored.arch
+    if args.published:
+        parameters = dict(restored.net.named_parameters())
+        fields |= fields_of_published(fields if args.average else loaded[0], parameters)
+        weights = published.wrapped(weights)
+    write(out, fields, weights, zipped=not args.published)
     data = out.read_bytes()
     left_out = [key for key in loaded[0] if key not in (*fields, "state_dict", "version", "checksum")]
     numbers = sum(tensor.numel() for tensor in weights.values())
@@ -164,6 +184,8 @@ def main() -> None:
     parser.add_argument("sources", nargs="+", type=cli.name_of_file, metavar="IN", help="checkpoints")
     parser.add_argument("out", type=cli.name_of_file, metavar="OUT", help="a .pth or .safetensors file")
     parser.add_argument("--average", action="store_true", help="the mean of several checkpoints")
+    what = "the form that the published scripts read, in a .pth.tar or .pth file"
+    parser.add_argument("--published", action="store_true", help=what)
     what = "check that the weights are of this architecture, and note it in OUT"
     parser.add_argument("-a", "--arch", type=cli.architecture, help=what)
     parser.add_argument("--overwrite", action="store_true", help="replace OUT")

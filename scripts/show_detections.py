@@ -3,8 +3,9 @@
     python scripts/show_detections.py --resume checkpoints/mask_rcnn/model_best.pth.tar street.jpg kitchen.jpg
     python scripts/show_detections.py --resume FILE coco/val2017/ -o found --threshold 0.3
 
-The detector is that of the checkpoint, which detection/train.py has written. Folders are searched with all
-folders in them. Photos are turned upright as their EXIF orientation says.
+The detector is that of the checkpoint, which detection/train.py has written, and images are resized as in its
+training (800 to 1333 pixels if the file does not say). Folders are searched with all folders in them. Photos
+are turned upright as their EXIF orientation says.
 """
 
 import argparse
@@ -22,7 +23,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from detection.backbone import create_backbone
-from detection.detectors import DETECTORS, create_detector
+from detection.detectors import create_detector
+from detection.options import DETECTOR, settle
 from scripts.detections.draw import Found, drawn
 from scripts.gallery import Entry, make_folder, picture_name, write_page, write_picture
 from scripts.predict import find_images
@@ -48,14 +50,14 @@ def restore(path: str) -> Detector:
         UserError: the file cannot be read, or holds something else.
     """
     saved = checkpoint.load(path)
-    name = saved.get("arch", "")
-    kind, _, arch = name.partition(" ")
-    if kind not in DETECTORS or "classes" not in saved:
-        raise UserError(f"--resume {path} holds no detector: give a checkpoint of detection/train.py")
-    sizes = {key: saved["arguments"][key] for key in ("min_size", "max_size")}
-    net = create_detector(kind, create_backbone(arch, None, False), 1 + len(saved["classes"]), **sizes)
-    fitting.load_other(net, saved, name, path, "it is damaged")
-    return Detector(net.eval(), name, saved["classes"])
+    args = argparse.Namespace(resume=path, **dict.fromkeys(DETECTOR))
+    settle(args, saved)
+    if "classes" not in saved:
+        raise UserError(f"--resume {path} names no classes: give a checkpoint of detection/train.py")
+    backbone, classes = create_backbone(args.arch, None, False), saved["classes"]
+    net = create_detector(args.model, backbone, 1 + len(classes), args.min_size, args.max_size)
+    fitting.load_other(net, saved, saved["arch"], path, "it is damaged")
+    return Detector(net.eval(), saved["arch"], classes)
 
 
 @torch.inference_mode()

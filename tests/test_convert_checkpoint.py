@@ -12,8 +12,9 @@ from conftest import Run, assert_one_line_error
 from safetensors import safe_open
 from safetensors.torch import save_file
 from small_checkpoint import ARCH, CLASSES, SIZE, calibrated, fields, write_checkpoint
-from torch import Tensor
+from torch import Tensor, nn
 
+from models import create_model
 from utils import checkpoint
 
 SCRIPT = "scripts/convert_checkpoint.py"
@@ -102,6 +103,76 @@ def test_the_mean_of_several(convert: Run, tmp_path: Path, out: str) -> None:
     assert (saved["arch"], saved["classes"], saved["seed"]) == (ARCH, list(CLASSES), 7)
 
 
+def published_groups(net: nn.Module, *undecayed: int) -> list[list[str]]:
+    """As the published scripts tell them apart: by the name and the number of dimensions."""
+    off = [name for name, value in net.named_parameters() if "bias" in name or value.dim() in undecayed]
+    return [off, [name for name, _ in net.named_parameters() if name not in off]]
+
+
+def momenta(optimizer: dict[str, Any], names: list[str]) -> dict[str, Tensor]:
+    return {name: optimizer["state"][number]["momentum_buffer"] for number, name in enumerate(names)}
+
+
+def test_the_form_of_the_published_scripts(convert: Run, call: Run, images: Path, tmp_path: Path) -> None:
+    """Their SGD takes the momentum; SGE's weights are convolutions to their rule and norm layers to ours."""
+    size = ("-a", "sge_resnet18", "--img-size", 32, "--train-batch", 8, "--epochs", 1, "-c", "run")
+    recipe = ("--nowd-bn", "--wd", 0.01, "--lr", 0.32, "--warmup", 0)
+    assert call("-d", images, *size, *recipe, script="imagenet_fast.py").returncode == 0
+    result = convert("--published", "run/checkpoint.pth.tar", "published.pth.tar")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert (tmp_path / "published.pth.tar").read_bytes()[:2] != b"PK"  # torch before 1.6 knows no archives
+    ours = torch.load(tmp_path / "run" / "checkpoint.pth.tar", weights_only=True)
+    theirs = torch.load(tmp_path / "published.pth.tar", weights_only=True)
+    assert list(theirs["state_dict"]) == [f"module.{key}" for key in ours["state_dict"]]
+    assert_equal(theirs["state_dict"], {f"module.{key}": value for key, value in ours["state_dict"].items()})
+    assert [theirs[key] for key in ("epoch", "acc", "best_acc")] == [1, ours["acc"], ours["best_acc"]]
+
+    net = create_model("sge_resnet18", num_classes=3)
+    first, second = published_groups(net, 1)
+    parameters = [list(map(net.get_parameter, group)) for group in (first, second)]
+    sgd = torch.optim.SGD([{"params": group} for group in parameters], 0.1, 0.9)
+    sgd.load_state_dict(theirs["optimizer"])
+    assert [group["weight_decay"] for group in sgd.param_groups] == [0, 0.01]
+    assert [group["initial_lr"] for group in sgd.param_groups] == [0.01, 0.01]
+    named = [name for group in ours["optimizer"]["param_groups"] for name in group["param_names"]]
+    assert named != [*first, *second]
+    assert_equal(momenta(sgd.state_dict(), [*first, *second]), momenta(ours["optimizer"], named))
+
+    files = ("run/checkpoint.pth.tar", "published.pth.tar")
+    lines = [call("-d", images, "-e", "--resume", name).stdout.splitlines()[1:] for name in files]
+    assert lines[0] == lines[1]
+
+
+def test_a_file_that_does_not_say_its_architecture(
+    convert: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which of the tensors are parameters is known of an architecture only."""
+    monkeypatch.setattr("utils.fitting.list_models", lambda: [ARCH])  # all take seconds
+    torch.save(calibrated().state_dict(), tmp_path / "bare.pth")
+    result = convert("--published", "bare.pth", "o.pth")
+    assert_one_line_error(result, f"IN bare.pth does not say which architecture it holds: give -a {ARCH}\n")
+
+
+@pytest.mark.parametrize(
+    ("sources", "best"),
+    [(("bare.pth",), 0), (("ema.pth.tar",), 72.5), (("--average", "a.pth.tar", "b.pth.tar"), 0)],
+)
+def test_weights_alone_in_the_form_of_the_published_scripts(
+    convert: Run, tmp_path: Path, sources: tuple[str, ...], best: float
+) -> None:
+    """They load an optimizer in any case; a mean, or an average of --ema, has no momentum of its own."""
+    net = calibrated()
+    torch.save(net.state_dict(), tmp_path / "bare.pth")
+    group = {"params": [0], "param_names": [next(iter(net.state_dict()))], "lr": 0.1}
+    momentum = {"state": {0: {"momentum_buffer": next(net.parameters())}}, "param_groups": [group]}
+    ema = {**fields(net), "training_state_dict": net.state_dict(), "optimizer": momentum}
+    torch.save(ema, tmp_path / "ema.pth.tar")
+    assert convert("--published", *sources, "out.pth", "-a", ARCH).returncode == 0
+    saved = torch.load(tmp_path / "out.pth", weights_only=True)
+    assert (saved["best_acc"], saved["optimizer"]["state"]) == (best, {})
+    torch.optim.SGD(net.parameters(), 0.1, 0.9).load_state_dict(saved["optimizer"])
+
+
 def test_metadata_of_safetensors_are_text(convert: Run, tmp_path: Path) -> None:
     assert convert("a.pth.tar", "out.safetensors").returncode == 0
     with safe_open(tmp_path / "out.safetensors", "pt") as file:
@@ -150,6 +221,7 @@ def spoil(tmp_path: Path) -> None:
         (("--average", "a.pth.tar", "o.pth"), "several IN with --average"),
         (("a.pth.tar", "o.onnx"), "o.onnx: the suffix says the format; give one of .pth .safetensors"),
         (("a.pth.tar", "nowhere/o.pth"), "nowhere/o.pth: its folder is not there"),
+        (("--published", "a.pth.tar", "o.safetensors"), "give one of .pth.tar .pth"),
         (("none", "o.pth"), "IN none: no such file"),
         (("text.pth", "o.pth"), "IN text.pth: damaged or not a checkpoint"),
         (("text.pth", "text.pth", "--overwrite"), "text.pth is one of the files to be read"),

@@ -127,6 +127,15 @@ def test_an_evaluation_is_that_of_pycocotools_whatever_the_processes(
     flags = (*SMALL, "--model", "mask_rcnn", "-e", "--resume", saved, "--detections")
     result = call(*flags, "one.json", "-j", 0, script=SCRIPT)
     assert result.returncode == 0, result.stderr
+    taken = call("--data", "coco", *flags[-4:], "taken.json", "-j", 0, script=SCRIPT)
+    assert taken.returncode == 0, taken.stderr
+    said = "--model mask_rcnn --arch resnet18 --min-size 32 --max-size 48"
+    assert taken.stdout.startswith(
+        f"as in {saved}: {said}\nmask_rcnn on resnet18 at 32 px, long sides at most 48"
+    )
+    assert json.loads((coco.parent / "taken.json").read_text()) == json.loads(
+        (coco.parent / "one.json").read_text()
+    )
     for kind, name in (("bbox", "box"), ("segm", "mask")):
         (line,) = (line for line in result.stdout.splitlines() if line.startswith(f"{name:<4}  "))
         figures = [float(word) for word in line.split()[2::2]]
@@ -208,7 +217,11 @@ def test_bad_input_ends_in_one_line(coco: Path, narrow: None, call: Run) -> None
     for flags, fragments in (
         (("-a", "shufflenetv2_1x"), ("-a shufflenetv2_1x", "layer1")),
         (("-e",), ("--resume FILE",)),
-        (("-e", "--resume", "net.pth.tar"), ("net.pth.tar holds", "--backbone")),
+        (
+            ("-e", "--resume", "net.pth.tar"),
+            ("net.pth.tar holds resnet18, no detector", "detection/train.py"),
+        ),
+        (("--resume", "net.pth.tar"), ("net.pth.tar holds resnet18", "--backbone")),
         (("--resume", "nowhere"), ("--resume nowhere",)),
         (("--detections", "x.json"), ("--detections", "-e")),
         (("--min-size", 900), ("--min-size 900",)),
@@ -229,7 +242,9 @@ def test_a_checkpoint_of_another_detector(coco: Path, narrow: None, call: Run) -
     before = saved.read_bytes()
     for flags in (("--model", "cascade_rcnn"), ("-a", "resnet34")):
         result = call(*SMALL, *flags, "-e", "--resume", saved, "-j", 0, script=SCRIPT)
-        assert_one_line_error(result, "holds faster_rcnn resnet18", "--model")
+        assert_one_line_error(result, "holds faster_rcnn resnet18", "give --model faster_rcnn -a resnet18\n")
+    result = call("--data", "coco", "-e", "--resume", saved, "--min-size", 64, script=SCRIPT)
+    assert_one_line_error(result, "--min-size 64 is above --max-size 48")
     result = call("--data", "images", "-a", "resnet18", "-e", "--resume", saved)
     assert result.returncode == 2
     write_coco(coco.parent / "other", TRAIN, 2)

@@ -222,7 +222,7 @@ def test_the_weights_of_another_family_are_refused(tmp_path: Path) -> None:
         {"arch": "cbam_resnet18", "state_dict": create_model("cbam_resnet18", num_classes=3).state_dict()},
         path,
     )
-    with pytest.raises(UserError, match=r"^--backbone .*cbam\.pth\.tar does not fit .* -a cbam_resnet18 "):
+    with pytest.raises(UserError, match=r"^--backbone .*cbam\.pth\.tar does not fit .* -a cbam_resnet18$"):
         create_backbone("sge_resnet18", str(path), False)
 
 

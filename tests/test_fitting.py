@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -28,8 +29,7 @@ def test_the_architecture_that_fits_is_found(name: str, classes: int) -> None:
         weights = create_model(name, num_classes=classes).state_dict()
     for state in (weights, dict(sorted(weights.items()))):  # as safetensors has them
         assert fitting.output_count(state, name) == classes
-    flag = f" --num-classes {classes}" if classes != 1000 else ""
-    assert fitting.fitting_architectures(state)[0] == name + flag
+    assert fitting.fitting_architectures(state) == [name]
 
 
 @pytest.mark.parametrize("name", ["regnet_y_400mf", "squeezenet1_1", "shufflenetv1_1x", "vit_b_32"])
@@ -39,10 +39,89 @@ def test_the_outputs_of_a_checkpoint(name: str) -> None:
     assert fitting.output_count({"a": torch.ones(1)}, name) == 1000
 
 
-def test_other_names_of_a_fitting_architecture_are_left_out() -> None:
+@pytest.mark.parametrize(
+    ("name", "fits"),
+    [
+        ("old_resnet50", ["resnet50", "resnet50_b", "ws_resnet50"]),
+        ("sk_resnet18", ["resnet18", "sk_resnet18", "ws_resnet18"]),
+        ("ws_resnext50_32x4d", ["resnext50_32x4d", "ws_resnext50"]),
+    ],
+)
+def test_all_architectures_of_the_same_shapes_are_named_once_the_plain_one_first(
+    name: str, fits: list[str]
+) -> None:
     with torch.device("meta"):
-        weights = create_model("ws_resnext50_32x4d").state_dict()
-    assert fitting.fitting_architectures(weights) == ["ws_resnext50"]
+        weights = create_model(name, num_classes=5).state_dict()
+    assert fitting.fitting_architectures(weights) == fits
+
+
+def hint(
+    asked: str,
+    held: str,
+    says: str | None,
+    outputs: int,
+    built: Mapping[str, int],
+    trained: Mapping[str, int],
+) -> str:
+    """What is said where a net of 3 outputs does not fit a file, both without values.
+
+    Args:
+        asked: the net.
+        held: what the file holds.
+        says: what it says that it holds.
+        outputs: of the file.
+        built: settings of the net.
+        trained: those in the file, by their flags.
+    """
+    keywords = {"cardinality": "groups", "base_width": "width_per_group"}
+    with torch.device("meta"):
+        model = create_model(asked, num_classes=3, **built)
+        settings = {keywords[flag]: value for flag, value in trained.items()}
+        state = create_model(held, num_classes=outputs, **settings).state_dict()
+    saved = {"state_dict": state, "arguments": trained, **({"arch": says} if says else {})}
+    with pytest.raises(UserError) as error:
+        fitting.load_weights(model, saved, asked, "x.pth")
+    return str(error.value).rpartition("; ")[2]
+
+
+GROUPS = {"cardinality": 2, "base_width": 8}
+SEVERAL = "(same shapes, other mathematics: give the one that was trained)"
+
+
+@pytest.mark.parametrize(
+    ("asked", "held", "says", "outputs", "expected"),
+    [
+        ("ws_resnet18", "resnet18", None, 1000, "it has 1,000 outputs, not 3: give --num-classes 1000"),
+        ("old_resnet18", "resnet18", "resnet18", 9, "it has 9 outputs, not 3: give --num-classes 9"),
+        (
+            *("resnet18", "resnet18", "resnet18", 2),
+            "it has 2 outputs, not 3: give --num-classes 2 and data of no more classes",
+        ),
+        ("resnet18", "ws_resnet18", "ws_resnet18", 9, "the file fits -a ws_resnet18 --num-classes 9"),
+        ("resnet18", "ws_resnet18", "ws_resnet18", 3, "give -a ws_resnet18"),
+        ("resnet18", "se_resnet18", None, 3, "the file fits -a se_resnet18"),
+        (
+            *("se_resnet18", "resnet18", None, 9),
+            "the file fits -a resnet18 --num-classes 9 or -a sk_resnet18 --num-classes 9 or "
+            f"-a ws_resnet18 --num-classes 9 {SEVERAL}",
+        ),
+        ("resnet18", "resnet34", "resnet18", 3, "no registered architecture was found to fit"),
+    ],
+)
+def test_what_is_offered_instead(
+    asked: str, held: str, says: str | None, outputs: int, expected: str
+) -> None:
+    assert hint(asked, held, says, outputs, {}, {}) == expected
+
+
+def test_flags_that_change_the_shapes_are_offered() -> None:
+    net = ("se_resnet50", "se_resnet50", "se_resnet50", 3)
+    assert hint(*net, {}, GROUPS) == "the file fits -a se_resnet50 --cardinality 2 --base-width 8"
+    without = "the file fits -a se_resnet50 without --cardinality and --base-width"
+    built = {"groups": 2, "width_per_group": 8}
+    assert hint(*net, built, {}) == without
+    assert hint(*net[:2], None, 3, built, {}) == without
+    assert "give --cardinality and --base-width as it was trained" in hint(*net[:2], None, 3, {}, GROUPS)
 
 
 def test_momentum_follows_the_parameters_and_flags_stay() -> None:

@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Run, assert_one_line_error
+from small_checkpoint import ARCH, SIZE, fields, write_checkpoint
 
+import imagenet_fast
 from models import create_model
 from utils.averaging import create_average
 from utils.errors import UserError
 from utils.network import finetune
+from utils.provenance import plain
 
 FAST = "imagenet_fast.py"
 SMALL = ("-j", 0, "--epochs", 1, "--img-size", 32, "--train-batch", 8, "--manualSeed", 7, "-c", "out")
@@ -90,6 +93,69 @@ def test_what_changes_at_a_resume_is_said(call: Run, images: Path) -> None:
     assert "continuing out/checkpoint.pth.tar after epoch 1" in said
     assert "note: that run's seed is 7" in said
     assert "note: without --ema the average of the resumed run" in said
+
+
+@pytest.mark.parametrize("script", [FAST, "imagenet.py"])
+def test_an_evaluation_takes_what_is_not_given_from_the_checkpoint(
+    call: Run, images: Path, tmp_path: Path, script: str
+) -> None:
+    file = write_checkpoint(tmp_path)
+    given, evaluate = ("-a", ARCH, "--img-size", SIZE), ("--data", images, "-e", "--resume", file)
+    first, second, *_, found = call(*evaluate, script=script).stdout.splitlines()
+    assert first == f"as in {file}: --arch {ARCH} --img-size {SIZE}"
+    typed = call(*evaluate, *given, script=script).stdout.splitlines()
+    assert [second, found] == [typed[0], typed[-1]]
+    assert f"at {SIZE} px" in second
+    first, second, *_, other = call(*evaluate, "--img-size", 32, script=script).stdout.splitlines()
+    assert first == f"as in {file}: --arch {ARCH}"
+    assert "at 32 px" in second
+    assert other != found
+
+
+def test_an_evaluation_takes_the_widths_of_the_checkpoint(call: Run, images: Path, tmp_path: Path) -> None:
+    arguments = {"img_size": 32, "cardinality": 2, "base_width": 8}
+    net = create_model("resnet50", num_classes=3, groups=2, width_per_group=8)
+    torch.save({**fields(net), "arch": "resnet50", "arguments": arguments}, tmp_path / "net.pth")
+    result = call("--data", images, "-e", "--resume", "net.pth")
+    assert result.returncode == 0, result.stderr
+    flags = "--arch resnet50 --img-size 32 --cardinality 2 --base-width 8"
+    assert result.stdout.startswith(f"as in net.pth: {flags}\n")
+    other = call("--data", images, "-e", "--resume", "net.pth", "-a", "resnet18")
+    assert_one_line_error(other, "the file fits -a resnet50 --cardinality 2 --base-width 8\n")
+
+
+def test_an_architecture_that_nobody_says_is_not_guessed(
+    call: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a published file, of which the default would be one that fits, and of a detector."""
+    some = ["mobilenetv1", "ws_resnet18", "resnet18", "old_resnet18"]
+    monkeypatch.setattr("utils.fitting.list_models", lambda: some)  # all take seconds
+    torch.save(create_model("resnet18", num_classes=3).state_dict(), tmp_path / "net.pth")
+    evaluate = ("--data", images, "--img-size", 32, "-e", "--resume", "net.pth")
+    refused = "net.pth does not say which architecture it holds: give -a resnet18 or -a ws_resnet18 (same"
+    for script in (FAST, "imagenet.py"):
+        assert_one_line_error(call(*evaluate, script=script), refused)
+    result = call(*evaluate, "-a", "resnet18")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("resnet18: ")
+    torch.save({"rpn.head.weight": torch.ones(1)}, tmp_path / "net.pth")
+    for flags in ((), ("-a", "resnet18")):
+        assert_one_line_error(call(*evaluate, *flags), "a whole detector: give it to detection/train.py")
+
+
+def test_a_training_takes_none_of_it(call: Run, images: Path, tmp_path: Path) -> None:
+    file = write_checkpoint(tmp_path)
+    result = call("--data", images, "--img-size", 32, "--resume", file, "--epochs", 9)
+    assert_one_line_error(result, "does not fit resnet18", f"the file fits -a {ARCH}\n")
+    assert "default: resnet18" in call("--help").stdout
+    assert "default: 224" in call("--help").stdout
+
+
+def test_the_defaults_are_among_the_arguments_that_are_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", [FAST, "--data", "digits"])
+    saved = plain(vars(imagenet_fast.parse_arguments(None, imagenet_fast.DEFAULTS)))
+    kept = {name: saved[name] for name in ("arch", "img_size", "cutout_size", "cardinality")}
+    assert kept == {"arch": "resnet18", "img_size": 224, "cutout_size": 112, "cardinality": None}
 
 
 def test_evaluation_asks_for_nothing_that_only_training_needs(

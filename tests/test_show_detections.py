@@ -156,7 +156,7 @@ def test_bad_input(tmp_path: Path, call: Run) -> None:
     write_detector(tmp_path / "net.pth.tar", "faster_rcnn", "resnet18")
     for flags, fragment in (
         (("--resume", "nowhere", "photos"), "nowhere"),
-        (("--resume", "classifier.pth.tar", "photos"), "holds no detector"),
+        (("--resume", "classifier.pth.tar", "photos"), ", no detector: give a checkpoint of detection"),
         (("--resume", "net.pth.tar", "nowhere.jpg"), "nowhere.jpg"),
         (("--resume", "net.pth.tar", "broken.jpg"), "none of 1 image can be decoded"),
         (("--resume", "net.pth.tar", "photos", "--threshold", 2), "--threshold"),

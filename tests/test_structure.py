@@ -22,6 +22,12 @@ def test_utils_import_downwards_only() -> None:
                 assert imported in order[position + 1 :], f"{name} imports {imported}"
 
 
+def test_nothing_is_installed() -> None:
+    """Packages called models and utils, without the scripts, would take the place of others' packages."""
+    tables = re.findall(r"^\[+(\w+)", (REPOSITORY / "pyproject.toml").read_text(), re.MULTILINE)
+    assert set(tables) == {"tool"}
+
+
 def test_model_files_import_torch_and_torchvision_only() -> None:
     standard = {"collections", "functools", "math", "typing"}
     for path in (REPOSITORY / "models").glob("*.py"):

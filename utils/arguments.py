@@ -18,6 +18,7 @@ from utils.cli import (
     whole,
 )
 from utils.decoding import DECODERS, choose_decoder
+from utils.settings import NETWORK, fill
 from utils.transforms import AUTO_AUGMENT
 
 
@@ -49,7 +50,9 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: simplejpeg if it is installed)",
     )
     group.add_argument(
-        "--img-size", type=count_of, default=224, help="side of the square input in pixels (default: 224)"
+        "--img-size",
+        type=count_of,
+        help="side of the square input in pixels (default: 224; with -e as the checkpoint was trained)",
     )
     group.add_argument(
         "--scale",
@@ -105,9 +108,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "-a",
         "--arch",
-        default="resnet18",
         type=architecture,
-        help="see models/ and torchvision.models (default: resnet18)",
+        help="see models/ and torchvision.models (default: resnet18; with -e that of the checkpoint)",
     )
     group.add_argument("--cardinality", type=count_of, help="groups of the 3x3 convolutions (resnext: 32)")
     group.add_argument("--base-width", type=count_of, help="width of each group (resnext: 4)")
@@ -381,8 +383,13 @@ def add_process_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse combinations of flags that make no sense, before anything is read; settle the decoder."""
+    """Refuse combinations of flags that make no sense, before anything is read.
+
+    Changes ``args``: settles the decoder and, but for ``-e``, the network.
+    """
     args.decoder = choose_decoder(args.decoder)
+    if not args.evaluate:
+        fill(args, NETWORK)
     if args.evaluate and not (args.resume or args.pretrained):
         parser.error("-e evaluates a checkpoint: give --resume FILE, or --pretrained")
     if args.scale and not 0 < args.scale[0] <= args.scale[1]:
@@ -455,7 +462,8 @@ def check_tricks(parser: Parser, args: argparse.Namespace, e_shift: float, e_lam
         e_shift: ``--mineps`` where it is not given.
         e_lambda: ``--lam`` where it is not given.
     """
-    _fill_companions(parser, args, {**_COMPANIONS, "--cutout_size": ("cutout", args.img_size // 2)})
+    side = (args.img_size or NETWORK["img_size"]) // 2  # no size yet with -e, which cuts nothing out
+    _fill_companions(parser, args, {**_COMPANIONS, "--cutout_size": ("cutout", side)})
     check_decay(parser, args, e_shift, e_lambda)
     if args.print_always and not args.el2:
         parser.error("--print-always goes with --el2")

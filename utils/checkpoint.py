@@ -25,6 +25,9 @@ BEST = "model_best.pth.tar"
 VERSION = 1  # of the format
 _SUMS = (0, 4, 5, 6)  # of an epoch: before any, of classification, of detectors without and with masks
 
+# Arguments that an evaluation goes on with.
+_SIZES = ("img_size", "min_size", "max_size", "cardinality", "base_width")
+
 # Parts that wrappers add to a parameter's name: DataParallel and DDP (published files have it),
 # torch.compile.
 _WRAPPERS = ("module", "_orig_mod")
@@ -49,11 +52,14 @@ def save(state: Mapping[str, Any], folder: Path) -> Path:
     return path
 
 
-def write(state: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint, with the version of the format and a checksum over all."""
+def write(state: Mapping[str, Any], path: Path, zipped: bool = True) -> None:
+    """Write a checkpoint, with the version of the format and a checksum over all.
+
+    Without ``zipped`` it is in torch's older format, which the versions before 1.6 need.
+    """
     content = {**state, "version": VERSION}
     content["checksum"] = archive.checksum(content)
-    write_atomically(path, lambda file: torch.save(content, file))
+    write_atomically(path, lambda file: torch.save(content, file, _use_new_zipfile_serialization=zipped))
 
 
 def publish(path: Path, is_best: bool, keep: int) -> None:
@@ -197,8 +203,17 @@ def _is_dict(value: object) -> bool:
     return isinstance(value, dict)
 
 
-def _are_arguments(value: object) -> bool:
+def _are_versions(value: object) -> bool:
     return isinstance(value, dict) and _is_plain([*value, *value.values()])
+
+
+def _are_arguments(value: object) -> bool:
+    """Of a command line; what an evaluation takes from it must be whole numbers from 1."""
+    return (
+        isinstance(value, dict)
+        and _are_versions(value)
+        and all(_is_count(value[name]) and value[name] for name in _SIZES if value.get(name) is not None)
+    )
 
 
 # What a run goes on from must be of its kind.
@@ -213,7 +228,7 @@ _FIELDS: Mapping[str, Callable[[object], bool]] = MappingProxyType(
         "training_state_dict": _are_weights,
         "optimizer": _is_optimizer_state,
         "precision": _is_dict,
-        "versions": _are_arguments,
+        "versions": _are_versions,
         "arguments": _are_arguments,
     }
 )

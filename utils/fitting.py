@@ -1,8 +1,8 @@
 """Whether a checkpoint fits a network: weights exactly, momentum by name or by the published order."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from itertools import product
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -10,14 +10,23 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
-from models import create_model, is_own, list_models, resolve
+from models import create_model, list_models, resolve
+from utils import published
 from utils.errors import UserError
+from utils.text import plural
 
+CHOICE = "-a {arch}{groups}{classes}"  # how the training scripts choose a network
+Shapes = Mapping[str, tuple[int, ...]]  # by the key of a state dict
 _FILLING = frozenset({Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_, Tensor.erfinv_})
 
 
 def load_weights(
-    model: nn.Module, saved: Mapping[str, Any], arch: str, path: str, flag: str = "--resume"
+    model: nn.Module,
+    saved: Mapping[str, Any],
+    arch: str,
+    path: str,
+    flag: str = "--resume",
+    choice: str = CHOICE,
 ) -> None:
     """Load a checkpoint's weights, which must fit exactly; nothing is filled in and nothing dropped.
 
@@ -26,25 +35,76 @@ def load_weights(
         saved: from :func:`load`.
         path: where the checkpoint came from, for messages.
         flag: what named it, for messages.
+        choice: how a user chooses the network: ``{arch}``, and further flags, ``{groups}`` and ``{classes}``.
 
     Raises:
-        UserError: it does not fit; the message counts what differs and names the architecture that fits.
+        UserError: it does not fit; the message counts what differs and says what would fit.
     """
     state = saved["state_dict"]
     if problems := differences(model, state):
-        if saved.get("arch") in list_models():
-            fits = [saved["arch"] + _class_flag(output_count(state, saved["arch"]))]
-        else:
-            print(f"{path} does not fit {arch}; looking for the architecture that it fits", flush=True)
-            fits = fitting_architectures(state)
-        hint = (
-            f"the file fits -a {' or '.join(fits)}" if fits else "no registered architecture was found to fit"
-        )
-        raise UserError(f"{flag} {path} does not fit {arch}: {problems}; {hint}")
-    written_as = saved.get("arch", arch)
-    if written_as in list_models() and resolve(written_as) != resolve(arch):
-        raise UserError(f"{flag} {path} holds {written_as}, not {arch}; give -a {written_as}")
+        remedy = _remedy(_shapes(model.state_dict()), saved, arch, path, choice)
+        raise UserError(f"{flag} {path} does not fit {arch}: {problems}; {remedy}")
+    if _is_other(saved, arch):
+        instead = choice.format(arch=saved["arch"], groups=_group_flags(saved), classes="")
+        raise UserError(f"{flag} {path} holds {saved['arch']}, not {arch}; give {instead}")
     model.load_state_dict(state)
+
+
+def _is_other(saved: Mapping[str, Any], arch: str) -> bool:
+    """Whether a checkpoint says that it holds another registered architecture."""
+    says = saved.get("arch")
+    return says in list_models() and resolve(says) != resolve(arch)
+
+
+def _remedy(expected: Shapes, saved: Mapping[str, Any], arch: str, path: str, choice: str) -> str:
+    """What to give where a checkpoint does not fit a network of these shapes, built as ``arch``."""
+    state, says = saved["state_dict"], saved.get("arch")
+    if detector := of_a_detector(state):
+        return f"it {detector}"
+    ours, groups = _outputs(expected, expected) or 0, _group_flags(saved)
+    if _fits(expected, _shapes(state)) and not _is_other(saved, arch):
+        theirs = output_count(state, arch)
+        return f"it has {plural(theirs, 'output')}, not {ours:,}: give{_class_flag(theirs, ours)}"
+    if says in list_models():
+        fits = [says] if groups or _fits(_known_shapes(says), _shapes(state)) else []
+    else:
+        print(f"{path} does not fit {arch}; looking for the architecture that it fits", flush=True)
+        fits = fitting_architectures(state)
+    if not fits and expected.keys() == state.keys():
+        return "its layers have other widths: give --cardinality and --base-width as it was trained"
+    if not fits:
+        return "no registered architecture was found to fit"
+    classes = _class_flag(output_count(state, fits[0]), ours)
+    if not groups and resolve(arch) in map(resolve, fits):  # as built by default
+        fits, groups = [arch], " without --cardinality and --base-width"
+    known = [choice.format(arch=name, groups=groups, classes=classes) for name in fits]
+    return f"the file fits {alternatives(known)}"
+
+
+def _group_flags(saved: Mapping[str, Any]) -> str:
+    """The flags of the run that change the shapes of its network, besides ``-a`` and ``--num-classes``."""
+    given = saved.get("arguments", {})
+    flags = (("--cardinality", given.get("cardinality")), ("--base-width", given.get("base_width")))
+    return "".join(f" {flag} {value}" for flag, value in flags if value is not None)
+
+
+def _class_flag(theirs: int, ours: int) -> str:
+    """What to give for a file of ``theirs`` outputs in place of a network of ``ours``."""
+    if theirs == ours:
+        return ""
+    return f" --num-classes {theirs}" + (" and data of no more classes" if theirs < ours else "")
+
+
+def alternatives(texts: Sequence[str]) -> str:
+    """What names networks of the same keys and shapes, to choose from."""
+    why = " (same shapes, other mathematics: give the one that was trained)" if len(texts) > 1 else ""
+    return " or ".join(texts) + why
+
+
+def of_a_detector(state: Mapping[str, Tensor]) -> str:
+    """What to do with the weights of a detector; empty for others."""
+    detector = any(key.startswith(("rpn.", "roi_heads.")) for key in state)
+    return "holds a whole detector: give it to detection/train.py with --resume" if detector else ""
 
 
 def load_other(
@@ -88,35 +148,40 @@ def differences(model: nn.Module, state: Mapping[str, Tensor]) -> str:
 
 
 def fitting_architectures(state: Mapping[str, Tensor]) -> list[str]:
-    """The registered architectures with the keys and shapes of ``state``, as flags; our own only, if any."""
-    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    """The registered architectures with the keys and shapes of ``state``, whatever its number of outputs.
+
+    Several may: a net and its weight-standardised form. They are in alphabetical order, which has the plain
+    net first, each by one name.
+    """
+    shapes = _shapes(state)
     fits: list[str] = []
     for name in list_models():
-        if is_own(resolve(name)) and resolve(name) != name:
+        if resolve(name) != name:
             continue
-        if fits and not is_own(name) and resolve(name) == name:
-            break  # torchvision's own names come last
-        try:
-            expected = _shapes_of(name)
-        except NotImplementedError:  # RegNets compute their widths with tensors, which meta tensors cannot
-            continue
-        weight = _classifier(expected)
-        outputs = shapes.get(weight, ())[:1]
-        for key in expected.keys() & {weight, weight.removesuffix("weight") + "bias"}:
-            expected[key] = (*outputs, *expected[key][1:])
-        if expected == shapes:
-            fits.append(name + _class_flag(*outputs))
-    return fits
+        with suppress(NotImplementedError):  # RegNets, which would take minutes
+            if _fits(_shapes_of(name), shapes):
+                fits.append(name)
+    return sorted(fits)
 
 
 def output_count(state: Mapping[str, Tensor], arch: str) -> int:
     """Outputs of the classifier of ``arch`` in a checkpoint; 1000 if it has none."""
-    try:
-        expected = _shapes_of(arch)
-    except NotImplementedError:
-        expected = _shapes_of(arch, "cpu")
-    shape = tuple(state[key].shape) if (key := _classifier(expected)) in state else ()
-    return shape[0] if shape else 1000
+    return _outputs(_known_shapes(arch), _shapes(state)) or 1000
+
+
+def load_but_for_outputs(model: nn.Module, whole: nn.Module) -> None:
+    """Load the weights of a network that differs in its number of outputs; the classifier stays new."""
+    own = model.state_dict()
+    known = {key: value for key, value in whole.state_dict().items() if value.shape == own[key].shape}
+    model.load_state_dict({**own, **known})
+
+
+def _fits(expected: Shapes, shapes: Shapes) -> bool:
+    """Whether keys and shapes are the same but for the number of outputs."""
+    weight = _classifier(expected)
+    outputs = shapes.get(weight, ())[:1]
+    classifier = expected.keys() & {weight, weight.removesuffix("weight") + "bias"}
+    return {**expected, **{key: (*outputs, *expected[key][1:]) for key in classifier}} == shapes
 
 
 class _NoValues(TorchFunctionMode):
@@ -130,21 +195,34 @@ class _NoValues(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def _known_shapes(arch: str) -> dict[str, tuple[int, ...]]:
+    """The keys and shapes of any architecture."""
+    try:
+        return _shapes_of(arch)
+    except NotImplementedError:  # RegNets compute their widths with tensors, which is impossible on meta
+        return _shapes_of(arch, "cpu")
+
+
 def _shapes_of(arch: str, device: str = "meta") -> dict[str, tuple[int, ...]]:
     """The keys and shapes of an architecture; on ``meta`` it takes no memory and is not initialised."""
     with torch.device(device), _NoValues(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = create_model(arch)
-    return {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    return _shapes(model.state_dict())
 
 
-def _classifier(shapes: Mapping[str, tuple[int, ...]]) -> str:
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in state.items()}
+
+
+def _classifier(shapes: Shapes) -> str:
     """The last matrix of every registered net. In a file it need not be the last: safetensors sorts keys."""
     return [key for key, shape in shapes.items() if len(shape) >= 2][-1]
 
 
-def _class_flag(outputs: int) -> str:
-    return "" if outputs == 1000 else f" --num-classes {outputs}"
+def _outputs(expected: Shapes, shapes: Shapes) -> int | None:
+    """The number of outputs that ``shapes`` have at the classifier of ``expected``."""
+    return next(iter(shapes.get(_classifier(expected), ())), None)
 
 
 def load_optimizer(optimizer: Optimizer, saved: Mapping[str, Any] | None, net: nn.Module, path: str) -> None:
@@ -190,7 +268,7 @@ def _order_of(
     keys = [key for group in groups for key in group["params"]]
     named = all("param_names" in group for group in groups)
     groupings = (
-        [[group["param_names"] for group in groups]] if named else [own, *_published_groupings(parameters)]
+        [[group["param_names"] for group in groups]] if named else [own, *published.groupings(parameters)]
     )
     fitting: list[dict[str, Mapping[str, Any]]] = []
     for grouping in groupings:
@@ -204,22 +282,6 @@ def _order_of(
                 return found
             fitting += [found] if all(list(found) != list(other) for other in fitting) else []
     return fitting[0] if len(fitting) == 1 else None
-
-
-def _published_groupings(parameters: Mapping[str, Tensor]) -> Iterator[list[list[str]]]:
-    """Parameter names as the published scripts group them: all together, or without and with decay.
-
-    They tell kinds apart by the name (``bias``) and the number of dimensions (norm 1, linear 2, convolution
-    4).
-    """
-    named = [(name, parameter.dim()) for name, parameter in parameters.items()]
-    yield [[name for name, _ in named]]
-    for switched_off in product((False, True), repeat=3):
-        without = {dim for dim, off in zip((1, 2, 4), switched_off, strict=True) if off}
-        grouping: list[list[str]] = [[], []]
-        for name, dim in named:
-            grouping[0 if "bias" in name or dim in without else 1].append(name)
-        yield grouping
 
 
 def _shapes_fit(values: Mapping[str, Any], parameter: Tensor) -> bool:

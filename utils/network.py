@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models import create_model, is_own, list_models
-from utils import checkpoint, fitting
+from models import create_model, is_own, list_models, resolve
+from utils import checkpoint, fitting, settings
 from utils.cli import architecture
 from utils.compilation import compile_blocks
 from utils.complexity import Complexity, count
@@ -114,6 +114,40 @@ def load_weights(net: nn.Module, args: argparse.Namespace, saved: Mapping[str, A
             fitting.load_weights(net, training, args.arch, args.resume)
 
 
+def settle(args: argparse.Namespace, saved: Mapping[str, Any]) -> None:
+    """Set what the command line of ``-e`` leaves open to what the checkpoint says, and print what that is.
+
+    Image size and widths of a file that does not say them are the defaults; without a file, so is the
+    architecture.
+
+    Raises:
+        UserError: neither the command line nor the file says the architecture.
+    """
+    taken = _fill(args, saved, f"--resume {args.resume}") if saved else settings.fill(args, settings.NETWORK)
+    if taken:
+        print(f"as in {args.resume}: {taken}")
+
+
+def _fill(args: argparse.Namespace, saved: Mapping[str, Any], source: str) -> str:
+    """Set what is None in ``args`` to what the checkpoint says; return that, as flags."""
+    says = saved.get("arch")
+    if args.arch is None and says not in list_models():
+        raise UserError(f"{source} {_which(saved['state_dict'], source)}")
+    said = {**saved.get("arguments", {}), "arch": says}
+    if args.arch is not None and resolve(args.arch) != resolve(says or ""):
+        said = {"img_size": said.get("img_size")}  # the widths of another net
+    return settings.fill(args, settings.NETWORK, said)
+
+
+def _which(state: Mapping[str, Tensor], source: str) -> str:
+    """What to do with a file that does not say its architecture. It is not guessed: several may fit."""
+    if detector := fitting.of_a_detector(state):
+        return detector
+    print(f"{source} names no registered architecture; looking for the one that it fits", flush=True)
+    known = [f"-a {name}" for name in fitting.fitting_architectures(state)] or ["-a ARCH"]
+    return f"does not say which architecture it holds: give {fitting.alternatives(known)}"
+
+
 class Restored(NamedTuple):
     """A network with a checkpoint's weights, in evaluation mode on the CPU."""
 
@@ -124,37 +158,26 @@ class Restored(NamedTuple):
     outputs: int
 
 
-def restore(path: str, arch: str | None, img_size: int | None) -> Restored:
+def restore(path: str, arch: str | None, img_size: int | None, flag: str = "--resume") -> Restored:
     """The network that a checkpoint holds; its weights say the number of outputs.
 
     Args:
         path: the file.
         arch: its architecture; None: what the file says.
         img_size: side of the square input in pixels; None: as in training, 224 if the file does not say.
+        flag: what named the file, for messages.
 
     Raises:
         UserError: the file cannot be read, does not say what it holds, or does not fit ``arch``.
     """
-    saved = checkpoint.load(path)
-    arch = arch or saved.get("arch")
-    if arch not in list_models():
-        print(f"{path} names no registered architecture; looking for the one that it fits", flush=True)
-        fits = fitting.fitting_architectures(saved["state_dict"])
-        known = " or ".join(text.split()[0] for text in fits) or "ARCH"
-        raise UserError(f"--resume {path} does not say which architecture it holds: give -a {known}")
-    trained = saved.get("arguments", {})
-    args = argparse.Namespace(
-        arch=arch,
-        img_size=img_size or trained.get("img_size", 224),
-        cardinality=trained.get("cardinality"),
-        base_width=trained.get("base_width"),
-        zero_gamma=False,
-        pretrained=False,
-    )
-    outputs = fitting.output_count(saved["state_dict"], arch)
+    saved = checkpoint.load(path, flag)
+    args = argparse.Namespace(arch=arch, img_size=img_size, cardinality=None, base_width=None)
+    args.zero_gamma = args.pretrained = False
+    _fill(args, saved, f"{flag} {path}")
+    outputs = fitting.output_count(saved["state_dict"], args.arch)
     net, _ = build_model(args, outputs)
-    fitting.load_weights(net, saved, arch, path)
-    return Restored(net.eval(), arch, saved, args.img_size, outputs)
+    fitting.load_weights(net, saved, args.arch, path, flag, "-a {arch}")
+    return Restored(net.eval(), args.arch, saved, args.img_size, outputs)
 
 
 def place(net: nn.Module, args: argparse.Namespace, device: torch.device) -> nn.Module:
@@ -206,5 +229,6 @@ def _build_teacher(text: str, classes: int, img_size: int) -> nn.Module:
     except OSError as error:
         raise UserError(f"--teacher {arch}: its weights cannot be downloaded: {error}") from None
     if path:
-        fitting.load_weights(teacher, checkpoint.load(path, "--teacher"), arch, path, "--teacher")
+        choice = "--teacher {arch}:FILE{classes}"
+        fitting.load_weights(teacher, checkpoint.load(path, "--teacher"), arch, path, "--teacher", choice)
     return teacher
