@@ -71,8 +71,9 @@ def main() -> None:
     if not (args.evaluate or args.dry_run):
         check_start(args, saved)
         check_folder(args)
-    splits = open_data(args.data, args.evaluate, saved.get("classes", ()), args.cache)
-    classes = network.class_count(args.num_classes, splits.val.classes)
+    outputs = network.outputs_of(args, saved)
+    splits = open_data(args.data, args.evaluate, outputs, args.cache)
+    classes = network.class_count(args.num_classes, outputs, splits.val.classes)
     net, complexity = network.build_model(args, classes)
     network.load_weights(net, args, saved)
     print(

@@ -98,12 +98,13 @@ def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAUL
             if not (args.evaluate or args.dry_run):
                 check_start(args, saved)
                 check_folder(args)
-            splits = open_data(args.data, args.evaluate, saved.get("classes", ()), args.cache)
+            outputs = network.outputs_of(args, saved)
+            splits = open_data(args.data, args.evaluate, outputs, args.cache)
         ranks.same(str(splits), f"--data {args.data}")
         seed = ranks.gather(choose_seed(args.manualSeed, saved.get("seed")))[0]
         configure_torch(args.deterministic, seed)
         with ranks.agree():
-            classes = network.class_count(args.num_classes, splits.val.classes)
+            classes = network.class_count(args.num_classes, outputs, splits.val.classes)
             net, complexity = network.build_model(args, classes)
             network.load_weights(net, args, saved)
             net = network.place(net, args, ranks.device)
@@ -118,7 +119,9 @@ def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAUL
 
         with ranks.agree():
             criterion = LabelSmoothing(args.label_smoothing, classes)
-            distillation = network.create_distillation(args, classes, ranks.device, precision)
+            distillation = network.create_distillation(
+                args, classes, splits.train.classes, ranks.device, precision
+            )
             task = Classification(criterion, create_mixer(args), distillation)
             transform = TrainTransform(args, args.scale or (0.08, 1.0))
             train_loader = training_loader(

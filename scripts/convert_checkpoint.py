@@ -146,9 +146,11 @@ def convert(args: argparse.Namespace) -> None:
     if args.average:
         fields = common([fields_of(saved) for saved in loaded])
         weights = mean(args.sources, [saved["state_dict"] for saved in loaded])
-    if args.arch:
-        network.restore(args.sources[0], args.arch, None)  # complains if it is another one
-        fields["arch"] = args.arch
+    if args.arch or args.class_list:
+        restored = network.restore(args.sources[0], args.arch, None)  # complains if it is another one
+        fields["arch"] = restored.arch
+        if args.class_list:
+            fields["classes"] = network.names_of_outputs(restored, args.class_list, distinct=True)
     write(out, fields, clean(weights, args.sources[0]))
     data = out.read_bytes()
     left_out = [key for key in loaded[0] if key not in (*fields, "state_dict", "version", "checksum")]
@@ -166,6 +168,8 @@ def main() -> None:
     parser.add_argument("--average", action="store_true", help="the mean of several checkpoints")
     what = "check that the weights are of this architecture, and note it in OUT"
     parser.add_argument("-a", "--arch", type=cli.architecture, help=what)
+    what = "classes to note in OUT, one a line, in the order of the outputs (default: as IN says)"
+    parser.add_argument("--class-list", type=cli.name_of_file, metavar="FILE", help=what)
     parser.add_argument("--overwrite", action="store_true", help="replace OUT")
     args = parser.parse_args()
     if args.average != (len(args.sources) > 1):

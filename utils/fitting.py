@@ -111,12 +111,17 @@ def fitting_architectures(state: Mapping[str, Tensor]) -> list[str]:
 
 def output_count(state: Mapping[str, Tensor], arch: str) -> int:
     """Outputs of the classifier of ``arch`` in a checkpoint; 1000 if it has none."""
+    return outputs_in(state, arch) or 1000
+
+
+def outputs_in(state: Mapping[str, Tensor], arch: str) -> int | None:
+    """Outputs of the classifier of ``arch`` in a checkpoint; None if it has none."""
     try:
         expected = _shapes_of(arch)
     except NotImplementedError:
         expected = _shapes_of(arch, "cpu")
     shape = tuple(state[key].shape) if (key := _classifier(expected)) in state else ()
-    return shape[0] if shape else 1000
+    return shape[0] if shape else None
 
 
 class _NoValues(TorchFunctionMode):
