@@ -26,6 +26,7 @@ from utils.distributed import (
 )
 from utils.engine import Trainer
 from utils.folder import check_folder
+from utils.labels import ends
 from utils.randomness import configure_torch
 from utils.rehearsal import rehearse
 from utils.resume import check_start, choose_seed, resumed
@@ -76,9 +77,8 @@ def main() -> None:
     classes = network.class_count(args.num_classes, outputs, splits.val.classes)
     net, complexity = network.build_model(args, classes)
     network.load_weights(net, args, saved)
-    print(
-        f"{args.arch}: {complexity} at {args.img_size} px, {classes} classes, on {describe(device, gpu_ids)}"
-    )
+    size = f"{complexity} at {args.img_size} px, {classes} classes ({ends(splits.val.classes)})"
+    print(f"{args.arch}: {size}, on {describe(device, gpu_ids)}")
     model = parallelize(net.to(device), gpu_ids)
 
     val_loader = validation_loader(splits.val, args, seed, ranks)

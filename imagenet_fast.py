@@ -20,6 +20,7 @@ from utils.classification import FORM, Classification, evaluate, row
 from utils.data import training_loader, validation_loader
 from utils.engine import Trainer
 from utils.folder import check_folder
+from utils.labels import ends
 from utils.losses import LabelSmoothing
 from utils.mixing import Mixer
 from utils.optim import create_optimizer
@@ -108,7 +109,8 @@ def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAUL
             net, complexity = network.build_model(args, classes)
             network.load_weights(net, args, saved)
             net = network.place(net, args, ranks.device)
-        print(f"{args.arch}: {complexity} at {args.img_size} px, {classes} classes, on {ranks}, {precision}")
+        size = f"{complexity} at {args.img_size} px, {classes} classes ({ends(splits.val.classes)})"
+        print(f"{args.arch}: {size}, on {ranks}, {precision}")
 
         layout = network.layout(args)
         val_loader = validation_loader(splits.val, args, seed, ranks, layout)

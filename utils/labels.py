@@ -75,6 +75,11 @@ def order_classes(folders: Sequence[str], outputs: Outputs, partial: bool) -> tu
     return outputs.started if set(outputs.started) == set(folders) else tuple(folders)
 
 
+def ends(classes: Sequence[str]) -> str:
+    """The classes of the first and the last output, so that a reader of the log sees their order."""
+    return shown(" to ".join((*classes[:1], *classes[1:][-1:])))
+
+
 def _among_imagenet(folders: Sequence[str]) -> tuple[str, ...]:
     """ImageNet's 1,000 classes by WordNet id, or by their folder; none if a folder is of another class."""
     imagenet = imagenet_classes()
