@@ -71,7 +71,6 @@ def read(path: Path) -> dict[str, Any]:
     "names",
     [
         TWELVE,
-        tuple(f"{number:02}" for number in range(12)),
         ("0", "00", "1", *(str(number) for number in range(2, 10)), "0010"),
         tuple(str(number) for number in range(90, 102)),
     ],
@@ -85,7 +84,7 @@ def test_whole_numbers_sort_by_number(call: Run, tmp_path: Path, names: tuple[st
     assert loss_of(call(*EVALUATE, "--resume", "bare.pth")) == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("odd", ["-1", "1.5", "x", "²", "\u0663"])
+@pytest.mark.parametrize("odd", ["-1", "²", "\u0663"])
 def test_other_names_sort_as_text(call: Run, tmp_path: Path, odd: str) -> None:
     names = (*TWELVE[:11], odd)
     net = write_bare(tmp_path, 12)
@@ -183,28 +182,24 @@ def test_fine_tuning_on_a_part_of_imagenet(call: Run, tmp_path: Path) -> None:
         (5, ("n01443537", "n02129165", "n15075141"), ""),
     ],
 )
-@pytest.mark.parametrize("known", [False, True], ids=["outputs of the file", "--num-classes"])
 def test_a_guess_is_refused(
-    call: Run, tmp_path: Path, outputs: int, names: tuple[str, ...], stranger: str, known: bool
+    call: Run, tmp_path: Path, outputs: int, names: tuple[str, ...], stranger: str
 ) -> None:
-    write_bare(tmp_path, outputs)
+    torch.save(create_model(ARCH, num_classes=outputs).state_dict(), tmp_path / "bare.pth")
     write_folders(tmp_path / "data", names)
-    counted = ("--num-classes", outputs) if known else ()
-    result = call(*EVALUATE, "--resume", "bare.pth", *counted)
-    told = (
-        f"--resume bare.pth does not name the classes of its {outputs:,} outputs, the data has {len(names)}"
-    )
-    assert_one_line_error(result, told, f"class folders{stranger}: say with --class-list FILE")
+    told = f"does not name the classes of its {outputs:,} outputs, the data has {len(names)} class folders"
+    for counted in ((), ("--num-classes", outputs)):
+        result = call(*EVALUATE, "--resume", "bare.pth", *counted)
+        assert_one_line_error(result, f"--resume bare.pth {told}{stranger}: say with --class-list FILE")
 
 
 @pytest.mark.parametrize(
-    "content", ["x{n}cat{n}y{n}dog{n}owl{n}", "\ufeffx \t{n}cat{n} y{n}dog {n}owl{n}{n} {n}"]
+    "content", ["x\ncat\ny\ndog\nowl\n", "\ufeffx \t\r\ncat\r\n y\r\ndog \r\nowl\r\n\r\n \r\n"]
 )
-@pytest.mark.parametrize("newline", ["\n", "\r\n"])
-def test_a_class_list(call: Run, tmp_path: Path, content: str, newline: str) -> None:
+def test_a_class_list(call: Run, tmp_path: Path, content: str) -> None:
     """Of more classes than have folders; a training folder of others is not looked at in evaluation."""
     net = write_bare(tmp_path, 5)
-    (tmp_path / "classes.txt").write_bytes(content.replace("{n}", newline).encode())
+    (tmp_path / "classes.txt").write_bytes(content.encode())
     write_folders(tmp_path / "data", ("cat", "dog", "owl"))
     write_folders(tmp_path / "data", ("emu",), "train")
     expected = direct_loss(net, tmp_path / "data" / "val", {"cat": 1, "dog": 3, "owl": 4})
@@ -233,17 +228,15 @@ def test_the_first_and_the_last_class_are_named(call: Run, tmp_path: Path, scrip
         (None, "No such file"),
     ],
 )
-@pytest.mark.parametrize("evaluate", [True, False], ids=["-e", "training"])
-def test_unusable_lists(
-    call: Run, tmp_path: Path, content: bytes | None, fragment: str, evaluate: bool
-) -> None:
-    write_bare(tmp_path, 3)
+def test_unusable_lists(call: Run, tmp_path: Path, content: bytes | None, fragment: str) -> None:
+    torch.save(create_model(ARCH, num_classes=3).state_dict(), tmp_path / "bare.pth")
     write_folders(tmp_path / "data", ("cat", "dog", "owl"), "train", "val")
     if content is not None:
         (tmp_path / "classes.txt").write_bytes(content)
-    weights = ("--resume", "bare.pth") if evaluate else ("--num-classes", 3, "-c", "out")
-    result = call(*EVALUATE[: None if evaluate else -1], *weights, "--class-list", "classes.txt")
-    assert_one_line_error(result, fragment if evaluate else fragment.replace("/val", "/train"))
+    listed = ("--class-list", "classes.txt")
+    assert_one_line_error(call(*EVALUATE, "--resume", "bare.pth", *listed), fragment)
+    training = call(*TRAIN, "--num-classes", 3, "-c", "out", *listed)
+    assert_one_line_error(training, fragment.replace("/val", "/train"))
     assert not (tmp_path / "out").exists()
 
 
