@@ -26,6 +26,7 @@ from utils.distributed import (
 )
 from utils.engine import Trainer
 from utils.folder import check_folder
+from utils.labels import ends
 from utils.randomness import configure_torch
 from utils.rehearsal import rehearse
 from utils.resume import check_start, choose_seed, resumed
@@ -73,13 +74,13 @@ def main() -> None:
     if not (args.evaluate or args.dry_run):
         check_start(args, saved)
         check_folder(args)
-    splits = open_data(args.data, args.evaluate, saved.get("classes", ()), args.cache)
-    classes = network.class_count(args.num_classes, splits.val.classes)
+    outputs = network.outputs_of(args, saved)
+    splits = open_data(args.data, args.evaluate, outputs, args.cache)
+    classes = network.class_count(args.num_classes, outputs, splits.val.classes)
     net, complexity = network.build_model(args, classes)
     network.load_weights(net, args, saved)
-    print(
-        f"{args.arch}: {complexity} at {args.img_size} px, {classes} classes, on {describe(device, gpu_ids)}"
-    )
+    size = f"{complexity} at {args.img_size} px, {classes} classes ({ends(splits.val.classes)})"
+    print(f"{args.arch}: {size}, on {describe(device, gpu_ids)}")
     model = parallelize(net.to(device), gpu_ids)
 
     val_loader = validation_loader(splits.val, args, seed, ranks)

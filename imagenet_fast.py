@@ -20,6 +20,7 @@ from utils.classification import FORM, Classification, evaluate, row
 from utils.data import training_loader, validation_loader
 from utils.engine import Trainer
 from utils.folder import check_folder
+from utils.labels import ends
 from utils.losses import LabelSmoothing
 from utils.mixing import Mixer
 from utils.optim import create_optimizer
@@ -100,16 +101,18 @@ def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAUL
             if not (args.evaluate or args.dry_run):
                 check_start(args, saved)
                 check_folder(args)
-            splits = open_data(args.data, args.evaluate, saved.get("classes", ()), args.cache)
+            outputs = network.outputs_of(args, saved)
+            splits = open_data(args.data, args.evaluate, outputs, args.cache)
         ranks.same(str(splits), f"--data {args.data}")
         seed = ranks.gather(choose_seed(args.manualSeed, saved.get("seed")))[0]
         configure_torch(args.deterministic, seed)
         with ranks.agree():
-            classes = network.class_count(args.num_classes, splits.val.classes)
+            classes = network.class_count(args.num_classes, outputs, splits.val.classes)
             net, complexity = network.build_model(args, classes)
             network.load_weights(net, args, saved)
             net = network.place(net, args, ranks.device)
-        print(f"{args.arch}: {complexity} at {args.img_size} px, {classes} classes, on {ranks}, {precision}")
+        size = f"{complexity} at {args.img_size} px, {classes} classes ({ends(splits.val.classes)})"
+        print(f"{args.arch}: {size}, on {ranks}, {precision}")
 
         layout = network.layout(args)
         val_loader = validation_loader(splits.val, args, seed, ranks, layout)
@@ -120,7 +123,9 @@ def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAUL
 
         with ranks.agree():
             criterion = LabelSmoothing(args.label_smoothing, classes)
-            distillation = network.create_distillation(args, classes, ranks.device, precision)
+            distillation = network.create_distillation(
+                args, classes, splits.train.classes, ranks.device, precision
+            )
             task = Classification(criterion, create_mixer(args), distillation)
             transform = TrainTransform(args, args.scale or (0.08, 1.0))
             train_loader = training_loader(

@@ -23,6 +23,7 @@ from utils import cli
 from utils.data import Broken
 from utils.decoding import decode
 from utils.errors import UserError
+from utils.labels import read_class_list
 from utils.text import plural, shown
 
 
@@ -49,10 +50,11 @@ def write_list(name: str, broken: Sequence[Broken]) -> None:
 def check(args: argparse.Namespace) -> int:
     """Print what was found, and return the number of troubles."""
     splits, troubles = open_splits(args.path)
+    classes = read_class_list(args.class_list) if args.class_list else ()
     if args.list:
         write_list(args.list, [])  # so that a name that cannot be written shows now, not after hours
     paths = sorted(path for split in splits for path in split.scan())
-    troubles += troubles_of(splits, args.imagenet)
+    troubles += troubles_of(splits, args.imagenet, classes)
     say(f"{'classes':>21}{'images':>12}  smallest to largest class", *(split.row() for split in splits))
     other = sum(split.other for split in splits)
     if other:
@@ -76,6 +78,8 @@ def main() -> None:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=cli.name_of_file, metavar="PATH", help="what --data takes in training")
     parser.add_argument("--quick", action="store_true", help="look at names only, decode nothing")
+    what = "the classes that training is told of, one per line: no other may have a folder"
+    parser.add_argument("--class-list", type=cli.name_of_file, metavar="FILE", help=what)
     parser.add_argument("--imagenet", action="store_true", help="demand as many images as ImageNet has")
     parser.add_argument(
         "--list", type=cli.name_of_file, metavar="FILE", help="write the paths of broken files"

@@ -162,9 +162,11 @@ def convert(args: argparse.Namespace) -> None:
         fields = common([fields_of(saved) for saved in loaded])
         weights = mean(args.sources, [saved["state_dict"] for saved in loaded])
     weights = clean(weights, args.sources[0])
-    if args.arch or args.published:
+    if args.arch or args.published or args.class_list:
         restored = network.restore(args.sources[0], args.arch, None, "IN")  # complains of another one
         fields["arch"] = restored.arch
+        if args.class_list:
+            fields["classes"] = network.names_of_outputs(restored, args.class_list, distinct=True)
     if args.published:
         parameters = dict(restored.net.named_parameters())
         fields |= fields_of_published(fields if args.average else loaded[0], parameters)
@@ -188,6 +190,8 @@ def main() -> None:
     parser.add_argument("--published", action="store_true", help=what)
     what = "check that the weights are of this architecture, and note it in OUT"
     parser.add_argument("-a", "--arch", type=cli.architecture, help=what)
+    what = "classes to note in OUT, one a line, in the order of the outputs (default: as IN says)"
+    parser.add_argument("--class-list", type=cli.name_of_file, metavar="FILE", help=what)
     parser.add_argument("--overwrite", action="store_true", help="replace OUT")
     args = parser.parse_args()
     if args.average != (len(args.sources) > 1):

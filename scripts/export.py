@@ -58,10 +58,9 @@ def export(restored: Restored) -> ExportedProgram:
         raise UserError(f"torch cannot export {restored.arch}: {str(error)[:200]}") from error
 
 
-def notes_of(restored: Restored) -> dict[str, str]:
+def notes_of(restored: Restored, classes: list[str]) -> dict[str, str]:
     """What a user of the file needs to know, as text."""
-    classes = json.dumps(restored.saved.get("classes", []))
-    known = {"arch": restored.arch, "img_size": str(restored.img_size), "classes": classes}
+    known = {"arch": restored.arch, "img_size": str(restored.img_size), "classes": json.dumps(classes)}
     return {**known, "mean": json.dumps(MEAN), "std": json.dumps(STD)}
 
 
@@ -118,6 +117,7 @@ def export_checked(args: argparse.Namespace) -> bool:
     """Export and compare; write if it is right, and return whether it is."""
     out = check_command(args)
     restored = network.restore(args.resume, args.arch, args.img_size)
+    classes = network.names_of_outputs(restored, args.class_list)
     weights = sum(tensor.numel() * tensor.element_size() for tensor in restored.net.state_dict().values())
     if out.suffix == ".onnx" and weights > LARGEST:
         raise UserError(f"{out}: an .onnx file holds at most 2 GiB, the weights are more: give a .pt2 file")
@@ -125,7 +125,7 @@ def export_checked(args: argparse.Namespace) -> bool:
         program = export(restored)
         bar.update()
         convert = to_onnx if out.suffix == ".onnx" else to_pt2
-        data, exported = convert(program, notes_of(restored))
+        data, exported = convert(program, notes_of(restored, classes))
         bar.update()
         share = largest_difference(restored.net, exported, restored.img_size)
     if not share <= TOLERANCE:
@@ -149,6 +149,8 @@ def main() -> None:
     parser.add_argument("--resume", required=True, type=cli.name_of_file, metavar="FILE", help="checkpoint")
     what = "its architecture (default: what the checkpoint says)"
     parser.add_argument("-a", "--arch", type=cli.architecture, help=what)
+    what = "names of the classes, one a line, in the order of the outputs (default: as the checkpoint says)"
+    parser.add_argument("--class-list", type=cli.name_of_file, metavar="FILE", help=what)
     what = "S, the side of the input in pixels (default: as in training; 224 if the checkpoint does not say)"
     parser.add_argument("--img-size", type=cli.count_of, metavar="S", help=what)
     parser.add_argument("--overwrite", action="store_true", help="replace OUT")

@@ -2,12 +2,12 @@
 
     python scripts/predict.py -a sge_resnet50 --resume sge_resnet50.pth.tar photo.jpg
     python scripts/predict.py --resume checkpoints/demo/model_best.pth.tar -k 3 data/digits/val --csv a.csv
-    python scripts/predict.py -a se_resnet50 --resume se.pth --classes names.txt photos/ --json found.json
+    python scripts/predict.py -a se_resnet50 --resume se.pth --class-list names.txt photos/ --json found.json
 
 Images are decoded, resized, cropped and normalised as in validation, but first turned upright as the EXIF
 orientation of a photo says, which training and evaluation ignore. Folders are searched with all folders in
-them. Class names are those of the checkpoint unless --classes is given; without either they are numbers
-from 0.
+them. Class names are those of the checkpoint unless --class-list is given; without either they are
+ImageNet's for 1000 outputs, otherwise numbers from 0.
 
 Exit code: 0 every image has its line, 1 some could not be decoded, 2 the command is wrong.
 """
@@ -93,23 +93,16 @@ def class_names(args: argparse.Namespace, restored: Restored) -> list[str]:
     """A name for every output of the network.
 
     Raises:
-        UserError: ``--classes`` cannot be read, or has other than a line for each.
+        UserError: ``--class-list`` cannot be read, or has other than a line for each.
     """
-    outputs = restored.outputs
-    if args.classes:
-        try:
-            names = Path(args.classes).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--classes {shown(args.classes)}: {error}") from error
-        if len(names) != outputs:
-            lines = f"{plural(len(names), 'line')} for {plural(outputs, 'output')} of the network"
-            raise UserError(f"--classes {shown(args.classes)}: {lines}; give a name in a line for each")
-        return names
-    names = list(restored.saved.get("classes", ()))[:outputs]
-    if len(names) < outputs:
-        which = "names no classes" if not names else f"names only {len(names)} of {outputs} classes"
-        note(f"{args.resume} {which}: the others are numbers from 0 (--classes FILE names all)")
-    return names + [str(label) for label in range(len(names), outputs)]
+    flag, path = ("--classes", args.classes) if args.classes else ("--class-list", args.class_list)
+    names, told = network.names_to_show(restored, args.resume, path, flag)
+    if len(names) < restored.outputs:
+        which = "names no classes" if not names else f"names only {len(names)} of {restored.outputs} classes"
+        told = f"{args.resume} {which}: the others are numbers from 0 (--class-list FILE names all)"
+    if told:
+        note(told)
+    return names + [str(label) for label in range(len(names), restored.outputs)]
 
 
 def note(text: str) -> None:
@@ -220,8 +213,10 @@ def main() -> None:
     parser.add_argument("-a", "--arch", type=cli.architecture, help=what)
     what = f"classes for an image (default: {TOP}, or all if there are fewer)"
     parser.add_argument("-k", type=cli.count_of, help=what)
+    names = parser.add_mutually_exclusive_group()
     what = "names of the classes, one a line, in the order of the outputs"
-    parser.add_argument("--classes", type=cli.name_of_file, metavar="FILE", help=what)
+    names.add_argument("--class-list", type=cli.name_of_file, metavar="FILE", help=what)
+    names.add_argument("--classes", type=cli.name_of_file, metavar="FILE", help="the same")
     parser.add_argument("--csv", type=cli.name_of_file, metavar="FILE", help="write CSV there, not to stdout")
     parser.add_argument("--json", type=cli.name_of_file, metavar="FILE", help="write JSON there")
     parser.add_argument("--overwrite", action="store_true", help="replace these files")

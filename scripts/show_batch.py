@@ -155,7 +155,7 @@ def main() -> None:
     check_picture(args.output)
     ranks = Ranks(args.rank, args.processes)
     saved = resumed(args)
-    splits = open_data(args.data, False, saved.get("classes", ()), args.cache)
+    splits = open_data(args.data, False, network.outputs_of(args, saved), args.cache)
     assert splits.train is not None  # it is missing in evaluation only
     seed = choose_seed(args.manualSeed, saved.get("seed"))
     args.workers = 0  # they would read further batches

@@ -100,6 +100,8 @@ def main() -> None:
     weights.add_argument("--resume", type=cli.name_of_file, metavar="FILE", help=what)
     what = "outputs of the network of random weights (default: 1000)"
     weights.add_argument("--num-classes", type=cli.count_of, metavar="N", help=what)
+    what = "names of the classes, one a line, in the order of the outputs (default: as the checkpoint says)"
+    parser.add_argument("--class-list", type=cli.name_of_file, metavar="FILE", help=what)
     size = cli.number(int, lambda value: value >= 32, "a whole number of at least 32")
     what = "side of the square input in pixels (default: as in training; 224 if the checkpoint does not say)"
     parser.add_argument("--img-size", type=size, metavar="S", help=what)
@@ -112,12 +114,15 @@ def main() -> None:
     cli.check_libraries("pictures", "matplotlib")
     folder = Path(args.output)
     opened = open_network(args)
+    names, told = network.names_to_show(opened, args.resume, args.class_list)
+    if told:
+        print(f"note: {told}")
     called = f"{opened.arch}, {args.resume or 'random weights'}"
     entries = []
     for number, path in enumerate(tqdm(args.images, "drawing", unit="image", leave=False, disable=None), 1):
         pixels = pixels_of(path, opened.img_size)
         recorded = record(opened.net, normalised(pixels))
-        likeliest = predictions(recorded.logits, opened.saved.get("classes", ()))
+        likeliest = predictions(recorded.logits, names)
         title = drawable(f"{called}: {Path(path).name}")
         text = "\n".join(["predicted:", *likeliest])
         drawn = chosen(recorded, args.all_blocks)

@@ -260,6 +260,21 @@ def test_names_that_are_no_text(run: Run, images: Path, monkeypatch: pytest.Monk
     assert written[:2] == [b"images/train/cat/caf\xe9.jpg", rb"images/train/cat/new\nline.jpg"]
 
 
+def test_classes_that_a_list_lacks(check: Run, tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("cat\ndog\nowl\nyak\n")
+    assert not troubles(check("--quick", "--class-list", "classes.txt"))
+    (tmp_path / "classes.txt").write_text("cat\ndog\nyak\n")
+    assert troubles(check("--quick", "--class-list", "classes.txt")) == [
+        f"{split}/ has 1 unlisted class (owl): add it to the --class-list, or remove the folder"
+        for split in ("train", "valf")
+    ]
+
+
+def test_two_validation_folders(check: Run, images: Path) -> None:
+    shutil.copytree(images / "valf", images / "val")
+    assert_one_line_error(check("--quick"), "error: images: val/ and valf/ have class folders")
+
+
 def wordnet_folders(root: Path, count: int) -> None:
     for split, name in ((split, f"n{i:08}") for split in ("train", "val") for i in range(count)):
         (root / split / name).mkdir(parents=True)

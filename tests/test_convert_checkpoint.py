@@ -76,6 +76,24 @@ def test_of_a_published_file(convert: Run, tmp_path: Path, out: str) -> None:
     assert "optimizer" not in saved
 
 
+@FORMATS
+def test_class_names_are_written_into_a_published_file(
+    convert: Run, call: Run, images: Path, tmp_path: Path, out: str
+) -> None:
+    torch.save(calibrated().state_dict(), tmp_path / "bare.pth")
+    (tmp_path / "classes.txt").write_text("owl\ncat\ndog\n")
+    listed = ("--class-list", "classes.txt")
+    assert_one_line_error(convert("bare.pth", out, *listed), "give -a ")
+    assert convert("bare.pth", out, "-a", ARCH, *listed).returncode == 0
+    assert checkpoint.load(str(tmp_path / out))["classes"] == ["owl", "cat", "dog"]
+    evaluation = ("-d", "images", "-a", ARCH, "--img-size", SIZE, "-e", "--resume")
+    lines = [call(*evaluation, *rest).stdout.splitlines()[-1] for rest in ((out,), ("bare.pth", *listed))]
+    assert lines[0] == lines[1]
+    assert "Test Acc" in lines[0]
+    (tmp_path / "classes.txt").write_text("owl\ncat\ncat\n")
+    assert_one_line_error(convert("bare.pth", "o.pth", "-a", ARCH, *listed), "cat stands there twice")
+
+
 def test_the_average_of_ema_is_what_is_kept(convert: Run, tmp_path: Path) -> None:
     training = calibrated(seed=5).state_dict()
     write_checkpoint(tmp_path, training_state_dict=training).rename(tmp_path / "ema.pth.tar")

@@ -42,6 +42,43 @@ def test_names_of_the_validation_split(tmp_path: Path, name: str) -> None:
     assert (len(splits.train.samples), len(splits.val.samples)) == (2, 3)
 
 
+@pytest.mark.parametrize(
+    ("whole", "flat"),
+    [("valf", "val"), ("val", "valf"), ("valf", "valid"), ("valid", "valf"), ("validation", "val")],
+)
+@pytest.mark.parametrize("file", ["0.JPEG", "notes.txt"])
+def test_of_two_validation_folders_the_one_with_classes_is_read(
+    tmp_path: Path, whole: str, flat: str, file: str
+) -> None:
+    write_images(tmp_path / whole / "a", 1)
+    (tmp_path / flat).mkdir()
+    (tmp_path / flat / file).touch()
+    ((path, _),) = open_data(str(tmp_path), evaluate=True).val.samples
+    assert path == f"{tmp_path}/{whole}/a/0.JPEG"
+
+
+@pytest.mark.parametrize("others", [("val",), ("valid", "validation")])
+def test_two_validation_folders_with_classes(tmp_path: Path, others: tuple[str, ...]) -> None:
+    """Which one is meant cannot be told, unless they are one."""
+    write_images(tmp_path / "valf" / "a", 1)
+    for name in others:
+        (tmp_path / name).symlink_to("valf")
+    assert len(open_data(str(tmp_path), evaluate=True).val.samples) == 1
+    (tmp_path / others[-1]).unlink()
+    write_images(tmp_path / others[-1] / "a", 1)
+    with pytest.raises(UserError, match=r"val\w*/ and val\w*/.* have class folders: which"):
+        open_data(str(tmp_path), evaluate=True)
+
+
+def test_a_flat_validation_folder(tmp_path: Path) -> None:
+    write_images(tmp_path / "train" / "a", 1)
+    write_images(tmp_path / "val", 1)
+    with pytest.raises(
+        UserError, match=r"val has no class folders.* move each image into a folder of its class"
+    ):
+        open_data(str(tmp_path), evaluate=True)
+
+
 def test_labels_come_from_the_training_folders(images: Path) -> None:
     for path in (images / "valf" / "cat").iterdir():
         path.unlink()

@@ -203,7 +203,8 @@ def test_command(
     if "--pretrained" in words:  # of a network with a thousand classes; nothing is downloaded
         weights = create_model(arch_of(command)).state_dict()
         monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: weights)
-        words += ["--num-classes", "1000"]
+        (tmp_path / "thousand.txt").write_text("\n".join(["cat", "dog", "owl", *map(str, range(997))]))
+        words += ["--class-list", "thousand.txt"]
     result = call(*words, script=command.script)
     assert result.returncode == 0, result.stderr
     written = [word for word in words if word.endswith(MADE)]

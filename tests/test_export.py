@@ -70,6 +70,16 @@ def test_the_outputs_are_the_networks(export: Run, tmp_path: Path, out: str) -> 
     assert json.loads(known["mean"]) == [0.485, 0.456, 0.406]
 
 
+def test_class_names_of_a_list(export: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scripts.export.BATCHES", (1,))
+    (tmp_path / "names.txt").write_text("Katze\nHund\nEule\n")
+    assert export("out.pt2", "--class-list", "names.txt").returncode == 0
+    assert json.loads(notes(tmp_path / "out.pt2")["classes"]) == ["Katze", "Hund", "Eule"]
+    (tmp_path / "names.txt").write_text("Katze\n")
+    refused = export("out.pt2", "--overwrite", "--class-list", "names.txt")
+    assert_one_line_error(refused, "--class-list names.txt: 1 line for 3 outputs")
+
+
 def test_one_that_differs_too_much_is_not_written(
     export: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,6 +34,7 @@ OF_ALL: dict[str, tuple[Flags, Flags]] = {
     "--manualSeed": ((), (8,)),
     "--img-size": ((), (40,)),
     "--num-classes": ((), (5,)),
+    "--class-list": ((), ("classes.txt",)),
     "--arch": ((), ("shufflenetv2_05x",)),
     "--epochs": ((), (2,)),
     "--auto-augment": ((), ("ra",)),
@@ -142,6 +143,7 @@ def last_row(
     """Train by a script and read the last row of log.txt."""
     torch.manual_seed(0)
     torch.save(create_model("mobilenetv1", num_classes=3).state_dict(), tmp_path / "teacher.pth")
+    (tmp_path / "classes.txt").write_text("owl\ncat\ndog\n")
 
     def train(script: str, *flags: object) -> str:
         key = (script, *flags)

@@ -13,6 +13,7 @@ from conftest import Run, assert_one_line_error
 from small_checkpoint import ARCH, CLASSES, SIZE, calibrated, write_checkpoint
 from test_decoding import photograph, write_held
 from torch import Tensor
+from torchvision.models import ResNet50_Weights
 
 from utils.decoding import read_image
 from utils.transforms import MEAN, STD, ValTransform
@@ -149,6 +150,28 @@ def test_class_names(predict: Run, call: Run, tmp_path: Path, monkeypatch: pytes
     assert_one_line_error(result, f"does not say which architecture it holds: give -a {ARCH}")
 
 
+def test_imagenets_names(call: Run, images: Path, tmp_path: Path) -> None:
+    """Of published files: a thousand outputs, no class names."""
+    torch.save(calibrated(outputs=1000).state_dict(), tmp_path / "bare.pth")
+    flags = ("--resume", "bare.pth", "-a", ARCH, "--img-size", SIZE, "-j", 0, "images/valf/cat/0.JPEG")
+    result = call(*flags, script=SCRIPT)
+    assert result.stderr.startswith("note: bare.pth names no classes: its outputs are taken for ImageNet's")
+    names = ResNet50_Weights.IMAGENET1K_V1.meta["categories"]
+    assert [names[int(row["label"])] for row in rows(result.stdout)] == [
+        row["class"] for row in rows(result.stdout)
+    ]
+    (tmp_path / "names.txt").write_text("\n".join(f"thing {label}" for label in range(1000)))
+    named = call(*flags, "--class-list", "names.txt", script=SCRIPT)
+    assert (named.returncode, named.stderr) == (0, "")
+    assert all(row["class"] == f"thing {row['label']}" for row in rows(named.stdout))
+
+
+def test_the_checkpoints_names_in_another_order(predict: Run, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("cat\nowl\ndog\n")
+    result = predict("images", "--class-list", "names.txt")
+    assert_one_line_error(result, "--class-list names.txt: output 1 is owl there, dog in the checkpoint")
+
+
 @pytest.mark.parametrize(
     ("arguments", "fragments"),
     [
@@ -162,6 +185,7 @@ def test_class_names(predict: Run, call: Run, tmp_path: Path, monkeypatch: pytes
         (("images", "-k", "0"), ("at least 1",)),
         (("images", "--classes", "none.txt"), ("--classes none.txt", "No such file")),
         (("images", "--classes", "two.txt"), ("2 lines for 3 outputs",)),
+        (("images", "--class-list", "two.txt"), ("--class-list two.txt: 2 lines for 3 outputs",)),
         (("images", "--csv", "nowhere/a.csv"), ("--csv nowhere/a.csv", "folder")),
         (("images", "--json", "two.txt"), ("--json two.txt is there already",)),
         (("images", "--device", "cuda"), ("--device cuda: no CUDA GPU",)),

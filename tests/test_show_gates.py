@@ -29,6 +29,7 @@ from scripts.gates.record import (
 )
 from utils import checkpoint
 from utils.errors import UserError
+from utils.labels import imagenet_classes
 
 SCRIPT = "scripts/show_gates.py"
 SIDE = 64
@@ -278,6 +279,23 @@ def test_a_checkpoint_says_what_it_holds(tmp_path: Path, show: Run, monkeypatch:
     page = (tmp_path / "two" / "index.html").read_text()
     assert set(re.findall(r"% class (\d)", page)) == {"0", "1"}
     assert_one_line_error(show("--resume", saved, "--num-classes", 2, "in/0.JPEG"), "not allowed with")
+
+
+def test_names_of_what_is_predicted(tmp_path: Path, show: Run) -> None:
+    """ImageNet's for a thousand outputs without names, or those of a list."""
+    write_images(tmp_path / "in", 1)
+    torch.save(create_model("sge_resnet18").state_dict(), tmp_path / "bare.pth")
+    flags = ("-a", "sge_resnet18", "--resume", "bare.pth", "--img-size", SIDE, "in/0.JPEG", "-o")
+    result = show(*flags, "imagenet")
+    assert "note: bare.pth names no classes: its outputs are taken for ImageNet's" in result.stdout
+    (tmp_path / "names.txt").write_text("\n".join(f"thing {label}" for label in range(1000)))
+    result = show(*flags, "listed", "--class-list", "names.txt")
+    assert "note" not in result.stdout
+    pages = [(tmp_path / name / "index.html").read_text() for name in ("imagenet", "listed")]
+    labels = [int(label) for label in re.findall(r"% thing (\d+)", pages[1])]
+    names = list(imagenet_classes().values())
+    assert len(labels) >= 3
+    assert all(f"% {names[label]}" in pages[0] for label in labels)
 
 
 def test_bad_input(tmp_path: Path, show: Run) -> None:

@@ -76,6 +76,13 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--num-classes", type=count_of, help="outputs of the network (default: the number of class folders)"
     )
+    group.add_argument(
+        "--class-list",
+        type=name_of_file,
+        metavar="FILE",
+        help="the class folders in the order of the network's outputs, one per line (default: as the "
+        "checkpoint says, or sorted)",
+    )
 
 
 def add_reading_arguments(group: argparse._ArgumentGroup) -> None:

@@ -166,7 +166,12 @@ def fitting_architectures(state: Mapping[str, Tensor]) -> list[str]:
 
 def output_count(state: Mapping[str, Tensor], arch: str) -> int:
     """Outputs of the classifier of ``arch`` in a checkpoint; 1000 if it has none."""
-    return _outputs(_known_shapes(arch), _shapes(state)) or 1000
+    return outputs_in(state, arch) or 1000
+
+
+def outputs_in(state: Mapping[str, Tensor], arch: str) -> int | None:
+    """Outputs of the classifier of ``arch`` in a checkpoint; None if it has none."""
+    return _outputs(_known_shapes(arch), _shapes(state))
 
 
 def load_but_for_outputs(model: nn.Module, whole: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """The network of a run: built, started from other weights, taught."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,24 +9,48 @@ import torch
 from torch import Tensor, nn
 
 from models import create_model, is_own, list_models, resolve
-from utils import checkpoint, fitting, settings
+from utils import checkpoint, fitting, labels, settings
 from utils.cli import architecture
 from utils.compilation import compile_blocks
 from utils.complexity import Complexity, count
 from utils.errors import UserError
+from utils.labels import Outputs
 from utils.losses import Distillation
 from utils.precision import Precision
+from utils.text import plural
 
 
-def class_count(requested: int | None, classes: tuple[str, ...]) -> int:
-    """The number of outputs: ``--num-classes``, or as many as there are class folders.
+def outputs_of(args: argparse.Namespace, saved: Mapping[str, Any]) -> Outputs:
+    """What the command line and the checkpoint of ``--resume`` say of the network's outputs.
+
+    For ``-e`` the weights say how many there are.
 
     Raises:
-        UserError: fewer outputs than folders.
+        UserError: they contradict each other.
+    """
+    count = args.num_classes
+    if count is None and args.evaluate:
+        pretrained = None if is_own(args.arch) else labels.IMAGENET_CLASSES
+        count = fitting.outputs_in(saved["state_dict"], args.arch) if saved else pretrained
+    known = tuple(saved.get("classes", ()))
+    listed: tuple[str, ...] = ()
+    if args.class_list:
+        listed = labels.read_class_list(args.class_list, count)
+        labels.check_agreement(listed, known, args.class_list)
+    started = checkpoint.load(args.finetune, "--finetune").get("classes", ()) if args.finetune else ()
+    unnamed = f"--resume {args.resume}" if args.resume else "--pretrained" * args.evaluate
+    return Outputs(count, listed, known, tuple(started), unnamed)
+
+
+def class_count(requested: int | None, outputs: Outputs, classes: tuple[str, ...]) -> int:
+    """The number of outputs: ``--num-classes``, those of evaluated weights, or as many as there are classes.
+
+    Raises:
+        UserError: ``--num-classes`` is fewer than the class folders.
     """
     if requested is not None and requested < len(classes):
         raise UserError(f"--num-classes {requested} is too few: the data has {len(classes)} class folders")
-    return requested or len(classes)
+    return max(outputs.count or 0, len(classes))
 
 
 def build_model(args: argparse.Namespace, classes: int) -> tuple[nn.Module, Complexity]:
@@ -180,6 +204,47 @@ def restore(path: str, arch: str | None, img_size: int | None, flag: str = "--re
     return Restored(net.eval(), args.arch, saved, args.img_size, outputs)
 
 
+def names_of_outputs(
+    restored: Restored, class_list: str | None, flag: str = "--class-list", distinct: bool = False
+) -> list[str]:
+    """The classes of a restored network's outputs: those of ``--class-list``, or as the checkpoint says.
+
+    Args:
+        restored: the network.
+        class_list: the file. Its names may be others than the checkpoint's, for readers of another language.
+        flag: what named it, for messages.
+        distinct: whether a name may stand in it once only.
+
+    Returns:
+        A name for each output; fewer, or none, if only the checkpoint says and does not say more.
+
+    Raises:
+        UserError: the list is no list of the outputs, or has the checkpoint's classes in another order.
+    """
+    known = tuple(restored.saved.get("classes", ()))[: restored.outputs]
+    if class_list is None:
+        return list(known)
+    listed = labels.read_class_list(class_list, restored.outputs, flag, distinct)
+    if sorted(listed) == sorted(known):
+        labels.check_agreement(listed, known, class_list, flag)
+    return list(listed)
+
+
+def names_to_show(
+    restored: Restored, path: str | None, class_list: str | None, flag: str = "--class-list"
+) -> tuple[list[str], str]:
+    """The same, and ImageNet's names for the 1,000 outputs of a checkpoint that says nothing.
+
+    Returns:
+        The names, and what the reader must be told of them, if anything.
+    """
+    names = names_of_outputs(restored, class_list, flag)
+    if names or not restored.saved or restored.outputs != labels.IMAGENET_CLASSES:
+        return names, ""
+    told = f"{path} names no classes: its outputs are taken for ImageNet's (--class-list FILE names others)"
+    return list(labels.imagenet_classes().values()), told
+
+
 def place(net: nn.Module, args: argparse.Namespace, device: torch.device) -> nn.Module:
     """The network on its device, in its layout; on demand with batch norm over all processes, and compiled.
 
@@ -199,21 +264,28 @@ def layout(args: argparse.Namespace) -> torch.memory_format:
 
 
 def create_distillation(
-    args: argparse.Namespace, classes: int, device: torch.device, precision: Precision
+    args: argparse.Namespace, classes: int, names: Sequence[str], device: torch.device, precision: Precision
 ) -> Distillation | None:
     """What ``--teacher ARCH[:FILE]`` adds to the loss; without a file it has torchvision's ImageNet weights.
 
+    Args:
+        args: the command line.
+        classes: outputs of the network that learns.
+        names: of its classes, in the order of the outputs; the last outputs may have none.
+        device: where it learns.
+        precision: in which it learns.
+
     Raises:
-        UserError: unknown architecture, no such file, or weights that do not fit ``classes``.
+        UserError: unknown architecture, no such file, or weights that do not fit ``classes`` or their order.
     """
     if args.teacher is None:
         return None
-    teacher = place(_build_teacher(args.teacher, classes, args.img_size), args, device)
+    teacher = place(_build_teacher(args.teacher, classes, names, args.img_size), args, device)
     teacher = precision.prepare(teacher.eval().requires_grad_(False))
     return Distillation(partial(precision.forward, teacher), args.distill_alpha, args.distill_temp)
 
 
-def _build_teacher(text: str, classes: int, img_size: int) -> nn.Module:
+def _build_teacher(text: str, classes: int, names: Sequence[str], img_size: int) -> nn.Module:
     name, _, path = text.partition(":")
     try:
         arch = architecture(name)
@@ -228,7 +300,19 @@ def _build_teacher(text: str, classes: int, img_size: int) -> nn.Module:
         raise UserError(f"--teacher {arch} does not take --img-size {img_size}: {error}") from None
     except OSError as error:
         raise UserError(f"--teacher {arch}: its weights cannot be downloaded: {error}") from None
+    saved = checkpoint.load(path, "--teacher") if path else {}
     if path:
         choice = "--teacher {arch}:FILE{classes}"
-        fitting.load_weights(teacher, checkpoint.load(path, "--teacher"), arch, path, "--teacher", choice)
+        fitting.load_weights(teacher, saved, arch, path, "--teacher", choice)
+    _check_classes_of_teacher(text, saved.get("classes", ()), names, classes)
     return teacher
+
+
+def _check_classes_of_teacher(text: str, theirs: Sequence[str], ours: Sequence[str], outputs: int) -> None:
+    """A teacher that speaks of other classes than the labels would teach what is wrong."""
+    remedy = "give this run --class-list FILE, a class per line in the order of the teacher's outputs"
+    if sorted(theirs) == sorted(ours) and list(theirs) != list(ours):
+        raise UserError(f"--teacher {text} has the classes in another order than the data; {remedy}")
+    if not theirs and len(ours) < outputs:
+        classes = f"{plural(outputs, 'output')}, and the data has {plural(len(ours), 'class')}"
+        raise UserError(f"--teacher {text} does not name the classes of its {classes}; {remedy}")

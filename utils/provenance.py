@@ -18,7 +18,7 @@ _ELSEWHERE = {
     "checkpoint", "data", "device", "evaluate", "gpu_id", "keep", "local_rank", "manualSeed", "max_bad",
     "on_nan", "overwrite", "print_always", "print_freq", "resume", "fresh_optimizer", "save_every", "workers",
     "finetune", "pretrained", "start_epoch", "test_batch", "auto", "seen", "cache", "dry_run", "backbone",
-    "recipe", "detections",
+    "recipe", "detections", "class_list",
 }  # fmt: skip
 
 _FLAGS = MappingProxyType({"wdall": "wd-all"})  # where an argument has another name than its flag

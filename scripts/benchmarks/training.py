@@ -64,7 +64,7 @@ def create_trainer(args: argparse.Namespace, ranks: Ranks, batches: TrainBatches
     configure_torch(args.deterministic, SEED)
     net, _ = network.build_model(args, CLASSES)
     net = network.place(net, args, ranks.device)
-    distillation = network.create_distillation(args, CLASSES, ranks.device, precision)
+    distillation = network.create_distillation(args, CLASSES, [""] * CLASSES, ranks.device, precision)
     with distributed.silence(True):
         optimizer = create_optimizer(net, args)
     local = precision.prepare(net, optimizer)

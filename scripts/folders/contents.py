@@ -1,7 +1,6 @@
 """What lies in an image folder, as training would meet it, and what is wrong with it."""
 
 import os
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,11 +10,11 @@ from types import MappingProxyType
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from utils.errors import UserError
-from utils.splits import TRAIN_NAMES, VAL_NAMES, data_root, find_split
+from utils.labels import IMAGENET_CLASSES, wordnet_id
+from utils.splits import TRAIN_NAMES, VAL_NAMES, MissingSplitError, data_root, find_split
 from utils.text import plural, shown
 
-CLASSES, TRAIN_IMAGES, VAL_IMAGES = 1000, 1_281_167, 50_000  # ImageNet's
-WORDNET_ID = re.compile(r"n\d{8}(?!\d)")
+TRAIN_IMAGES, VAL_IMAGES = 1_281_167, 50_000  # ImageNet's
 NAMES = 5  # how many are listed
 REMEDIES = MappingProxyType(
     {
@@ -24,6 +23,7 @@ REMEDIES = MappingProxyType(
         "unreadable folder": "give yourself the permission, chmod u+rx",
         "empty class folder": "add images or remove it",
         "missing class": "give both splits the same folders",
+        "unlisted class": "add it to the --class-list, or remove the folder",
         "empty split": "put a folder with images into it for each class",
     }
 )
@@ -92,24 +92,34 @@ def kind_of(entry: "os.DirEntry[str]") -> str:
     return "dead link"
 
 
-def troubles_of(splits: Sequence[Split], imagenet: bool) -> Iterator[str]:
-    """A line for each kind of trouble in a split; ImageNet's numbers are expected where its names are."""
+def troubles_of(splits: Sequence[Split], imagenet: bool, listed: Sequence[str] = ()) -> Iterator[str]:
+    """A line for each kind of trouble in a split; ImageNet's numbers are expected where its names are.
+
+    Args:
+        splits: that have been scanned.
+        imagenet: whether they are ImageNet's, whatever their names.
+        listed: the classes that may be there; all if there are none.
+    """
     names = {name for split in splits for name in split.classes}
-    ids = sum(1 for name in names if WORDNET_ID.match(name))
+    ids = sum(1 for name in names if wordnet_id(name))
     # ImageNet-21k has such names too, but many more.
-    imagenet = imagenet or (0.9 * len(names) <= ids and 0.9 * CLASSES <= ids <= 1.1 * CLASSES)
+    imagenet = imagenet or (
+        0.9 * len(names) <= ids and 0.9 * IMAGENET_CLASSES <= ids <= 1.1 * IMAGENET_CLASSES
+    )
     for split in splits:
         if split.classes:  # another line says why there are none
             split.troubles["missing class"] = list(names - split.classes.keys())
+        if listed:
+            split.troubles["unlisted class"] = list(split.classes.keys() - set(listed))
         for kind, found in split.troubles.items():
             if found:
                 first = ", ".join(sorted(found)[:NAMES]) + ", ..." * (len(found) > NAMES)
                 yield f"{split.folder.name}/ has {plural(len(found), kind)} ({first}): {REMEDIES[kind]}"
         classes, images = len(split.classes), split.classes.total()
-        if imagenet and classes and (classes, images) != (CLASSES, split.full):
+        if imagenet and classes and (classes, images) != (IMAGENET_CLASSES, split.full):
             yield (
                 f"{split.folder.name}/ has {plural(classes, 'class')} and {plural(images, 'image')}, "
-                f"ImageNet {CLASSES:,} and {split.full:,}: unpack its archives again"
+                f"ImageNet {IMAGENET_CLASSES:,} and {split.full:,}: unpack its archives again"
             )
 
 
@@ -117,7 +127,7 @@ def open_splits(name: str) -> tuple[list[Split], list[str]]:
     """The splits that are there, and a line of trouble for one that is not.
 
     Raises:
-        UserError: none is.
+        UserError: none is, or two folders may be the same split.
     """
     splits, missing = [], []
     try:
@@ -125,10 +135,17 @@ def open_splits(name: str) -> tuple[list[Split], list[str]]:
         for names, full in ((TRAIN_NAMES, TRAIN_IMAGES), (VAL_NAMES, VAL_IMAGES)):
             try:
                 splits.append(Split(find_split(root, names), full))
-            except UserError as error:
-                missing.append(shown(str(error).removeprefix("--data ")))
+            except MissingSplitError as error:
+                missing.append(without_flag(error))
     except OSError as error:
         raise UserError(f"{shown(name)}: {error.strerror}") from error
+    except UserError as error:
+        raise UserError(without_flag(error)) from None
     if not splits:
         raise UserError(missing[0])
-    return splits, [f"{line}: add a folder of that name" for line in missing]
+    return splits, missing
+
+
+def without_flag(error: UserError) -> str:
+    """Its message: the data set is no ``--data`` here, but an argument."""
+    return shown(str(error).removeprefix("--data "))
