@@ -97,6 +97,9 @@ def test_where_a_process_stands() -> None:
     assert place == {
         **{"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "gpu1", "MASTER_PORT": "20041"}
     }
+    for name in ("SLURM_STEP_NUM_TASKS", "SLURM_JOB_ID"):
+        with pytest.raises(UserError, match=f"{name}=many in the environment is not a number"):
+            launch_environment({**slurm, "SLURM_STEP_NODELIST": "gpu1,gpu2", name: "many"}, None)
     # In the batch script itself, without srun, there is one process whatever the allocation.
     assert launch_environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, None)["WORLD_SIZE"] == "1"
 

@@ -150,6 +150,11 @@ def test_a_full_disk_at_the_start(
             "some_backward_cuda does not have a deterministic implementation, but you set 'torch.use_...'",
             ("--deterministic: on this device torch has no such some_backward_cuda; leave the flag out",),
         ),
+        (
+            "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's "
+            "workers are out of shared memory. Please try to raise your shared memory limit.",
+            ("the shared memory", "fewer --workers", "--shm-size"),
+        ),
     ],
 )
 def test_what_torch_cannot_do(
@@ -160,6 +165,27 @@ def test_what_torch_cannot_do(
 
     monkeypatch.setattr(Trainer, "epoch", fail)
     assert_one_line_error(call(*SMALL, "--data", images), *fragments)
+
+
+def test_shared_memory_that_is_full(images: Path, tmp_path: Path) -> None:
+    """In a worker: a limit on the size of files, which those in shared memory are, stands for a full one."""
+    limit = ("bash", "-c", 'ulimit -f 8; exec "$@"', "bash", sys.executable, REPOSITORY / "imagenet.py")
+    flags = (*SMALL, "--img-size", 64, "--data", images, "-c", "out", "-j", 1)
+    result = subprocess.run(
+        [str(word) for word in (*limit, *flags)],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert_one_line_error(result, "the shared memory", "fewer --workers", "--shm-size")
+
+
+def test_batch_norm_of_one_value(call: Run, images: Path) -> None:
+    flags = ("--data", images, "-j", 0, "-a", "resnet18", "--img-size", 32, "--train-batch", 1)
+    for script in ("imagenet.py", "imagenet_fast.py"):
+        result = call(*flags, script=script)
+        assert_one_line_error(result, "--train-batch of 2 or more", "larger --img-size")
 
 
 def test_a_killed_data_worker(images: Path, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     except UserError as error:
         _complain(str(error))
         sys.exit(2)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         if (line := _explain(error)) is None:
             raise
         _complain(line)
@@ -115,15 +115,35 @@ def _complain(message: str) -> None:
     print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr)
 
 
+# What torch says of shared memory; "Bus error" is what its use of a page ends in that there is no room for.
+_NO_SHARED_MEMORY = (
+    "unable to allocate shared memory",
+    "unable to open shared memory object",
+    "unable to resize file </torch_",
+    "unable to write to file </torch_",
+    "is killed by signal: Bus error",
+)
+
+
 def _explain(error: BaseException | None) -> str | None:
     """A line for what is no fault of the program; torch reports a killed worker wherever it interrupts it."""
     while error is not None:
         text = str(error)
         first = text.splitlines()[0].strip() if text else ""
+        if any(words in text for words in _NO_SHARED_MEMORY):
+            return (
+                "the shared memory, through which processes hand over images, is full: give fewer --workers "
+                "(0: none is needed), a smaller --train-batch, or a larger /dev/shm (docker: --shm-size=8g)"
+            )
         if text.startswith("DataLoader worker"):
             return (
                 f"a process that decodes images was killed ({first}); if memory is short, give fewer "
                 "--workers; go on with --resume auto"
+            )
+        if text.startswith("Expected more than 1 value per channel when training"):
+            return (
+                "batch norm has one value per channel to normalise: give a --train-batch of 2 or more images "
+                "per process, or a larger --img-size"
             )
         if "out of memory" in text or "not enough memory" in text or "can't allocate memory" in text:
             return f"too little memory ({first[:120]}): lower --train-batch (--accum-steps) or --test-batch"
