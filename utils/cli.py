@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from models import list_models
 from utils.distributed import is_main_process, leave_quietly
-from utils.errors import UserError
+from utils.errors import SHARED_MEMORY, UserError
 from utils.text import shown
 
 # The published README has such lines.
@@ -22,6 +22,9 @@ _BLANK = (
     "note: a blank argument is ignored; if a line of the command ends in '\\' and a blank, the command ends "
     "there, and its next line is not read"
 )
+
+# What torch says when /dev/shm is full, of a data worker too that ends with a bus error.
+_SHARED_MEMORY = ("unable to allocate shared memory", "workers are out of shared memory", "unable to mmap")
 
 
 class Parser(argparse.ArgumentParser):
@@ -91,11 +94,6 @@ def run(main: Callable[[], None]) -> NoReturn:
     except UserError as error:
         _complain(str(error))
         sys.exit(2)
-    except RuntimeError as error:
-        if (line := _explain(error)) is None:
-            raise
-        _complain(line)
-        sys.exit(2)
     except KeyboardInterrupt:
         if is_main_process():
             print("\ninterrupted", file=sys.stderr)
@@ -103,10 +101,12 @@ def run(main: Callable[[], None]) -> NoReturn:
     except BrokenPipeError:  # whoever read the output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except (RuntimeError, ValueError, OSError) as error:
+        if (line := _explain(error)) is None:
             raise
-        _complain(f"{error.strerror}: {error.filename or 'standard output'}; --resume auto goes on")
+        if isinstance(error, ValueError) and not is_main_process():
+            leave_quietly()  # all processes have met it
+        _complain(line)
         sys.exit(2)
     sys.exit(0)
 
@@ -120,6 +120,16 @@ def _explain(error: BaseException | None) -> str | None:
     while error is not None:
         text = str(error)
         first = text.splitlines()[0].strip() if text else ""
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return f"{error.strerror}: {error.filename or 'standard output'}; --resume auto goes on"
+        full = "DataLoader worker" in text and "No space left on device" in text  # workers write nothing else
+        if full or any(sign in text for sign in _SHARED_MEMORY):
+            return SHARED_MEMORY
+        if "Expected more than 1 value per channel when training" in text:
+            return (
+                "batch norm has only one value per channel to learn from: give a --train-batch of at least 2 "
+                "for each process or GPU, or a larger --img-size (not enough for SK, BAM and SRM nets)"
+            )
         if text.startswith("DataLoader worker"):
             return (
                 f"a process that decodes images was killed ({first}); if memory is short, give fewer "
