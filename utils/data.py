@@ -179,6 +179,9 @@ class DeviceLoader(Generic[Batches]):
         device: where the batches go.
         layout: memory format of the images.
         max_bad: share of the files that may be undecodable.
+
+    Raises:
+        UserError: the workers find no shared memory to begin with.
     """
 
     without = "left out"  # what an evaluation does with undecodable files
@@ -204,6 +207,7 @@ class DeviceLoader(Generic[Batches]):
         self.most_bad = max_bad * len(dataset)
         self.broken: set[Broken] = set()
         self.read = 0
+        check_shared_memory(workers)
         atexit.register(end_workers)
         self.named: set[str] = set()
         self.loader: DataLoader[Any] = DataLoader(
@@ -243,7 +247,6 @@ class DeviceLoader(Generic[Batches]):
     def _checked(self) -> Iterator[Batch]:
         """The batches of the workers, with the files that could not be decoded counted."""
         self.read, self.broken = 0, set()
-        check_shared_memory(self.loader.num_workers)
         for batch in self.loader:
             self.read += len(batch.labels)
             self.broken.update(batch.broken)
