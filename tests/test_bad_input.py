@@ -320,6 +320,12 @@ def test_numbers_of_a_launcher(call: Run, images: Path, monkeypatch: pytest.Monk
         monkeypatch.setenv(name, value)
     flags = ("--data", images, "-a", "mobilenetv1", "--img-size", 32)
     assert_one_line_error(call(*flags, script="imagenet_fast.py"), "WORLD_SIZE")
+    assert_one_line_error(call(*flags), "WORLD_SIZE=a in the environment is not a number")
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2(x3)")
+    result = call(*flags, script="imagenet_fast.py")
+    assert_one_line_error(result, "SLURM_STEP_NUM_TASKS=2(x3) in the environment is not a number")
 
 
 def test_a_checkpoint_of_an_unknown_architecture_names_none(

@@ -7,13 +7,14 @@ import argparse
 import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, Run, free_port, write_images
+from conftest import REPOSITORY, Run, assert_one_line_error, free_port, write_images
 from documented import PAGES, Command, commands, of_page, snippets
 from small_checkpoint import calibrated, fields
 from small_coco import write_coco, write_detector
@@ -288,6 +289,24 @@ def test_the_table_of_flags() -> None:
     assert {aliases.get(flag, flag) for flag in plain} == (
         starred | {"--lr", "--schedule", "--gamma", "--momentum", "--wd", "--gpu-id", "--modelsize"}
     )
+
+
+# What the published imagenet_fast.py accepted.
+REFUSED = """--alpha 1 | --cutmix_prob 0.5 | --cutout_size 8 | --mineps 1 | --lam 1 | --print-always
+--opt-level O0 --loss-scale 128 | --opt-level O0 --keep-batchnorm-fp32 | --opt-level O1 --keep-batchnorm-fp32
+--el2 | --el2 --nowd-conv --wd-all | --wd-all --nowd-bn | --wd-all --nowd-fc | --wd-all --nowd-conv
+--cutout --mixup | --cutout --cutmix | --cos --schedule 3 | --pretrained --resume a.pth
+--pretrained -a se_resnet50 | -e | --start-epoch 100 | --resume '' | --epoch 2"""
+
+
+@pytest.mark.parametrize("flags", [flags.strip() for flags in re.split(r"[|\n]", REFUSED)])
+def test_what_is_refused_stands_in_the_table_of_differences(flags: str, call: Run, images: Path) -> None:
+    words = shlex.split(flags)
+    assert_one_line_error(call("--data", images, *words, script="imagenet_fast.py"))
+    readme = (REPOSITORY / "README.md").read_text().splitlines()
+    (row,) = (line for line in readme if "| refused in one line: " in line)
+    named = set(re.findall(r"`(--?[\w-]+)`", row)) | {"--opt-level", "-a", "--epoch"}
+    assert {word for word in words if word.startswith("-")} <= named
 
 
 # Flags of other programs, and published ones that are gone.

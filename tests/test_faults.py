@@ -24,11 +24,12 @@ from utils import engine, saving
 from utils.averaging import create_average
 from utils.checkpoint import kept, load, position_of
 from utils.classification import Classification
-from utils.data import training_loader
+from utils.data import Sample, stack, training_loader
 from utils.distributed import ONE_PROCESS, Ranks
 from utils.engine import Keeper, Trainer
 from utils.errors import UserError
 from utils.metrics import LossMeter, Recent
+from utils.ragged import collect
 from utils.run import BAD_BATCH
 from utils.sampling import Position
 from utils.schedule import Schedule
@@ -151,9 +152,9 @@ def test_a_full_disk_at_the_start(
             ("--deterministic: on this device torch has no such some_backward_cuda; leave the flag out",),
         ),
         (
-            "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's "
+            "DataLoader worker (pid 12) is killed by signal: Bus error. It is possible that dataloader's "
             "workers are out of shared memory. Please try to raise your shared memory limit.",
-            ("the shared memory", "fewer --workers", "--shm-size"),
+            ("the shared memory is full", "fewer --workers", "docker run --shm-size"),
         ),
     ],
 )
@@ -167,25 +168,60 @@ def test_what_torch_cannot_do(
     assert_one_line_error(call(*SMALL, "--data", images), *fragments)
 
 
-def test_shared_memory_that_is_full(images: Path, tmp_path: Path) -> None:
-    """In a worker: a limit on the size of files, which those in shared memory are, stands for a full one."""
-    limit = ("bash", "-c", 'ulimit -f 8; exec "$@"', "bash", sys.executable, REPOSITORY / "imagenet.py")
-    flags = (*SMALL, "--img-size", 64, "--data", images, "-c", "out", "-j", 1)
-    result = subprocess.run(
-        [str(word) for word in (*limit, *flags)],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert_one_line_error(result, "the shared memory", "fewer --workers", "--shm-size")
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (
+            RuntimeError,
+            "unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)",
+        ),
+        (RuntimeError, "unable to mmap 12582912 bytes from file </torch_1_2_3>: Cannot allocate memory (12)"),
+        (OSError, "[Errno 28] No space left on device"),
+    ],
+)
+def test_a_full_shared_memory(
+    call: Run, images: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception], message: str
+) -> None:
+    """In a data worker, where images lie in it."""
+
+    def fail(*_: object) -> None:
+        raise kind(message)
+
+    monkeypatch.setattr(torch.UntypedStorage, "_new_shared", fail)
+    result = call(*SMALL, "--data", images, "-j", 1)
+    assert_one_line_error(result, "the shared memory is full", "fewer --workers", "docker run --shm-size")
 
 
-def test_batch_norm_of_one_value(call: Run, images: Path) -> None:
-    flags = ("--data", images, "-j", 0, "-a", "resnet18", "--img-size", 32, "--train-batch", 1)
-    for script in ("imagenet.py", "imagenet_fast.py"):
-        result = call(*flags, script=script)
-        assert_one_line_error(result, "--train-batch of 2 or more", "larger --img-size")
+def test_no_shared_memory_for_the_locks_of_data_workers(
+    call: Run, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = os.statvfs_result((4096, 4096, 100, 5, 5, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _: room)
+    assert_one_line_error(call(*SMALL, "--data", images, "-j", 1), "the shared memory is full", "--workers")
+
+
+def test_what_a_data_worker_hands_over_lies_in_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it, before the queue moves it there in a thread: if that fails the run waits for ever."""
+    target: Any = {"boxes": torch.zeros(2, 4), "labels": torch.ones(2)}
+    samples = [Sample(torch.zeros(3, 8, 8, dtype=torch.uint8), 1, ())]
+    pictured = [Sample(torch.zeros(3, 8, 9, dtype=torch.uint8), target, ())]
+    assert not stack(samples, 8).labels.is_shared()
+    for module in ("utils.data", "torch.utils.data"):
+        monkeypatch.setattr(f"{module}.get_worker_info", lambda: "a worker")
+    images, labels, _ = stack(samples, 8)
+    assert images.is_shared()
+    assert labels.is_shared()
+    (image,), (objects,), _ = collect(pictured)
+    assert all(tensor.is_shared() for tensor in (image, objects["boxes"], objects["labels"]))
+    assert torch.equal(objects["labels"], torch.ones(2))
+
+
+@pytest.mark.parametrize("script", ["imagenet.py", "imagenet_fast.py"])
+def test_batch_norm_of_one_value(call: Run, images: Path, script: str) -> None:
+    """The last map of one image is a single position."""
+    flags = ("-a", "resnet18", "--img-size", 32, "--data", images, "--train-batch", 1)
+    result = call(*flags, script=script)
+    assert_one_line_error(result, "only one value per channel", "--train-batch of at least 2", "--img-size")
 
 
 def test_a_killed_data_worker(images: Path, tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "--print-freq",
         type=count_of,
         metavar="N",
-        help="batches between two lines of progress (default: a line every ten seconds)",
+        help="batches between two lines of progress, each a point in TensorBoard (default: ten seconds)",
     )
     group.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if there is one"

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from models import list_models
 from utils.distributed import is_main_process, leave_quietly
-from utils.errors import UserError
+from utils.errors import SHARED_MEMORY, UserError
 from utils.text import shown
 
 # The published README has such lines.
@@ -22,6 +22,9 @@ _BLANK = (
     "note: a blank argument is ignored; if a line of the command ends in '\\' and a blank, the command ends "
     "there, and its next line is not read"
 )
+
+# What torch says when /dev/shm is full, of a data worker too that ends with a bus error.
+_SHARED_MEMORY = ("unable to allocate shared memory", "workers are out of shared memory", "unable to mmap")
 
 
 class Parser(argparse.ArgumentParser):
@@ -91,11 +94,6 @@ def run(main: Callable[[], None]) -> NoReturn:
     except UserError as error:
         _complain(str(error))
         sys.exit(2)
-    except (RuntimeError, ValueError) as error:
-        if (line := _explain(error)) is None:
-            raise
-        _complain(line)
-        sys.exit(2)
     except KeyboardInterrupt:
         if is_main_process():
             print("\ninterrupted", file=sys.stderr)
@@ -103,10 +101,12 @@ def run(main: Callable[[], None]) -> NoReturn:
     except BrokenPipeError:  # whoever read the output has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except (RuntimeError, ValueError, OSError) as error:
+        if (line := _explain(error)) is None:
             raise
-        _complain(f"{error.strerror}: {error.filename or 'standard output'}; --resume auto goes on")
+        if isinstance(error, ValueError) and not is_main_process():
+            leave_quietly()  # all processes have met it
+        _complain(line)
         sys.exit(2)
     sys.exit(0)
 
@@ -115,35 +115,25 @@ def _complain(message: str) -> None:
     print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr)
 
 
-# What torch says of shared memory; "Bus error" is what its use of a page ends in that there is no room for.
-_NO_SHARED_MEMORY = (
-    "unable to allocate shared memory",
-    "unable to open shared memory object",
-    "unable to resize file </torch_",
-    "unable to write to file </torch_",
-    "is killed by signal: Bus error",
-)
-
-
 def _explain(error: BaseException | None) -> str | None:
     """A line for what is no fault of the program; torch reports a killed worker wherever it interrupts it."""
     while error is not None:
         text = str(error)
         first = text.splitlines()[0].strip() if text else ""
-        if any(words in text for words in _NO_SHARED_MEMORY):
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return f"{error.strerror}: {error.filename or 'standard output'}; --resume auto goes on"
+        full = "DataLoader worker" in text and "No space left on device" in text  # workers write nothing else
+        if full or any(sign in text for sign in _SHARED_MEMORY):
+            return SHARED_MEMORY
+        if "Expected more than 1 value per channel when training" in text:
             return (
-                "the shared memory, through which processes hand over images, is full: give fewer --workers "
-                "(0: none is needed), a smaller --train-batch, or a larger /dev/shm (docker: --shm-size=8g)"
+                "batch norm has only one value per channel to learn from: give a --train-batch of at least 2 "
+                "for each process or GPU, or a larger --img-size (not enough for SK, BAM and SRM nets)"
             )
         if text.startswith("DataLoader worker"):
             return (
                 f"a process that decodes images was killed ({first}); if memory is short, give fewer "
                 "--workers; go on with --resume auto"
-            )
-        if text.startswith("Expected more than 1 value per channel when training"):
-            return (
-                "batch norm has one value per channel to normalise: give a --train-batch of 2 or more images "
-                "per process, or a larger --img-size"
             )
         if "out of memory" in text or "not enough memory" in text or "can't allocate memory" in text:
             return f"too little memory ({first[:120]}): lower --train-batch (--accum-steps) or --test-batch"

@@ -6,6 +6,7 @@ Samples stay uint8 until they are on the device; there they are cast and normali
 import argparse
 import atexit
 import math
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from utils.decoding import read_image
 from utils.distributed import Ranks
-from utils.errors import UserError
+from utils.errors import SHARED_MEMORY, UserError
 from utils.randomness import derive_seed, seeded_cpu
 from utils.sampling import EvalBatches, SampleKey, TrainBatches
 from utils.signals import end_workers, ignore_signals
@@ -25,6 +26,7 @@ from utils.splits import ImageSplit
 from utils.text import plural
 from utils.transforms import MEAN, STD, TrainTransform, Transform, ValTransform
 
+_WORKER = 2**16  # bytes of shared memory for the locks of a data worker
 SUBSTITUTES = 100  # files drawn in place of one that cannot be decoded
 
 
@@ -126,7 +128,30 @@ def stack(samples: list[Sample], size: int) -> Batch:
     stacked = stacked.resize_(shape).permute(0, 3, 1, 2)
     for slot, image in zip(stacked, images, strict=True):
         slot.copy_(image)
-    return Batch(stacked, torch.tensor(labels, dtype=torch.int64), broken)
+    return Batch(stacked, shared(torch.tensor(labels, dtype=torch.int64)), broken)
+
+
+def shared(tensor: Tensor) -> Tensor:
+    """In a data worker moved to shared memory, elsewhere as it is.
+
+    The queue to the main process would do it in a thread, whose errors nobody hears: where the memory is full
+    the main process would wait for ever.
+    """
+    return tensor.share_memory_() if get_worker_info() is not None else tensor
+
+
+def check_shared_memory(workers: int) -> None:
+    """Refuse to start data workers where there is no room even for what they need to begin.
+
+    Raises:
+        UserError: so it is.
+    """
+    try:
+        room = os.statvfs("/dev/shm")
+    except OSError:  # another system
+        return
+    if room.f_blocks and room.f_bavail * room.f_frsize < workers * _WORKER:  # no blocks: no limit
+        raise UserError(SHARED_MEMORY)
 
 
 def _tensors(nested: Any) -> Iterator[Tensor]:
@@ -154,6 +179,9 @@ class DeviceLoader(Generic[Batches]):
         device: where the batches go.
         layout: memory format of the images.
         max_bad: share of the files that may be undecodable.
+
+    Raises:
+        UserError: the workers find no shared memory to begin with.
     """
 
     without = "left out"  # what an evaluation does with undecodable files
@@ -179,6 +207,7 @@ class DeviceLoader(Generic[Batches]):
         self.most_bad = max_bad * len(dataset)
         self.broken: set[Broken] = set()
         self.read = 0
+        check_shared_memory(workers)
         atexit.register(end_workers)
         self.named: set[str] = set()
         self.loader: DataLoader[Any] = DataLoader(

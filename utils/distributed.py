@@ -134,7 +134,7 @@ def refuse_several_processes(script: str) -> None:
     Raises:
         UserError: a launcher has started several.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if _whole({"WORLD_SIZE": "1", **os.environ}, "WORLD_SIZE") == 1:
         return
     if not is_main_process():
         leave_quietly()
@@ -157,7 +157,7 @@ def launch_environment(environment: Mapping[str, str], local_rank: int | None) -
         local_rank: what the launcher gave as ``--local-rank``, if it did.
 
     Raises:
-        UserError: SLURM's host names or numbers cannot be read, or variables are missing.
+        UserError: SLURM's host names cannot be read, or variables are missing or no numbers.
     """
     if "WORLD_SIZE" in environment and "RANK" in environment:
         if "LOCAL_RANK" not in environment and local_rank is None:
@@ -168,15 +168,15 @@ def launch_environment(environment: Mapping[str, str], local_rank: int | None) -
         if missing and environment["WORLD_SIZE"] != "1":
             raise UserError(f"WORLD_SIZE is set but {' and '.join(missing)} not: start with torchrun")
         return {name: environment[name] for name in names if name in environment} | {"LOCAL_RANK": local}
-    # Set by srun, not in the batch script itself.
-    if "SLURM_STEP_NUM_TASKS" in environment and _whole(environment, "SLURM_STEP_NUM_TASKS") > 1:
+    slurm = {"SLURM_STEP_NUM_TASKS": "1", "SLURM_JOB_ID": "0", **environment}
+    if _whole(slurm, "SLURM_STEP_NUM_TASKS") > 1:  # set by srun, not in the batch script itself
         return {
             "RANK": environment["SLURM_PROCID"],
             "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
             "LOCAL_RANK": environment["SLURM_LOCALID"],
             "MASTER_ADDR": environment.get("MASTER_ADDR") or _first_slurm_host(environment),
             "MASTER_PORT": environment.get("MASTER_PORT")
-            or str(20000 + _whole({"SLURM_JOB_ID": "0", **environment}, "SLURM_JOB_ID") % 20000),
+            or str(20000 + _whole(slurm, "SLURM_JOB_ID") % 20000),
         }
     return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
 

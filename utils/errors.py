@@ -6,3 +6,9 @@ class UserError(Exception):
 
     ``utils.cli.run`` prints it on stderr and exits with code 2, without a traceback.
     """
+
+
+SHARED_MEMORY = (
+    "the shared memory is full, in which the processes that decode hand over images: give fewer --workers, "
+    "or a larger /dev/shm (docker run --shm-size 8g)"
+)

@@ -2,15 +2,16 @@
 
 from typing import Any
 
-from utils.data import Batch, Batches, DeviceLoader, Sample
+from utils.data import Batch, Batches, DeviceLoader, Sample, shared
 
 
 def collect(samples: list[Sample]) -> Batch:
     """Those that could be read, possibly none, in lists: images (3, H, W) differ in size."""
     whole = [sample for sample in samples if sample.image is not None]
     broken = tuple(file for sample in samples for file in sample.broken)
-    images: Any = [sample.image for sample in whole]
-    labels: Any = [sample.label for sample in whole]
+    targets: Any = [sample.label for sample in whole]
+    images: Any = [shared(sample.image) for sample in whole if sample.image is not None]
+    labels: Any = [{key: shared(value) for key, value in target.items()} for target in targets]
     return Batch(images, labels, broken)
 
 
