@@ -78,7 +78,7 @@ class SpatialGroupEnhance(nn.Module):
         mean = split_groups(self.avg_pool(x), self.groups)  # (B, G, C/G, 1, 1)
         similarity = (grouped * mean).sum(2)  # (B, G, H, W)
         gate = torch.sigmoid(self.weight * normalise(similarity) + self.bias)  # (B, G, H, W)
-        return (grouped * gate.to(x.dtype).unsqueeze(2)).flatten(1, 2)
+        return x * gate.to(x.dtype).repeat_interleave(x.shape[1] // self.groups, 1)  # a gate for each channel
 
 
 class SGEBasicBlock(BasicBlock):

@@ -359,3 +359,43 @@ def test_bam_combines_as_published_or_as_in_the_paper() -> None:
         assert torch.allclose(module(x), x * (1 + torch.sigmoid(attention(*maps))), atol=1e-6)
     with pytest.raises(ValueError, match="product"):
         create_model("bam_resnet18", combine="max")
+
+
+class PublishedSGE(SpatialGroupEnhance):
+    """The steps of the published code, in its order (reference for rounding)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, _, height, width = x.shape
+        grouped = x.reshape(batch * self.groups, -1, height, width)
+        similarity = (grouped * grouped.mean((2, 3), keepdim=True)).sum(1).view(batch * self.groups, -1)
+        centred = similarity - similarity.mean(1, keepdim=True)
+        t = (centred / (centred.std(1, keepdim=True) + 1e-5)).view(batch, self.groups, height, width)
+        gate = torch.sigmoid(t * self.weight + self.bias).view(batch * self.groups, 1, height, width)
+        return (grouped * gate).view(x.shape)
+
+
+def error_of_gradients(net: nn.Module, x: Tensor) -> float:
+    """Of float32 against float64, of all gradients together, relative."""
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        twin = copy.deepcopy(net).to(dtype)
+        nn.functional.cross_entropy(twin(x.to(dtype)), torch.arange(len(x))).backward()
+        found.append(torch.cat([p.grad.flatten().double() for p in twin.parameters() if p.grad is not None]))
+    return float((found[0] - found[1]).norm() / found[1].norm())
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    "size", [64, pytest.param(112, marks=pytest.mark.slow), pytest.param(224, marks=pytest.mark.slow)]
+)
+def test_rounding_of_sge_is_no_worse_than_published(size: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    net, x = create_model("sge_resnet50", num_classes=5), torch.randn(3, 3, size, size)
+    gates = [module for module in net.modules() if isinstance(module, SpatialGroupEnhance)]
+    for gate in gates:
+        nn.init.normal_(gate.weight)
+        nn.init.normal_(gate.bias)
+    ours = error_of_gradients(net, x)
+    for gate in gates:
+        gate.__class__ = PublishedSGE
+    assert ours <= 2 * error_of_gradients(net, x)
