@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import REPOSITORY
-from test_robustness import SHALLOW, build, calibrated, images
+from test_robustness import BUILDERS, SHALLOW, build, calibrated, images
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.utils.checkpoint import checkpoint
@@ -24,6 +24,7 @@ LABELS = torch.tensor([0, 1])
 SHALLOW_DENSENET = "ws_densenet of 8 layers"  # that of 201 takes as long as all other nets together
 NAMES = [*SHALLOW, SHALLOW_DENSENET]
 SLOW = ("ws_densenet201", "sknet50", "resnet50_b", "resnet50_c", "resnet50_d", "oct_resnet26", "sk_resnet50")
+DEEPER = [name for name in BUILDERS if name not in SHALLOW]
 EACH = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in NAMES]
 )
@@ -137,7 +138,13 @@ def test_checkpointing(name: str) -> None:
     assert torch.equal(*results)
 
 
-@EACH
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in SLOW or name in DEEPER else ())
+        for name in (*NAMES, *DEEPER)
+    ],
+)
 @torch.no_grad()
 def test_export(name: str) -> None:
     """For any number and size of images.

@@ -1,7 +1,7 @@
 """What the attention modules of a network compute while it runs.
 
 Nothing is computed again: hooks tell which module is running, and a mode of torch sees the result of every
-sigmoid and softmax in it, those within hand-written gradients included.
+sigmoid and softmax in it.
 """
 
 import re
