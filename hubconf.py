@@ -15,8 +15,8 @@ import models
 from models import create_model as _create_model
 from models import is_own as _is_own
 from models import list_models as _list_models
-from utils import checkpoint as _checkpoint
-from utils import fitting as _fitting
+from utils.networks import checkpoint as _checkpoint
+from utils.networks import weights as _fitting
 
 dependencies = ["torch", "torchvision", "numpy"]
 
@@ -49,7 +49,7 @@ def _builder(name: str) -> collections.abc.Callable[..., nn.Module]:
             layer must fit exactly.
 
     Raises:
-        utils.errors.UserError: the file cannot be read or does not fit.
+        utils.common.errors.UserError: the file cannot be read or does not fit.
     """
     return build
 

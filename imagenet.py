@@ -13,10 +13,8 @@ from typing import Any
 from torch import nn
 from torch.optim import SGD
 
-from utils import arguments, cli, fitting, network
-from utils.classification import FORM, Classification, evaluate, row
-from utils.data import training_loader, validation_loader
-from utils.distributed import (
+from utils.command_line import arguments, cli
+from utils.common.distributed import (
     ONE_PROCESS,
     Ranks,
     describe,
@@ -24,16 +22,20 @@ from utils.distributed import (
     refuse_several_processes,
     select_devices,
 )
-from utils.engine import Trainer
-from utils.folder import check_folder
-from utils.labels import ends
-from utils.randomness import configure_torch
-from utils.rehearsal import rehearse
-from utils.resume import check_start, choose_seed, resumed
-from utils.run import Run
-from utils.schedule import Schedule
-from utils.splits import open_data
-from utils.transforms import TrainTransform
+from utils.common.randomness import configure_torch
+from utils.data.labels import ends
+from utils.data.loading import training_loader, validation_loader
+from utils.data.splits import open_data
+from utils.data.transforms import TrainTransform
+from utils.networks import building as network
+from utils.networks import weights as fitting
+from utils.runs.folder import check_folder
+from utils.runs.resume import check_start, choose_seed, resumed
+from utils.runs.run import Run
+from utils.training.classification import FORM, Classification, evaluate, row
+from utils.training.dry_run import rehearse
+from utils.training.engine import Trainer
+from utils.training.schedule import Schedule
 
 CROP_SCALES = {"large": (0.08, 1.0), "small": (0.2, 1.0)}  # share of the area that a training crop covers
 

@@ -14,24 +14,27 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from utils import arguments, cli, distributed, fitting, network
-from utils.averaging import create_average, weights
-from utils.classification import FORM, Classification, evaluate, row
-from utils.data import training_loader, validation_loader
-from utils.engine import Trainer
-from utils.folder import check_folder
-from utils.labels import ends
-from utils.losses import LabelSmoothing
-from utils.mixing import Mixer
-from utils.optim import create_optimizer
-from utils.precision import choose_precision
-from utils.randomness import configure_torch
-from utils.rehearsal import rehearse
-from utils.resume import check_start, choose_seed, resumed
-from utils.run import Run
-from utils.schedule import Schedule
-from utils.splits import open_data
-from utils.transforms import TrainTransform
+from utils.command_line import arguments, cli
+from utils.common import distributed
+from utils.common.randomness import configure_torch
+from utils.data.labels import ends
+from utils.data.loading import training_loader, validation_loader
+from utils.data.splits import open_data
+from utils.data.transforms import TrainTransform
+from utils.networks import building as network
+from utils.networks import weights as fitting
+from utils.runs.folder import check_folder
+from utils.runs.resume import check_start, choose_seed, resumed
+from utils.runs.run import Run
+from utils.training.classification import FORM, Classification, evaluate, row
+from utils.training.dry_run import rehearse
+from utils.training.ema import create_average, weights
+from utils.training.engine import Trainer
+from utils.training.losses import LabelSmoothing
+from utils.training.mixing import Mixer
+from utils.training.optim import create_optimizer
+from utils.training.precision import choose_precision
+from utils.training.schedule import Schedule
 
 DEFAULTS = MappingProxyType(
     {"epochs": 100, "test_batch": 125, "per_iter": False, "cosine": False, "mineps": 1e-3, "lam": 1e-4}

@@ -12,7 +12,7 @@ with every epoch). All flags are those of imagenet_fast.py.
 from types import MappingProxyType
 
 import imagenet_fast
-from utils import cli
+from utils.command_line import cli
 
 DEFAULTS = MappingProxyType(
     {"epochs": 120, "test_batch": 125, "per_iter": True, "cosine": True, "mineps": 1e-8, "lam": 4e-5}

@@ -14,10 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from models import create_model, list_models
-from utils import checkpoint as checkpoints
-from utils import fitting
-from utils.errors import UserError
-from utils.network import imagenet_weights
+from utils.common.errors import UserError
+from utils.networks import checkpoint as checkpoints
+from utils.networks import weights as fitting
+from utils.networks.building import imagenet_weights
 
 FROZEN = ("conv1", "bn1", "layer1")  # deep stems lie in conv1
 CHANNELS = 256  # of every level

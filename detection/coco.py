@@ -23,14 +23,14 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from utils.data import ImageDataset
-from utils.decoding import decode
-from utils.distributed import Ranks
-from utils.errors import UserError
-from utils.ragged import RaggedLoader, collect
-from utils.sampling import EvalBatches, GroupedBatches, TrainBatches
-from utils.splits import ImageSplit
-from utils.text import plural
+from detection.loading import RaggedLoader, collect
+from utils.common.distributed import Ranks
+from utils.common.errors import UserError
+from utils.common.text import plural
+from utils.data.decoding import decode
+from utils.data.loading import ImageDataset
+from utils.data.sampling import EvalBatches, GroupedBatches, TrainBatches
+from utils.data.splits import ImageSplit
 
 LEAST_IMAGE = 32  # pixels; images with a shorter side are not trained on
 LEAST_BOX = 0.01  # pixels; of thinner boxes a flip or a change of size in float32 may leave nothing

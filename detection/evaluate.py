@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from detection.coco import CocoSplit
-from utils.distributed import ONE_PROCESS, Ranks
-from utils.engine import Keeper
-from utils.errors import UserError
-from utils.files import write_atomically
-from utils.logger import Progress
-from utils.metrics import Sums
-from utils.precision import Precision
-from utils.ragged import RaggedLoader
-from utils.sampling import EvalBatches
+from detection.loading import RaggedLoader
+from utils.common.distributed import ONE_PROCESS, Ranks
+from utils.common.errors import UserError
+from utils.common.files import write_atomically
+from utils.data.sampling import EvalBatches
+from utils.runs.log import Progress
+from utils.training.engine import Keeper
+from utils.training.metrics import Sums
+from utils.training.precision import Precision
 
 Results = list[dict[str, Any]]
 # Average precision over IoUs of .5 to .95, at .5 and at .75, and of small (below 32 x 32 pixels), medium and

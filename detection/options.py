@@ -7,8 +7,8 @@ from typing import Any
 
 from detection.detectors import DETECTORS
 from detection.recipes import CLIP, GAMMA, MOMENTUM, RECIPES, WARMUP_STEPS, WEIGHT_DECAY
-from utils import arguments, cli, settings
-from utils.errors import UserError
+from utils.command_line import arguments, cli, settings
+from utils.common.errors import UserError
 
 IMAGES = 16  # per step, that --lr is for
 NAMES = {recipe.name: recipe for recipe in RECIPES}

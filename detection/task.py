@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from detection.evaluate import Scores
-from utils.engine import Task
-from utils.logger import Column, Form
-from utils.metrics import Losses, LossMeter
-from utils.precision import Precision
+from utils.runs.log import Column, Form
+from utils.training.engine import Task
+from utils.training.metrics import Losses, LossMeter
+from utils.training.precision import Precision
 
 _LOSSES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")  # as torchvision's
 _NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl")

@@ -25,16 +25,18 @@ from detection.detectors import create_detector
 from detection.evaluate import evaluate, write_results
 from detection.options import IMAGES, parse_arguments, settle
 from detection.task import Detection
-from utils import cli, distributed, fitting
-from utils.engine import Trainer
-from utils.folder import check_folder
-from utils.precision import choose_precision
-from utils.randomness import configure_torch
-from utils.rehearsal import rehearse
-from utils.resume import check_start, choose_seed, resumed
-from utils.run import Run
-from utils.schedule import Schedule
-from utils.text import plural
+from utils.command_line import cli
+from utils.common import distributed
+from utils.common.randomness import configure_torch
+from utils.common.text import plural
+from utils.networks import weights as fitting
+from utils.runs.folder import check_folder
+from utils.runs.resume import check_start, choose_seed, resumed
+from utils.runs.run import Run
+from utils.training.dry_run import rehearse
+from utils.training.engine import Trainer
+from utils.training.precision import choose_precision
+from utils.training.schedule import Schedule
 
 
 def create_net(args: argparse.Namespace, saved: Mapping[str, Any], classes: int) -> nn.Module:

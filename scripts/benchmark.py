@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.benchmarks import decode, growth, loader, model, optimizer, report, scaling, step
-from utils import cli
+from utils.command_line import cli
 
 SUBCOMMANDS = (model, loader, decode, growth, optimizer, step, scaling)
 

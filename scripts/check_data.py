@@ -19,12 +19,12 @@ from torch.utils.data import Dataset
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.folders.contents import open_splits, troubles_of
 from scripts.folders.reading import broken_file, by_workers, listed, say
-from utils import cli
-from utils.data import Broken
-from utils.decoding import decode
-from utils.errors import UserError
-from utils.labels import read_class_list
-from utils.text import plural, shown
+from utils.command_line import cli
+from utils.common.errors import UserError
+from utils.common.text import plural, shown
+from utils.data.decoding import decode
+from utils.data.labels import read_class_list
+from utils.data.loading import Broken
 
 
 class Decoding(Dataset[Broken | None]):

@@ -33,10 +33,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from utils import archive, checkpoint, cli, network, published
-from utils.errors import UserError
-from utils.files import write_atomically
-from utils.text import plural
+from utils.command_line import cli
+from utils.common.errors import UserError
+from utils.common.files import write_atomically
+from utils.common.text import plural
+from utils.networks import archive, checkpoint, published
+from utils.networks import building as network
 
 FIELDS = ("arch", "classes", "epoch", "acc", "seed", "command", "arguments", "versions", "commit")
 SUFFIXES = (".pth", ".safetensors")

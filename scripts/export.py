@@ -25,11 +25,12 @@ from torch.export import Dim, ExportedProgram
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from utils import cli, network
-from utils.errors import UserError
-from utils.files import write_atomically
-from utils.network import Restored
-from utils.transforms import MEAN, STD
+from utils.command_line import cli
+from utils.common.errors import UserError
+from utils.common.files import write_atomically
+from utils.data.transforms import MEAN, STD
+from utils.networks import building as network
+from utils.networks.building import Restored
 
 SUFFIXES = (".onnx", ".pt2")
 NOTES = "network.json"  # the extra file of .pt2

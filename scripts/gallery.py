@@ -10,8 +10,8 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from scripts.plot_logs import write_picture
-from utils.errors import UserError
-from utils.text import drawable
+from utils.common.errors import UserError
+from utils.common.text import drawable
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">

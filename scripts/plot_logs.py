@@ -20,12 +20,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from utils import cli
-from utils.curves import BANDS, CURVES, SEEDS, Group, RunCurves, draw, grouped, read_curves, rendered
-from utils.errors import UserError
-from utils.files import write_atomically
-from utils.logger import LOG
-from utils.text import plural
+from utils.command_line import cli
+from utils.common.errors import UserError
+from utils.common.files import write_atomically
+from utils.common.text import plural
+from utils.runs.curves import BANDS, CURVES, SEEDS, Group, RunCurves, draw, grouped, read_curves, rendered
+from utils.runs.log import LOG
 
 KINDS = ("png", "svg")
 

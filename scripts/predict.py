@@ -30,16 +30,17 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.folders.contents import kind_of
 from scripts.folders.reading import listed
-from utils import cli, network
-from utils.data import Broken, DeviceLoader, validation_loader
-from utils.decoding import DECODERS, choose_decoder
-from utils.distributed import Ranks, select_devices
-from utils.errors import UserError
-from utils.files import write_atomically
-from utils.network import Restored
-from utils.sampling import EvalBatches
-from utils.splits import ImageSplit
-from utils.text import plural, shown
+from utils.command_line import cli
+from utils.common.distributed import Ranks, select_devices
+from utils.common.errors import UserError
+from utils.common.files import write_atomically
+from utils.common.text import plural, shown
+from utils.data.decoding import DECODERS, choose_decoder
+from utils.data.loading import Broken, DeviceLoader, validation_loader
+from utils.data.sampling import EvalBatches
+from utils.data.splits import ImageSplit
+from utils.networks import building as network
+from utils.networks.building import Restored
 
 TOP = 5  # classes for an image
 

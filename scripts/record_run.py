@@ -18,10 +18,11 @@ from typing import IO, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.tables.study import COMMIT, LOG
-from utils import checkpoint, cli
-from utils.checkpoint import LAST
-from utils.errors import UserError
-from utils.files import write_atomically
+from utils.command_line import cli
+from utils.common.errors import UserError
+from utils.common.files import write_atomically
+from utils.networks import checkpoint
+from utils.networks.checkpoint import LAST
 
 LOGS = Path(__file__).resolve().parent.parent / "pretrain_log"
 FACTS = ("arch", "seed", "classes", "training_images", "command", "commit", "versions")

@@ -29,13 +29,13 @@ from torch.utils.data import Dataset
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.folders.contents import Split, open_splits, troubles_of
 from scripts.folders.reading import broken_file, by_workers, listed, say
-from utils import cli
-from utils.data import Broken
-from utils.decoding import decode
-from utils.errors import UserError
-from utils.files import remove_leftovers, write_atomically
-from utils.splits import VAL_NAMES
-from utils.text import plural, shown
+from utils.command_line import cli
+from utils.common.errors import UserError
+from utils.common.files import remove_leftovers, write_atomically
+from utils.common.text import plural, shown
+from utils.data.decoding import decode
+from utils.data.loading import Broken
+from utils.data.splits import VAL_NAMES
 
 NOTE = "resized.txt"  # in TARGET: what it was made from, and how
 # The sharpest of PIL's: training resizes once more, and what a first filter blurs is lost to it.

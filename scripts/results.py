@@ -15,9 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.tables import published, study
-from utils import cli
-from utils.errors import UserError
-from utils.files import write_atomically
+from utils.command_line import cli
+from utils.common.errors import UserError
+from utils.common.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 LOGS = ROOT / "pretrain_log"

@@ -23,18 +23,19 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from imagenet_fast import DEFAULTS, create_mixer, create_parser
 from scripts.plot_logs import check_picture, picture, write_picture
-from utils import arguments, cli, network
-from utils.curves import rendered
-from utils.data import DeviceLoader, training_loader
-from utils.distributed import Ranks
-from utils.errors import UserError
-from utils.mixing import MixedBatch, Mixer
-from utils.randomness import derive_seed
-from utils.resume import choose_seed, resumed, start_of_training
-from utils.sampling import Position, TrainBatches
-from utils.splits import open_data
-from utils.text import drawable, plural
-from utils.transforms import MEAN, STD, TrainTransform
+from utils.command_line import arguments, cli
+from utils.common.distributed import Ranks
+from utils.common.errors import UserError
+from utils.common.randomness import derive_seed
+from utils.common.text import drawable, plural
+from utils.data.loading import DeviceLoader, training_loader
+from utils.data.sampling import Position, TrainBatches
+from utils.data.splits import open_data
+from utils.data.transforms import MEAN, STD, TrainTransform
+from utils.networks import building as network
+from utils.runs.curves import rendered
+from utils.runs.resume import choose_seed, resumed, start_of_training
+from utils.training.mixing import MixedBatch, Mixer
 
 COLUMNS = 8  # of the grid
 TILE, LINE = 1.55, 0.13  # inches: width of an image, height of a line of text

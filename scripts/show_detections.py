@@ -28,11 +28,13 @@ from detection.options import DETECTOR, settle
 from scripts.detections.draw import Found, drawn
 from scripts.gallery import Entry, make_folder, picture_name, write_page, write_picture
 from scripts.predict import find_images
-from utils import checkpoint, cli, fitting
-from utils.decoding import decode
-from utils.distributed import select_devices
-from utils.errors import UserError
-from utils.text import drawable, plural, shown
+from utils.command_line import cli
+from utils.common.distributed import select_devices
+from utils.common.errors import UserError
+from utils.common.text import drawable, plural, shown
+from utils.data.decoding import decode
+from utils.networks import checkpoint
+from utils.networks import weights as fitting
 
 
 class Detector(NamedTuple):

@@ -27,12 +27,13 @@ from scripts.gallery import Entry, make_folder, picture_name, write_page
 from scripts.gates.draw import draw, ranges_of
 from scripts.gates.record import Gate, Recorded, last_of_each_stage, record
 from scripts.plot_logs import write_picture
-from utils import cli, network
-from utils.curves import rendered
-from utils.decoding import decode
-from utils.errors import UserError
-from utils.text import drawable, plural
-from utils.transforms import MEAN, STD, ValTransform
+from utils.command_line import cli
+from utils.common.errors import UserError
+from utils.common.text import drawable, plural
+from utils.data.decoding import decode
+from utils.data.transforms import MEAN, STD, ValTransform
+from utils.networks import building as network
+from utils.runs.curves import rendered
 
 TOP = 3  # predictions that are named
 

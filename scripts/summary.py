@@ -3,8 +3,8 @@
     python scripts/summary.py -a sge_resnet50
     python scripts/summary.py -a ws_resnet18 --img-size 128 --num-classes 10 --nowd-conv --el2 --nowd-bn
 
-Multiply-adds are for one image, by the rules of utils/complexity.py; functions that are no modules count
-nothing. The flags of weight decay are those of imagenet_fast.py.
+Multiply-adds are for one image, by the rules of utils/networks/complexity.py; functions that are no modules
+count nothing. The flags of weight decay are those of imagenet_fast.py.
 """
 
 import argparse
@@ -17,9 +17,10 @@ from typing import NamedTuple
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from utils import arguments, cli, network
-from utils.complexity import trace
-from utils.optim import Owned, classify, decay_text, decaying_kinds, describe_groups
+from utils.command_line import arguments, cli
+from utils.networks import building as network
+from utils.networks.complexity import trace
+from utils.training.optim import Owned, classify, decay_text, decaying_kinds, describe_groups
 
 WIDTH, KIND = 110, 20  # characters of a line, and of the longest kind in it
 E_SHIFT, E_LAMBDA = 1e-3, 1e-4  # as in imagenet_fast.py

@@ -19,8 +19,8 @@ from forks import Job
 from PIL import Image
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from utils import cli
-from utils.signals import end_workers
+from utils.command_line import cli
+from utils.common.signals import end_workers
 
 REPOSITORY = Path(__file__).parent.parent
 # matplotlib lists the fonts into its cache once; in the cache of every test (below) it would list them anew.
@@ -133,7 +133,7 @@ def call(
     def begin(*arguments: object, script: str = "imagenet.py") -> subprocess.CompletedProcess[str]:
         main = importlib.import_module(".".join(Path(script).with_suffix("").parts)).main
         if script.startswith("imagenet"):
-            monkeypatch.setattr("utils.curves.rendered", lambda *_: b"")
+            monkeypatch.setattr("utils.runs.curves.rendered", lambda *_: b"")
             if "-j" not in arguments:
                 arguments = (*arguments, "-j", 0)  # of so many runs the data workers would pile up here
         command = [script, *map(str, arguments)]

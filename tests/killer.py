@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch
 
-from utils import cli
-from utils.archive import checksum
+from utils.command_line import cli
+from utils.networks.archive import checksum
 
 WORKERS = (0, 1, 4)
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from models import create_model
-from utils import checkpoint
+from utils.networks import checkpoint
 
 ARCH = "shufflenetv2_05x"
 CLASSES = ("cat", "dog", "owl")

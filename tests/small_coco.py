@@ -19,7 +19,7 @@ from detection.backbone import create_backbone
 from detection.coco import coco_validation_loader, read_coco
 from detection.detectors import create_detector
 from detection.evaluate import evaluate
-from utils import distributed
+from utils.common import distributed
 
 IDS = (1, 3, 90)  # of the categories, as COCO's with gaps
 NAMES = ("cat", "dog", "owl")

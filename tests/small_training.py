@@ -10,17 +10,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils import distributed
-from utils.averaging import create_average
-from utils.classification import Classification
-from utils.data import training_loader
-from utils.engine import Trainer
-from utils.losses import LabelSmoothing
-from utils.optim import create_optimizer
-from utils.sampling import Position
-from utils.schedule import Schedule
-from utils.splits import open_data
-from utils.transforms import TrainTransform
+from utils.common import distributed
+from utils.data.loading import training_loader
+from utils.data.sampling import Position
+from utils.data.splits import open_data
+from utils.data.transforms import TrainTransform
+from utils.training.classification import Classification
+from utils.training.ema import create_average
+from utils.training.engine import Trainer
+from utils.training.losses import LabelSmoothing
+from utils.training.optim import create_optimizer
+from utils.training.schedule import Schedule
 
 
 def main() -> None:

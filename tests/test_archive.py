@@ -20,8 +20,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from utils import archive, checkpoint
-from utils.errors import UserError
+from utils.common.errors import UserError
+from utils.networks import archive, checkpoint
 
 
 def saved(folder: Path) -> Path:

@@ -331,7 +331,7 @@ def test_numbers_of_a_launcher(call: Run, images: Path, monkeypatch: pytest.Monk
 def test_a_checkpoint_of_an_unknown_architecture_names_none(
     call: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("utils.fitting.list_models", lambda: ["mobilenetv1", "resnet18"])  # all take seconds
+    monkeypatch.setattr("utils.networks.weights.list_models", lambda: ["mobilenetv1", "resnet18"])
     saved = {"state_dict": create_model("mobilenetv1", num_classes=3).state_dict(), "arch": "nonet50"}
     torch.save(saved, tmp_path / "odd.pth")
     result = call("--data", images, "-a", "resnet18", "--img-size", 32, "-e", "--resume", "odd.pth")
@@ -361,7 +361,7 @@ def test_a_launcher_is_not_for_imagenet_py(call: Run, images: Path, monkeypatch:
 
 
 def test_a_folder_in_use(call: Run, images: Path, tmp_path: Path) -> None:
-    hold = "import pathlib, sys; from utils.folder import make_folder; "
+    hold = "import pathlib, sys; from utils.runs.folder import make_folder; "
     hold += "lock = make_folder(pathlib.Path(sys.argv[1])); print(flush=True); sys.stdin.read()"
     holder = subprocess.Popen(
         [sys.executable, "-c", hold, str(tmp_path / "out")],

@@ -14,7 +14,7 @@ import pytest
 from conftest import REPOSITORY, Run, assert_one_line_error, write_images
 from PIL import Image
 
-from utils.splits import VAL_NAMES, open_data
+from utils.data.splits import VAL_NAMES, open_data
 
 SCRIPT = "scripts/check_data.py"
 

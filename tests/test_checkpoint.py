@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from models import create_model, list_models
-from utils import checkpoint
-from utils.errors import UserError
+from utils.common.errors import UserError
+from utils.networks import checkpoint
 
 
 def state(epoch: int) -> dict[str, Any]:

@@ -21,10 +21,10 @@ from detection.coco import (
     decode_masks,
     read_coco,
 )
-from utils.distributed import ONE_PROCESS
-from utils.errors import UserError
-from utils.ragged import RaggedLoader
-from utils.sampling import CHUNK, GroupedBatches, Position, SampleKey, TrainBatches
+from detection.loading import RaggedLoader
+from utils.common.distributed import ONE_PROCESS
+from utils.common.errors import UserError
+from utils.data.sampling import CHUNK, GroupedBatches, Position, SampleKey, TrainBatches
 
 TRAIN = "train2017"
 # pycocotools 2.0.11 under NumPy 2

@@ -18,10 +18,10 @@ from small_coco import IDS, SETTINGS, Guess, save, write_coco
 
 from detection.coco import CocoSplit, coco_validation_loader, decode_masks, read_coco
 from detection.evaluate import NUMBERS, Results, Scores, evaluate, score, to_results, write_results
-from utils.distributed import ONE_PROCESS
-from utils.errors import UserError
-from utils.ragged import RaggedLoader
-from utils.sampling import EvalBatches
+from detection.loading import RaggedLoader
+from utils.common.distributed import ONE_PROCESS
+from utils.common.errors import UserError
+from utils.data.sampling import EvalBatches
 
 BOTH = ("bbox", "segm")
 # pycocotools 2.0.11 under NumPy 2

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from models import create_model
-from utils.complexity import count
+from utils.networks.complexity import count
 
 # Parameters in millions and GFLOPs at 224 x 224, as published.
 PUBLISHED = {

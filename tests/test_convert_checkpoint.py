@@ -15,7 +15,7 @@ from small_checkpoint import ARCH, CLASSES, SIZE, calibrated, fields, write_chec
 from torch import Tensor, nn
 
 from models import create_model
-from utils import checkpoint
+from utils.networks import checkpoint
 
 SCRIPT = "scripts/convert_checkpoint.py"
 KEPT = ("arch", "classes", "epoch", "acc", "seed", "command", "arguments", "versions", "commit")
@@ -165,7 +165,7 @@ def test_a_file_that_does_not_say_its_architecture(
     convert: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which of the tensors are parameters is known of an architecture only."""
-    monkeypatch.setattr("utils.fitting.list_models", lambda: [ARCH])  # all take seconds
+    monkeypatch.setattr("utils.networks.weights.list_models", lambda: [ARCH])  # all take seconds
     torch.save(calibrated().state_dict(), tmp_path / "bare.pth")
     result = convert("--published", "bare.pth", "o.pth")
     assert_one_line_error(result, f"IN bare.pth does not say which architecture it holds: give -a {ARCH}\n")

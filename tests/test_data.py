@@ -11,14 +11,14 @@ import torch
 from conftest import write_images
 from PIL import Image
 
-from utils.data import DeviceLoader, ImageDataset, stack
-from utils.decoding import Box, decode
-from utils.digits import write_digits
-from utils.distributed import ONE_PROCESS
-from utils.errors import UserError
-from utils.sampling import EvalBatches, Position, SampleKey, TrainBatches
-from utils.splits import open_data
-from utils.transforms import MEAN, STD, TrainTransform, ValTransform
+from utils.common.distributed import ONE_PROCESS
+from utils.common.errors import UserError
+from utils.data.decoding import Box, decode
+from utils.data.digits import write_digits
+from utils.data.loading import DeviceLoader, ImageDataset, stack
+from utils.data.sampling import EvalBatches, Position, SampleKey, TrainBatches
+from utils.data.splits import open_data
+from utils.data.transforms import MEAN, STD, TrainTransform, ValTransform
 
 CPU = torch.device("cpu")
 TO_32 = partial(stack, size=32)

@@ -12,13 +12,13 @@ from conftest import Run, assert_one_line_error
 from PIL import Image
 from torch import Tensor
 
-from utils import decoding
-from utils.data import ImageDataset
-from utils.decoding import Box, available, choose_decoder, jpeg_size, read_image
-from utils.randomness import seeded_cpu
-from utils.sampling import SampleKey
-from utils.splits import ImageSplit
-from utils.transforms import TrainTransform, ValTransform, random_box, resized_crop
+from utils.common.randomness import seeded_cpu
+from utils.data import decoding
+from utils.data.decoding import Box, available, choose_decoder, jpeg_size, read_image
+from utils.data.loading import ImageDataset
+from utils.data.sampling import SampleKey
+from utils.data.splits import ImageSplit
+from utils.data.transforms import TrainTransform, ValTransform, random_box, resized_crop
 
 FAST = [
     pytest.param(name, marks=pytest.mark.skipif(not available(name), reason="not installed"))

@@ -18,7 +18,7 @@ from test_imagenet import events
 
 from detection import options
 from detection.recipes import RECIPES
-from utils import checkpoint
+from utils.networks import checkpoint
 
 SCRIPT = "detection/train.py"
 TRAIN, VAL = "train2017", "val2017"

@@ -20,7 +20,7 @@ from detection.detectors import CASCADE, DETECTORS, create_detector
 from detection.heads import BoxStage, StagedHeads
 from detection.recipes import GPUS, RECIPES
 from models import create_model, is_own, list_models, resolve
-from utils.errors import UserError
+from utils.common.errors import UserError
 
 IMAGES = ((64, 112), (72, 64))  # heights and widths; the first is longer than the detectors take
 

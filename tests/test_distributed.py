@@ -10,9 +10,9 @@ from conftest import REPOSITORY, Run, free_port, write_images
 from forks import Job
 
 from models import create_model
-from utils import distributed
-from utils.distributed import is_main_process, launch_environment
-from utils.errors import UserError
+from utils.common import distributed
+from utils.common.distributed import is_main_process, launch_environment
+from utils.common.errors import UserError
 
 SCRIPT = "tests/small_training.py"
 
@@ -60,7 +60,7 @@ def test_processes_with_different_data(launch: Run, images: Path, tmp_path: Path
     script = tmp_path / "own_copy.py"
     script.write_text(
         "import os, sys, imagenet_fast\n"
-        "from utils import cli\n"
+        "from utils.command_line import cli\n"
         "sys.argv[sys.argv.index('--data') + 1] = ('images', 'copy')[int(os.environ['RANK'])]\n"
         "cli.run(imagenet_fast.main)\n"
     )
@@ -182,7 +182,7 @@ def test_a_mistake_is_one_line_of_one_process(launch: Run, images: Path, tmp_pat
         "time.sleep(3 * (os.environ['RANK'] == '0'))\n"
         f"sys.path.insert(0, {str(REPOSITORY)!r})\n"
         "import imagenet_fast\n"
-        "from utils import cli\n"
+        "from utils.command_line import cli\n"
         "cli.run(imagenet_fast.main)\n"
     )
     flags = ("--data", images, "-a", "mobilenetv1", "--img-size", 32, "-c", "out")

@@ -20,21 +20,22 @@ from small_training import small_net
 from tensorboardX.event_file_writer import EventsWriter
 from torch import Tensor, nn
 
-from utils import engine, saving
-from utils.averaging import create_average
-from utils.checkpoint import kept, load, position_of
-from utils.classification import Classification
-from utils.data import Sample, stack, training_loader
-from utils.distributed import ONE_PROCESS, Ranks
-from utils.engine import Keeper, Trainer
-from utils.errors import UserError
-from utils.metrics import LossMeter, Recent
-from utils.ragged import collect
-from utils.run import BAD_BATCH
-from utils.sampling import Position
-from utils.schedule import Schedule
-from utils.splits import open_data
-from utils.transforms import TrainTransform
+from detection.loading import collect
+from utils.common.distributed import ONE_PROCESS, Ranks
+from utils.common.errors import UserError
+from utils.data.loading import Sample, stack, training_loader
+from utils.data.sampling import Position
+from utils.data.splits import open_data
+from utils.data.transforms import TrainTransform
+from utils.networks.checkpoint import kept, load, position_of
+from utils.runs import saving
+from utils.runs.run import BAD_BATCH
+from utils.training import engine
+from utils.training.classification import Classification
+from utils.training.ema import create_average
+from utils.training.engine import Keeper, Trainer
+from utils.training.metrics import LossMeter, Recent
+from utils.training.schedule import Schedule
 
 SMALL = ("-a", "shufflenetv2_05x", "--img-size", 32, "--manualSeed", 7, "-j", 0, "--train-batch", 8)
 
@@ -206,7 +207,7 @@ def test_what_a_data_worker_hands_over_lies_in_shared_memory(monkeypatch: pytest
     samples = [Sample(torch.zeros(3, 8, 8, dtype=torch.uint8), 1, ())]
     pictured = [Sample(torch.zeros(3, 8, 9, dtype=torch.uint8), target, ())]
     assert not stack(samples, 8).labels.is_shared()
-    for module in ("utils.data", "torch.utils.data"):
+    for module in ("utils.data.loading", "torch.utils.data"):
         monkeypatch.setattr(f"{module}.get_worker_info", lambda: "a worker")
     images, labels, _ = stack(samples, 8)
     assert images.is_shared()

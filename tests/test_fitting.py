@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from models import create_model
-from utils import fitting
-from utils.errors import UserError
-from utils.optim import create_optimizer
+from utils.common.errors import UserError
+from utils.networks import weights as fitting
+from utils.training.optim import create_optimizer
 
 _known = functools.cache(fitting._shapes_of)
 

@@ -13,8 +13,8 @@ import imagenet
 import imagenet_fast
 import imagenet_mobile
 from models import create_model
-from utils.classification import FORM
-from utils.logger import RunLog
+from utils.runs.log import RunLog
+from utils.training.classification import FORM
 
 FAST, MOBILE, PLAIN = "imagenet_fast.py", "imagenet_mobile.py", "imagenet.py"
 SMALL = ("-j", 0, "--epochs", 1, "--img-size", 32, "--train-batch", 8, "--test-batch", 21, "--manualSeed", 7)
@@ -273,7 +273,7 @@ def test_batches_and_workers(
             super().__init__(*args, **kwargs)
             loaders.append((self.num_workers, len(kwargs["batch_sampler"])))
 
-    monkeypatch.setattr("utils.data.DataLoader", Spy)
+    monkeypatch.setattr("utils.data.loading.DataLoader", Spy)
     assert answer("--test-batch", 4, "-j", 1, script=script).returncode == 0
     assert loaders == [(1, 6), (1, 3)]
 

@@ -27,14 +27,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models import create_model
-from utils import checkpoint
-from utils.data import training_loader, validation_loader
-from utils.distributed import Ranks
-from utils.optim import create_optimizer, start_momentum
-from utils.precision import Precision
-from utils.randomness import configure_torch
-from utils.splits import open_data
-from utils.transforms import TrainTransform
+from utils.common.distributed import Ranks
+from utils.common.randomness import configure_torch
+from utils.data.loading import training_loader, validation_loader
+from utils.data.splits import open_data
+from utils.data.transforms import TrainTransform
+from utils.networks import checkpoint
+from utils.training.optim import create_optimizer, start_momentum
+from utils.training.precision import Precision
 
 pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda", 0)
@@ -281,9 +281,9 @@ SHARED = """
 import torch
 from torch import distributed
 import imagenet_fast
-from utils import cli
-import utils.distributed
-utils.distributed.process_device = lambda *_: torch.device("cuda", 0)
+from utils.command_line import cli
+import utils.common.distributed
+utils.common.distributed.process_device = lambda *_: torch.device("cuda", 0)
 begin = distributed.init_process_group
 distributed.init_process_group = lambda backend, **rest: begin("gloo", **rest)  # NCCL wants a GPU for each
 cli.run(imagenet_fast.main)

@@ -11,7 +11,7 @@ from conftest import REPOSITORY
 from small_checkpoint import ARCH, calibrated, write_checkpoint
 
 from models import is_own, list_models
-from utils.errors import UserError
+from utils.common.errors import UserError
 
 
 def load(name: str, **kwargs: Any) -> Any:

@@ -13,13 +13,13 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from torch import nn
 
 from models import create_model
-from utils.decoding import choose_decoder, read_image
-from utils.engine import Trainer
-from utils.errors import UserError
-from utils.metrics import Sums
-from utils.schedule import Schedule
-from utils.splits import open_data
-from utils.transforms import MEAN, STD, ValTransform
+from utils.common.errors import UserError
+from utils.data.decoding import choose_decoder, read_image
+from utils.data.splits import open_data
+from utils.data.transforms import MEAN, STD, ValTransform
+from utils.training.engine import Trainer
+from utils.training.metrics import Sums
+from utils.training.schedule import Schedule
 
 SMALL = ("--img-size", 64, "--train-batch", 8, "--test-batch", 7, "--manualSeed", 7)
 

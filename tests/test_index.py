@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
-from utils.index import Index, read_index
+from utils.data.index import Index, read_index
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -26,7 +26,7 @@ CLASSES = ("cat", "dog", "owl")
 def later(monkeypatch: pytest.MonkeyPatch) -> None:
     """Folders made by the test count as old: the index believes that it is ten seconds later."""
     real = time.time_ns
-    monkeypatch.setattr("utils.index.time.time_ns", lambda: real() + 10**10)
+    monkeypatch.setattr("utils.data.index.time.time_ns", lambda: real() + 10**10)
 
 
 def touch(*paths: Path) -> None:
@@ -54,8 +54,8 @@ def is_kept(split: Path, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether a true index can be had without a look into the folders."""
     empty = Index(split, np.empty(0, np.uint8), np.empty(0, np.int32))
     with monkeypatch.context() as patch:
-        patch.setattr("utils.index._scan", lambda *_: empty)
-        patch.setattr("utils.index._store", lambda *_: None)
+        patch.setattr("utils.data.index._scan", lambda *_: empty)
+        patch.setattr("utils.data.index._store", lambda *_: None)
         return list(read_index(split, CLASSES, use_cache=True)) == theirs(split)
 
 
@@ -158,7 +158,7 @@ def test_a_folder_that_cannot_be_read(split: Path, monkeypatch: pytest.MonkeyPat
             raise PermissionError(13, "Permission denied", folder)
         return scan(folder)
 
-    monkeypatch.setattr("utils.index.os.scandir", refuse)  # root, who may run this, can read all
+    monkeypatch.setattr("utils.data.index.os.scandir", refuse)  # root, who may run this, can read all
     with pytest.raises(PermissionError):
         read_index(split, CLASSES, use_cache=False)
 
@@ -281,7 +281,7 @@ def test_a_folder_that_has_just_changed_is_not_trusted(
     read_index(split, CLASSES, use_cache=True)
     assert not cache.exists()
     now = time.time_ns()
-    monkeypatch.setattr("utils.index.time.time_ns", lambda: now + 3 * 10**9)
+    monkeypatch.setattr("utils.data.index.time.time_ns", lambda: now + 3 * 10**9)
     touch(split / "dog" / "2.png")
     os.utime(split / "dog", ns=(now, now + 2 * 10**9))  # a second before that time
     read_index(split, CLASSES, use_cache=True)
@@ -487,6 +487,6 @@ def test_a_second_start_does_not_walk_a_hundred_thousand_files(
             (tmp_path / name / f"{file}.JPEG").touch()
     first = read_index(tmp_path, names, use_cache=True)
     assert len(first) == 100_000
-    monkeypatch.setattr("utils.index.os.scandir", None)
+    monkeypatch.setattr("utils.data.index.os.scandir", None)
     second = read_index(tmp_path, names, use_cache=True)
     assert list(second) == list(first)

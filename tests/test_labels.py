@@ -14,9 +14,9 @@ from small_checkpoint import ARCH, SIZE, calibrated
 from torch import nn
 
 from models import create_model
-from utils.decoding import choose_decoder, read_image
-from utils.labels import imagenet_classes
-from utils.transforms import MEAN, STD, ValTransform
+from utils.data.decoding import choose_decoder, read_image
+from utils.data.labels import imagenet_classes
+from utils.data.transforms import MEAN, STD, ValTransform
 
 FAST = "imagenet_fast.py"
 EVALUATE = ("-a", ARCH, "--img-size", SIZE, "--test-batch", 5, "--data", "data", "-e")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.losses import Distillation, LabelSmoothing
+from utils.training.losses import Distillation, LabelSmoothing
 
 GOLDEN = json.loads((Path(__file__).parent / "goldens_math.json").read_text())
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.mixing import Mixer, cutmix_box
+from utils.training.mixing import Mixer, cutmix_box
 
 GOLDEN = json.loads((Path(__file__).parent / "goldens_math.json").read_text())
 

@@ -10,10 +10,10 @@ from small_checkpoint import ARCH, SIZE, fields, write_checkpoint
 
 import imagenet_fast
 from models import create_model
-from utils.averaging import create_average
-from utils.errors import UserError
-from utils.network import finetune
-from utils.provenance import plain
+from utils.common.errors import UserError
+from utils.networks.building import finetune
+from utils.runs.provenance import plain
+from utils.training.ema import create_average
 
 FAST = "imagenet_fast.py"
 SMALL = ("-j", 0, "--epochs", 1, "--img-size", 32, "--train-batch", 8, "--manualSeed", 7, "-c", "out")
@@ -129,7 +129,7 @@ def test_an_architecture_that_nobody_says_is_not_guessed(
 ) -> None:
     """Of a published file, of which the default would be one that fits, and of a detector."""
     some = ["mobilenetv1", "ws_resnet18", "resnet18", "old_resnet18"]
-    monkeypatch.setattr("utils.fitting.list_models", lambda: some)  # all take seconds
+    monkeypatch.setattr("utils.networks.weights.list_models", lambda: some)  # all take seconds
     torch.save(create_model("resnet18", num_classes=3).state_dict(), tmp_path / "net.pth")
     evaluate = ("--data", images, "--img-size", 32, "-e", "--resume", "net.pth")
     refused = "net.pth does not say which architecture it holds: give -a resnet18 or -a ws_resnet18 (same"

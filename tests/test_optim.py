@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from models import create_model
-from utils.optim import EShiftedSGD, classify, create_optimizer
+from utils.training.optim import EShiftedSGD, classify, create_optimizer
 
 GOLDEN = json.loads((Path(__file__).parent / "goldens_math.json").read_text())["lsgd"]
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import Run, assert_one_line_error
 from PIL import Image
 
-from utils.curves import SEEDS, Group, draw, grouped, read_curves, spans_decades, write_curves
+from utils.runs.curves import SEEDS, Group, draw, grouped, read_curves, spans_decades, write_curves
 
 SCRIPT = "scripts/plot_logs.py"
 PUBLISHED = "Learning Rate\tTrain Loss\tValid Loss\tTrain Acc.\tValid Acc.\t\n"

@@ -12,9 +12,9 @@ from test_optim import command_line
 from torch import nn
 from torch.nn import functional as F
 
-from utils.errors import UserError
-from utils.optim import create_optimizer, start_momentum
-from utils.precision import ApexPrecision, Precision, choose_precision
+from utils.common.errors import UserError
+from utils.training.optim import create_optimizer, start_momentum
+from utils.training.precision import ApexPrecision, Precision, choose_precision
 
 HALF = (torch.float16, torch.bfloat16)
 

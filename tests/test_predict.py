@@ -15,8 +15,8 @@ from test_decoding import photograph, write_held
 from torch import Tensor
 from torchvision.models import ResNet50_Weights
 
-from utils.decoding import read_image
-from utils.transforms import MEAN, STD, ValTransform
+from utils.data.decoding import read_image
+from utils.data.transforms import MEAN, STD, ValTransform
 
 SCRIPT = "scripts/predict.py"
 
@@ -134,7 +134,7 @@ def names_of(result: subprocess.CompletedProcess[str]) -> set[str]:
 
 
 def test_class_names(predict: Run, call: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("utils.fitting.list_models", lambda: ["sge_resnet18", ARCH])  # all take seconds
+    monkeypatch.setattr("utils.networks.weights.list_models", lambda: ["sge_resnet18", ARCH])
     (tmp_path / "names.txt").write_text("Katze\nHund\nEule, graue\n")
     image = "images/valf/cat/0.JPEG"
     assert names_of(predict(image, "--classes", "names.txt")) == {"Katze", "Hund", "Eule, graue"}
@@ -198,7 +198,7 @@ def test_bad_usage(
     arguments: tuple[str, ...],
     fragments: tuple[str, ...],
 ) -> None:
-    monkeypatch.setattr("utils.distributed.gpu_count", lambda: 0)
+    monkeypatch.setattr("utils.common.distributed.gpu_count", lambda: 0)
     (tmp_path / "empty").mkdir()
     (tmp_path / "two.txt").write_text("cat\ndog\n")
     result = predict(*arguments)

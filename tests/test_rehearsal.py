@@ -8,9 +8,9 @@ import torch
 from conftest import Run, assert_one_line_error
 from PIL import Image
 
-from utils.rehearsal import Clock, EnoughError, curve, hours, sparkline
-from utils.sampling import Position
-from utils.schedule import Schedule
+from utils.data.sampling import Position
+from utils.training.dry_run import Clock, EnoughError, curve, hours, sparkline
+from utils.training.schedule import Schedule
 
 SMALL = ("-a", "shufflenetv2_05x", "--img-size", 32, "--manualSeed", 7, "-j", 0, "--train-batch", 2)
 

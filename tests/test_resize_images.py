@@ -16,8 +16,8 @@ from conftest import REPOSITORY, Run, assert_one_line_error, write_images
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from utils.decoding import decode
-from utils.splits import open_data
+from utils.data.decoding import decode
+from utils.data.splits import open_data
 
 SCRIPT = "scripts/resize_images.py"
 
@@ -235,7 +235,7 @@ def failing(after: int, number: int) -> Callable[[int], None]:
 @pytest.mark.parametrize("after", [0, 3, 21])
 def test_a_full_disk(resize: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     with monkeypatch.context() as full:
-        full.setattr("utils.files.os.fsync", failing(after, errno.ENOSPC))
+        full.setattr("utils.common.files.os.fsync", failing(after, errno.ENOSPC))
         assert_one_line_error(resize(), "copy", "No space left on device")
     assert not [name for name in files(tmp_path / "copy") if "/." in name or name.startswith(".")]
     assert last_line(resize()).startswith("45 images: ")

@@ -11,7 +11,7 @@ from conftest import REPOSITORY, Run, assert_one_line_error
 
 from scripts.results import markdown, replaced
 from scripts.tables.study import read_recipe, with_error
-from utils.errors import UserError
+from utils.common.errors import UserError
 
 SCRIPT = "scripts/results.py"
 COMMAND = (

@@ -18,12 +18,14 @@ from forks import Job
 from killer import fingerprint
 from test_imagenet import events
 
-from utils import checkpoint, engine, network
-from utils.checkpoint import kept, position_of
-from utils.distributed import Ranks
-from utils.precision import Precision
-from utils.resume import differences, start_of_training
-from utils.sampling import Position
+from utils.common.distributed import Ranks
+from utils.data.sampling import Position
+from utils.networks import building as network
+from utils.networks import checkpoint
+from utils.networks.checkpoint import kept, position_of
+from utils.runs.resume import differences, start_of_training
+from utils.training import engine
+from utils.training.precision import Precision
 
 SMALL = ("-a", "shufflenetv2_05x", "--img-size", 32, "--test-batch", 7, "--manualSeed", 7)
 KILLER = REPOSITORY / "tests" / "killer.py"
@@ -281,7 +283,7 @@ def test_a_replaced_run_does_not_come_back(
     flags = (*SMALL, "--data", pictures, "-j", 0, "--train-batch", 16, "-c", "out")
     assert call(*flags, "--epochs", 3).returncode == 0
     with monkeypatch.context() as patch:
-        patch.setattr("utils.folder.Predecessor.leave", lambda _: 1 / 0)
+        patch.setattr("utils.runs.folder.Predecessor.leave", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             call(*flags, "--epochs", 2, "--overwrite", "--lr", 0.01)
     result = call(*flags, "--epochs", 2, "--resume", "auto", "--lr", 0.01)
@@ -385,7 +387,7 @@ def test_what_a_checkpoint_says_of_its_origin(call: Run, pictures: Path, tmp_pat
 def test_a_second_interrupt_ends_at_once(start: Callable[..., Job], tmp_path: Path) -> None:
     """Two seconds or more after the first: a step may take long, or hang."""
     (tmp_path / "waits.py").write_text(
-        "import time; from utils.signals import Signals\n"
+        "import time; from utils.common.signals import Signals\n"
         "with Signals():\n"
         "    print('ready', flush=True)\n"
         "    while True: time.sleep(0.01)"

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from utils.errors import UserError
-from utils.randomness import derive_seed, permutation, seeded_cpu
-from utils.sampling import EvalBatches, Position, TrainBatches
+from utils.common.errors import UserError
+from utils.common.randomness import derive_seed, permutation, seeded_cpu
+from utils.data.sampling import EvalBatches, Position, TrainBatches
 
 
 def samples(batches: TrainBatches | EvalBatches) -> list[list[int]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.schedule import Schedule
+from utils.training.schedule import Schedule
 
 GOLDEN = json.loads((Path(__file__).parent / "goldens_math.json").read_text())
 STEPS = (30, 60, 90)

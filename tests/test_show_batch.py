@@ -15,17 +15,17 @@ from torch.optim import SGD
 
 import imagenet_fast
 from scripts import show_batch
-from utils import checkpoint
-from utils.classification import Classification
-from utils.data import training_loader
-from utils.distributed import Ranks
-from utils.engine import Trainer
-from utils.losses import LabelSmoothing
-from utils.mixing import MixedBatch, Mixer
-from utils.sampling import Position
-from utils.schedule import Schedule
-from utils.splits import open_data
-from utils.transforms import TrainTransform
+from utils.common.distributed import Ranks
+from utils.data.loading import training_loader
+from utils.data.sampling import Position
+from utils.data.splits import open_data
+from utils.data.transforms import TrainTransform
+from utils.networks import checkpoint
+from utils.training.classification import Classification
+from utils.training.engine import Trainer
+from utils.training.losses import LabelSmoothing
+from utils.training.mixing import MixedBatch, Mixer
+from utils.training.schedule import Schedule
 
 SCRIPT = "scripts/show_batch.py"
 SEED = 5

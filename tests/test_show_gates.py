@@ -27,9 +27,9 @@ from scripts.gates.record import (
     record,
     stage_of,
 )
-from utils import checkpoint
-from utils.errors import UserError
-from utils.labels import imagenet_classes
+from utils.common.errors import UserError
+from utils.data.labels import imagenet_classes
+from utils.networks import checkpoint
 
 SCRIPT = "scripts/show_gates.py"
 SIDE = 64

@@ -8,8 +8,8 @@ from conftest import Run, assert_one_line_error
 from test_robustness import SHALLOW
 
 from models import create_model
-from utils.complexity import count, trace
-from utils.optim import classify, create_optimizer
+from utils.networks.complexity import count, trace
+from utils.training.optim import classify, create_optimizer
 
 SCRIPT = "scripts/summary.py"
 NETS = ("sge_resnet18", "oct_mobilenet", "ws_resnet18", "shufflenetv2_05x", "squeezenet1_1")

@@ -164,7 +164,7 @@ def test_export(name: str) -> None:
 COMPILED = """
 import copy, torch
 from models import create_model
-from utils.compilation import compile_blocks
+from utils.networks.compilation import compile_blocks
 torch.manual_seed(0)
 net = create_model("{name}", num_classes=5).double()
 compiled = compile_blocks(copy.deepcopy(net))

@@ -12,8 +12,8 @@ import time
 
 from scripts.benchmarks import images, measure
 from scripts.benchmarks.report import Result, Table
-from utils.errors import UserError
-from utils.splits import ImageSplit
+from utils.common.errors import UserError
+from utils.data.splits import ImageSplit
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -19,15 +19,15 @@ from PIL import Image
 from scripts.benchmarks import images
 from scripts.benchmarks.loader import CROP
 from scripts.benchmarks.report import Result, Table
-from utils import cli
-from utils.data import training_loader
-from utils.decoding import choose_decoder
-from utils.distributed import ONE_PROCESS
-from utils.errors import UserError
-from utils.index import Index
-from utils.sampling import Position
-from utils.splits import ImageSplit
-from utils.transforms import TrainTransform
+from utils.command_line import cli
+from utils.common.distributed import ONE_PROCESS
+from utils.common.errors import UserError
+from utils.data.decoding import choose_decoder
+from utils.data.index import Index
+from utils.data.loading import training_loader
+from utils.data.sampling import Position
+from utils.data.splits import ImageSplit
+from utils.data.transforms import TrainTransform
 
 FILES, SIDE = 64, 48  # pixels
 CLASSES = 1000

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from utils import cli
-from utils.decoding import DECODERS, Box, available, read_image
-from utils.errors import UserError
-from utils.splits import TRAIN_NAMES, ImageSplit, class_names, data_root, find_split, read_split
+from utils.command_line import cli
+from utils.common.errors import UserError
+from utils.data.decoding import DECODERS, Box, available, read_image
+from utils.data.splits import TRAIN_NAMES, ImageSplit, class_names, data_root, find_split, read_split
 
 SYNTHETIC_FILES = 64
 SYNTHETIC_SIDES = (500, 375)  # pixels, the most frequent of ImageNet

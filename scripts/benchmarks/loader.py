@@ -25,13 +25,13 @@ from torchvision import transforms
 
 from scripts.benchmarks import images, measure
 from scripts.benchmarks.report import Result, Table
-from utils import cli
-from utils.data import training_loader
-from utils.distributed import ONE_PROCESS
-from utils.sampling import Position
-from utils.signals import ignore_signals
-from utils.splits import ImageSplit
-from utils.transforms import TrainTransform
+from utils.command_line import cli
+from utils.common.distributed import ONE_PROCESS
+from utils.common.signals import ignore_signals
+from utils.data.loading import training_loader
+from utils.data.sampling import Position
+from utils.data.splits import ImageSplit
+from utils.data.transforms import TrainTransform
 
 CROP = {"scale": (0.08, 1.0), "hflip": 0.5, "auto_augment": None, "random_erase": 0.0}
 Pil = tuple[Image.Image, int]

@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
-from utils import cli, distributed
-from utils.errors import UserError
+from utils.command_line import cli
+from utils.common import distributed
+from utils.common.errors import UserError
 
 
 def add_round_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:

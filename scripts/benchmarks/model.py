@@ -24,10 +24,11 @@ from models import create_model, list_models
 from scripts.benchmarks import measure
 from scripts.benchmarks.gpus import peak_of
 from scripts.benchmarks.report import Result, Table
-from utils import cli, network
-from utils.compilation import compile_blocks
-from utils.complexity import Complexity, count
-from utils.errors import UserError
+from utils.command_line import cli
+from utils.common.errors import UserError
+from utils.networks import building as network
+from utils.networks.compilation import compile_blocks
+from utils.networks.complexity import Complexity, count
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

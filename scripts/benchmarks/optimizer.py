@@ -14,8 +14,8 @@ import torch
 from models import create_model
 from scripts.benchmarks import measure
 from scripts.benchmarks.report import Result, Table
-from utils import cli
-from utils.optim import EShiftedSGD, classify
+from utils.command_line import cli
+from utils.training.optim import EShiftedSGD, classify
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ from typing import IO, Any, NamedTuple
 
 import torch
 
-from utils import cli, provenance
-from utils.errors import UserError
-from utils.files import write_atomically
-from utils.text import plural
+from utils.command_line import cli
+from utils.common.errors import UserError
+from utils.common.files import write_atomically
+from utils.common.text import plural
+from utils.runs import provenance
 
 WIDTH = 110  # characters of a line
 SPREAD = "median of {} rounds; ±: half of the distance between their quartiles"

@@ -21,9 +21,10 @@ import torch
 
 from scripts.benchmarks import measure, training
 from scripts.benchmarks.report import Result, Table
-from utils import cli, distributed
-from utils.errors import UserError
-from utils.text import plural
+from utils.command_line import cli
+from utils.common import distributed
+from utils.common.errors import UserError
+from utils.common.text import plural
 
 SCRIPT = Path(__file__).parent.parent / "benchmark.py"
 

@@ -18,14 +18,14 @@ from torch import Tensor
 from scripts.benchmarks import images, measure, training
 from scripts.benchmarks.report import Result, Table
 from scripts.benchmarks.training import Loader
-from utils import cli
-from utils.classification import Classification
-from utils.decoding import DECODERS
-from utils.distributed import Ranks
-from utils.engine import Trainer
-from utils.rehearsal import Clock
-from utils.sampling import Position
-from utils.splits import ImageSplit
+from utils.command_line import cli
+from utils.common.distributed import Ranks
+from utils.data.decoding import DECODERS
+from utils.data.sampling import Position
+from utils.data.splits import ImageSplit
+from utils.training.classification import Classification
+from utils.training.dry_run import Clock
+from utils.training.engine import Trainer
 
 PARTS = ("data", "forward", "backward", "optimizer")
 

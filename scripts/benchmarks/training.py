@@ -7,21 +7,23 @@ import torch
 
 import imagenet_fast
 from scripts.benchmarks.measure import Watch
-from utils import arguments, cli, distributed, network
-from utils.averaging import create_average
-from utils.classification import Classification
-from utils.data import Batch, DeviceLoader, training_loader
-from utils.decoding import choose_decoder
-from utils.distributed import Ranks
-from utils.engine import Trainer
-from utils.losses import LabelSmoothing
-from utils.optim import create_optimizer
-from utils.precision import choose_precision
-from utils.randomness import configure_torch
-from utils.rehearsal import Clock
-from utils.sampling import Position, TrainBatches
-from utils.splits import ImageSplit
-from utils.transforms import TrainTransform
+from utils.command_line import arguments, cli
+from utils.common import distributed
+from utils.common.distributed import Ranks
+from utils.common.randomness import configure_torch
+from utils.data.decoding import choose_decoder
+from utils.data.loading import Batch, DeviceLoader, training_loader
+from utils.data.sampling import Position, TrainBatches
+from utils.data.splits import ImageSplit
+from utils.data.transforms import TrainTransform
+from utils.networks import building as network
+from utils.training.classification import Classification
+from utils.training.dry_run import Clock
+from utils.training.ema import create_average
+from utils.training.engine import Trainer
+from utils.training.losses import LabelSmoothing
+from utils.training.optim import create_optimizer
+from utils.training.precision import choose_precision
 
 CLASSES = 1000
 SEED = 0

@@ -9,10 +9,10 @@ from types import MappingProxyType
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from utils.errors import UserError
-from utils.labels import IMAGENET_CLASSES, wordnet_id
-from utils.splits import TRAIN_NAMES, VAL_NAMES, MissingSplitError, data_root, find_split
-from utils.text import plural, shown
+from utils.common.errors import UserError
+from utils.common.text import plural, shown
+from utils.data.labels import IMAGENET_CLASSES, wordnet_id
+from utils.data.splits import TRAIN_NAMES, VAL_NAMES, MissingSplitError, data_root, find_split
 
 TRAIN_IMAGES, VAL_IMAGES = 1_281_167, 50_000  # ImageNet's
 NAMES = 5  # how many are listed

@@ -9,9 +9,9 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from utils.data import Broken
-from utils.errors import UserError
-from utils.text import plural, shown
+from utils.common.errors import UserError
+from utils.common.text import plural, shown
+from utils.data.loading import Broken
 
 BATCH = 32  # images that a worker decodes at a time
 FILES = 20  # how many are listed

@@ -23,7 +23,7 @@ from models.resnet_sge import SpatialGroupEnhance
 from models.resnet_sk import SKBottleneck
 from models.resnet_srm import SRMLayer
 from models.sknet import SKConv
-from utils.errors import UserError
+from utils.common.errors import UserError
 
 _GATES = ("sigmoid", "sigmoid_", "softmax")  # functions of torch whose results are gates
 _OCTAVES = ("features.3", "features.5", "features.11", "features.13")  # ends of OctMobileNet's stages

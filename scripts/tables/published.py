@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from models import create_model
-from utils.complexity import Complexity, count
-from utils.errors import UserError
+from utils.common.errors import UserError
+from utils.networks.complexity import Complexity, count
 
 DETECTION_SHAPE = (3, 800, 1333)  # of the published detection table; the backbone alone
 Figures = dict[str, str]  # by the figure's name

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from models import create_model, list_models
-from utils.curves import RunCurves, read_curves
-from utils.errors import UserError
-from utils.text import plural
+from utils.common.errors import UserError
+from utils.common.text import plural
+from utils.runs.curves import RunCurves, read_curves
 
 BASELINE = "resnet18"
 LOG = ".log.txt"

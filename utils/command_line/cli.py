@@ -1,0 +1,219 @@
+"""Command lines: a parser and argument types whose complaints are one clear line."""
+
+import argparse
+import difflib
+import errno
+import importlib.util
+import io
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from models import list_models
+from utils.common.distributed import is_main_process, leave_quietly
+from utils.common.errors import SHARED_MEMORY, UserError
+from utils.common.text import shown
+
+# The published README has such lines.
+_BLANK = (
+    "note: a blank argument is ignored; if a line of the command ends in '\\' and a blank, the command ends "
+    "there, and its next line is not read"
+)
+
+# What torch says when /dev/shm is full, of a data worker too that ends with a bus error.
+_SHARED_MEMORY = ("unable to allocate shared memory", "workers are out of shared memory", "unable to mmap")
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line (argparse prints the usage of fifty flags before it).
+
+    Flags are not to be abbreviated. Blank arguments that are no value of a flag are ignored, with a note. Of
+    several processes only rank 0 speaks.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        self._noted = False  # a command line may be parsed twice
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = list(sys.argv[1:] if args is None else args)
+        kept = self._without_blanks(words)
+        if len(kept) < len(words) and not self._noted and is_main_process():
+            print(_BLANK, file=sys.stderr, flush=True)
+            self._noted = True
+        return super().parse_args(kept, namespace)
+
+    def _without_blanks(self, words: Sequence[str]) -> list[str]:
+        """Leave out blank words where a flag may stand; a flag's value may be blank.
+
+        An empty file name is not left out: it is a variable of the shell that was not set.
+        """
+        kept, values = [], 0  # that the flag before still needs
+        for word in words:
+            is_name = not word and bool(self._get_positional_actions())
+            if not word.strip() and not values and not is_name:
+                continue
+            flag = self._option_string_actions.get(word)
+            values = _least_values(flag) if flag else max(values - 1, 0)
+            kept.append(word)
+        return kept
+
+    def error(self, message: str) -> NoReturn:
+        unknown = (message.removeprefix("unrecognized arguments: ").split() or [""])[0]
+        near = difflib.get_close_matches(unknown, self._option_string_actions, n=1, cutoff=0.7)
+        hint = f"did you mean {near[0]}?" if "unrecognized" in message and near else "see --help"
+        self.exit(2, f"{self.prog}: error: {message} ({hint})\n")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        if not is_main_process():
+            leave_quietly()
+        super().exit(status, message)
+
+    def print_help(self, file: Any = None) -> None:
+        if is_main_process():
+            super().print_help(file)
+
+
+def _least_values(flag: argparse.Action) -> int:
+    """How many of the words after a flag are its values, whatever they are."""
+    if isinstance(flag.nargs, int):
+        return flag.nargs
+    return 1 if flag.nargs in (None, "+") else 0
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Call a script's ``main``; a mistake of the user ends in one line on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be text
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        main()
+    except UserError as error:
+        _complain(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        if is_main_process():
+            print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # whoever read the output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except (RuntimeError, ValueError, OSError) as error:
+        if (line := _explain(error)) is None:
+            raise
+        if isinstance(error, ValueError) and not is_main_process():
+            leave_quietly()  # all processes have met it
+        _complain(line)
+        sys.exit(2)
+    sys.exit(0)
+
+
+def _complain(message: str) -> None:
+    print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr)
+
+
+def _explain(error: BaseException | None) -> str | None:
+    """A line for what is no fault of the program; torch reports a killed worker wherever it interrupts it."""
+    while error is not None:
+        text = str(error)
+        first = text.splitlines()[0].strip() if text else ""
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return f"{error.strerror}: {error.filename or 'standard output'}; --resume auto goes on"
+        full = "DataLoader worker" in text and "No space left on device" in text  # workers write nothing else
+        if full or any(sign in text for sign in _SHARED_MEMORY):
+            return SHARED_MEMORY
+        if "Expected more than 1 value per channel when training" in text:
+            return (
+                "batch norm has only one value per channel to learn from: give a --train-batch of at least 2 "
+                "for each process or GPU, or a larger --img-size (not enough for SK, BAM and SRM nets)"
+            )
+        if text.startswith("DataLoader worker"):
+            return (
+                f"a process that decodes images was killed ({first}); if memory is short, give fewer "
+                "--workers; go on with --resume auto"
+            )
+        if "out of memory" in text or "not enough memory" in text or "can't allocate memory" in text:
+            return f"too little memory ({first[:120]}): lower --train-batch (--accum-steps) or --test-batch"
+        if "does not have a deterministic implementation" in text:
+            return f"--deterministic: on this device torch has no such {first.split()[0]}; leave the flag out"
+        error = error.__context__
+    return None
+
+
+def number(kind: type, accepts: Callable[[float], bool], description: str) -> Callable[[str], Any]:
+    """An argparse type: an ``int`` or ``float`` that passes a test."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+            good = math.isfinite(value) and accepts(value)
+        except (ValueError, OverflowError):
+            good = False
+        if not good:
+            raise argparse.ArgumentTypeError(f"must be {description}, not '{text}'")
+        return value
+
+    return parse
+
+
+count_of = number(int, lambda value: value >= 1, "a whole number of at least 1")
+whole = number(int, lambda value: value >= 0, "a whole number of at least 0")
+positive = number(float, lambda value: value > 0, "a number above 0")
+non_negative = number(float, lambda value: value >= 0, "a number of at least 0")
+fraction = number(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+below_one = number(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+seed = number(int, lambda value: 0 <= value < 2**63, "a whole number from 0 to below 2^63")
+
+
+def check_output(path: Path, flag: str = "", overwrite: bool = True) -> None:
+    """Refuse at once what would fail after the work: a file that cannot be written.
+
+    Args:
+        path: the file.
+        flag: what named it, for messages.
+        overwrite: whether it may be there already.
+
+    Raises:
+        UserError: it cannot be written, or may not.
+    """
+    name = f"{flag} {shown(str(path))}".lstrip()
+    if path.is_dir():
+        raise UserError(f"{name}: is a folder: name a file in it")
+    if path.exists() and not overwrite:
+        raise UserError(f"{name} is there already: give another name, or --overwrite")
+    if not path.parent.is_dir():
+        parent = shown(str(path.parent))
+        raise UserError(f"{name}: its folder is not there (no folder {parent}): make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{name}: no permission to write in {shown(str(path.parent))}")
+
+
+def check_libraries(what: str, *names: str) -> None:
+    """Refuse at once what would fail after the work: libraries that ``what`` needs and few others do.
+
+    Raises:
+        UserError: one is not installed.
+    """
+    if missing := [name for name in names if importlib.util.find_spec(name) is None]:
+        are = "is" if len(missing) == 1 else "are"
+        raise UserError(f"{what}: {' and '.join(missing)} {are} not installed; pip install {' '.join(names)}")
+
+
+def name_of_file(text: str) -> str:
+    """An argparse type: a path; an empty one is a variable of the shell that was not set."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty")
+    return text
+
+
+def architecture(name: str) -> str:
+    """An argparse type: the name of a registered architecture."""
+    names = list_models()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else "see models.list_models()"
+        raise argparse.ArgumentTypeError(f"unknown architecture '{name}'; {hint}")
+    return name

@@ -1,0 +1,337 @@
+"""From the files of a split to normalised batches on the device.
+
+Samples stay uint8 until they are on the device; there they are cast and normalised.
+"""
+
+import argparse
+import atexit
+import math
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+from tqdm import tqdm
+
+from utils.common.distributed import Ranks
+from utils.common.errors import SHARED_MEMORY, UserError
+from utils.common.randomness import derive_seed, seeded_cpu
+from utils.common.signals import end_workers, ignore_signals
+from utils.common.text import plural
+from utils.data.decoding import read_image
+from utils.data.sampling import EvalBatches, SampleKey, TrainBatches
+from utils.data.splits import ImageSplit
+from utils.data.transforms import MEAN, STD, TrainTransform, Transform, ValTransform
+
+_WORKER = 2**16  # bytes of shared memory for the locks of a data worker
+SUBSTITUTES = 100  # files drawn in place of one that cannot be decoded
+
+
+class Broken(NamedTuple):
+    """A file that could not be decoded, in place of its sample."""
+
+    path: str
+    reason: str
+
+
+class Sample(NamedTuple):
+    """One image, and the files that could not be decoded in its place."""
+
+    image: Tensor | None  # (3, H, W), uint8
+    label: int
+    broken: tuple[Broken, ...]
+
+
+class Batch(NamedTuple):
+    """Samples of one step, as a worker hands them over."""
+
+    images: Tensor  # (B, 3, H, W), uint8
+    labels: Tensor  # (B,), int64
+    broken: tuple[Broken, ...]
+
+
+class ImageDataset(Dataset[Sample]):
+    """Decoded and transformed samples, each a pure function of (seed, epoch, index).
+
+    A file that cannot be decoded is no exception: one bad file must not end a run of days. In training
+    another file, drawn at random, takes its place, so that every process has as many images in every step; in
+    evaluation its sample stays empty.
+
+    Args:
+        split: files and labels.
+        transform: to (3, S, S) uint8; may draw from torch's CPU generator.
+        seed: the run's seed.
+        substitute: whether another file takes the place of one that cannot be decoded.
+        decoder: ``pil``, ``torchvision`` or ``simplejpeg``.
+        upright: turn images as their EXIF orientation says.
+    """
+
+    def __init__(
+        self,
+        split: ImageSplit,
+        transform: Transform,
+        seed: int,
+        substitute: bool = False,
+        decoder: str = "pil",
+        upright: bool = False,
+    ) -> None:
+        self.split, self.transform, self.decoder, self.upright = split, transform, decoder, upright
+        self.seed = seed
+        self.tries = SUBSTITUTES if substitute else 1
+
+    def __len__(self) -> int:
+        return len(self.split.samples)
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        broken: list[Broken] = []
+        for attempt in range(self.tries):
+            path, label = self.split.samples[self._sample(key, attempt)]
+            with seeded_cpu(derive_seed(self.seed, "augment", key.epoch, key.sample)):
+                try:
+                    read = self.read(path, label)
+                except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
+                    broken.append(Broken(path, f"{type(error).__name__}: {error}"))
+                    continue
+                return Sample(*self.transformed(read, label), tuple(broken))
+        return Sample(None, -1, tuple(broken))
+
+    def read(self, path: str, label: Any) -> Any:
+        """What a file holds; raises an error if that cannot be read, or cannot be what ``label`` is of."""
+        return read_image(path, self.decoder, self.transform.box, self.upright)
+
+    def transformed(self, read: Any, label: Any) -> tuple[Any, Any]:
+        """The image and label to learn from, of what was read and the file's label."""
+        return self.transform(*read), label
+
+    def _sample(self, key: SampleKey, attempt: int) -> int:
+        if attempt == 0:
+            return key.sample
+        return derive_seed(self.seed, "substitute", key.epoch, key.sample, attempt) % len(self)
+
+
+def stack(samples: list[Sample], size: int) -> Batch:
+    """Stack the samples that could be read, possibly none; ``size`` is the image side in pixels.
+
+    The images lie in memory as decoders write them, (B, S, S, 3), and in a data worker in shared memory, so
+    that each is copied once.
+    """
+    images = [sample.image for sample in samples if sample.image is not None]
+    labels = [sample.label for sample in samples if sample.image is not None]
+    broken = tuple(file for sample in samples for file in sample.broken)
+    shape = (len(images), size, size, 3)
+    stacked = torch.empty(0, dtype=torch.uint8)
+    if images and get_worker_info() is not None:
+        stacked.set_(torch.UntypedStorage._new_shared(math.prod(shape)))
+    stacked = stacked.resize_(shape).permute(0, 3, 1, 2)
+    for slot, image in zip(stacked, images, strict=True):
+        slot.copy_(image)
+    return Batch(stacked, shared(torch.tensor(labels, dtype=torch.int64)), broken)
+
+
+def shared(tensor: Tensor) -> Tensor:
+    """In a data worker moved to shared memory, elsewhere as it is.
+
+    The queue to the main process would do it in a thread, whose errors nobody hears: where the memory is full
+    the main process would wait for ever.
+    """
+    return tensor.share_memory_() if get_worker_info() is not None else tensor
+
+
+def check_shared_memory(workers: int) -> None:
+    """Refuse to start data workers where there is no room even for what they need to begin.
+
+    Raises:
+        UserError: so it is.
+    """
+    try:
+        room = os.statvfs("/dev/shm")
+    except OSError:  # another system
+        return
+    if room.f_blocks and room.f_bavail * room.f_frsize < workers * _WORKER:  # no blocks: no limit
+        raise UserError(SHARED_MEMORY)
+
+
+def _tensors(nested: Any) -> Iterator[Tensor]:
+    """Those of a batch, in whatever lists and dicts."""
+    if isinstance(nested, Tensor):
+        yield nested
+        return
+    for part in nested.values() if isinstance(nested, Mapping) else nested:
+        yield from _tensors(part)
+
+
+Batches = TypeVar("Batches", TrainBatches, EvalBatches)
+
+
+class DeviceLoader(Generic[Batches]):
+    """Batches on the device: images (B, 3, H, W) normalised float32, labels (B,) int64.
+
+    The content does not depend on ``workers``. In evaluation a batch may be empty.
+
+    Args:
+        dataset: the samples.
+        batches: which samples form the batches of a pass.
+        collate: makes a batch of samples.
+        workers: processes that decode.
+        device: where the batches go.
+        layout: memory format of the images.
+        max_bad: share of the files that may be undecodable.
+
+    Raises:
+        UserError: the workers find no shared memory to begin with.
+    """
+
+    without = "left out"  # what an evaluation does with undecodable files
+    remedy = "; scripts/check_data.py lists all"
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        batches: Batches,
+        collate: Callable[[list[Sample]], Batch],
+        workers: int,
+        device: torch.device,
+        layout: torch.memory_format = torch.contiguous_format,
+        max_bad: float = 1.0,
+    ) -> None:
+        self.dataset = dataset
+        self.batches: Batches = batches
+        self.device = device
+        self.layout = layout
+        self.mean, self.std = (
+            255 * torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD)
+        )
+        self.most_bad = max_bad * len(dataset)
+        self.broken: set[Broken] = set()
+        self.read = 0
+        check_shared_memory(workers)
+        atexit.register(end_workers)
+        self.named: set[str] = set()
+        self.loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=device.type == "cuda",
+            persistent_workers=workers > 0,
+            worker_init_fn=ignore_signals,
+        )
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __str__(self) -> str:
+        return str(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if self.device.type != "cuda":
+            yield from map(self._to_device, self._checked())
+            return
+        # The next batch is copied and normalised, on a stream of its own, while this one is computed on.
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))  # mean and std are made there
+        ahead: tuple[Tensor, Tensor, torch.cuda.Event] | None = None
+        for batch in self._checked():
+            with torch.cuda.stream(stream):
+                images, labels = self._to_device(batch)
+                following = images, labels, stream.record_event()
+            if ahead is not None:
+                yield self._arrived(*ahead)
+            ahead = following
+        if ahead is not None:
+            yield self._arrived(*ahead)
+
+    def _checked(self) -> Iterator[Batch]:
+        """The batches of the workers, with the files that could not be decoded counted."""
+        self.read, self.broken = 0, set()
+        for batch in self.loader:
+            self.read += len(batch.labels)
+            self.broken.update(batch.broken)
+            short = isinstance(self.batches, TrainBatches) and len(batch.labels) < self.batches.batch
+            if short or len(self.broken) > self.most_bad:
+                raise UserError(self._too_many(self.broken))
+            yield batch
+
+    def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        images = batch.images.to(self.device, non_blocking=True)
+        images = images.to(torch.float32, memory_format=self.layout).sub_(self.mean).div_(self.std)
+        return images, batch.labels.to(self.device, non_blocking=True)
+
+    def _arrived(self, images: Tensor, labels: Tensor, done: torch.cuda.Event) -> tuple[Tensor, Tensor]:
+        """Have the computation wait for a batch, and its memory wait for the computation."""
+        current = torch.cuda.current_stream(self.device)
+        current.wait_event(done)
+        for tensor in _tensors((images, labels)):
+            tensor.record_stream(current)
+        return images, labels
+
+    def _too_many(self, broken: Collection[Broken]) -> str:
+        first = min(broken)
+        return (
+            f"{len(broken)} of {plural(len(self.dataset), 'image')} cannot be decoded, more than --max-bad "
+            f"allows; the first: {first.path} ({first.reason}){self.remedy}"
+        )
+
+    def files(self: "DeviceLoader[TrainBatches]", step: int) -> list[str]:
+        """The files of this process in a step; those that were replaced are still named."""
+        return [self.dataset.split.samples[sample][0] for sample in self.batches.of_step(step)]
+
+    def report(self, ranks: Ranks) -> None:
+        """Name the files that could not be decoded in the last pass, each once a run, and count them.
+
+        Raises:
+            UserError: they are more than ``max_bad`` of all, or all.
+        """
+        passes = ranks.gather((self.read, self.broken))
+        broken = set().union(*(files for _, files in passes))
+        if not broken:
+            return
+        if len(broken) > self.most_bad or not any(read for read, _ in passes):
+            ranks.refuse(self._too_many(broken))
+        for path, reason in sorted(broken):
+            if path not in self.named:
+                tqdm.write(f"note: cannot decode {path} ({reason})")
+        self.named.update(path for path, _ in broken)
+        instead = "replaced by others" if isinstance(self.batches, TrainBatches) else self.without
+        tqdm.write(f"note: {plural(len(broken), 'image')} could not be decoded: {instead}")
+
+
+def training_loader(
+    split: ImageSplit,
+    transform: TrainTransform,
+    args: argparse.Namespace,
+    seed: int,
+    ranks: Ranks,
+    layout: torch.memory_format = torch.contiguous_format,
+    parts: int = 1,
+) -> DeviceLoader[TrainBatches]:
+    """This process's batches of ``--train-batch``, ``parts`` of them for a step.
+
+    Raises:
+        UserError: fewer images than one for each process and part.
+    """
+    dataset = ImageDataset(split, transform, seed, substitute=True, decoder=args.decoder)
+    batches = TrainBatches(len(dataset), args.train_batch, seed, parts, ranks.rank, ranks.size)
+    to_batch = partial(stack, size=args.img_size)
+    return DeviceLoader(dataset, batches, to_batch, args.workers, ranks.device, layout, args.max_bad)
+
+
+def validation_loader(
+    split: ImageSplit,
+    args: argparse.Namespace,
+    seed: int,
+    ranks: Ranks,
+    layout: torch.memory_format = torch.contiguous_format,
+    upright: bool = False,
+) -> DeviceLoader[EvalBatches]:
+    """This process's share of the images, in batches of ``--test-batch``.
+
+    ``upright`` turns them as their EXIF orientation says; an evaluation, as published, does not.
+    """
+    dataset = ImageDataset(split, ValTransform(args.img_size), seed, decoder=args.decoder, upright=upright)
+    batches = EvalBatches(len(dataset), args.test_batch, ranks.rank, ranks.size)
+    to_batch = partial(stack, size=args.img_size)
+    return DeviceLoader(dataset, batches, to_batch, args.workers, ranks.device, layout, args.max_bad)

@@ -1,0 +1,113 @@
+"""What is done to an image before it is stacked: crop, resize, flip, augment; the result is uint8.
+
+With ``--decoder pil`` PIL resizes, as in the published scripts; otherwise torch does, on uint8 and within one
+level of PIL.
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+from types import MappingProxyType
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+from torchvision.transforms import v2
+
+from utils.data.decoding import Box
+
+MEAN = (0.485, 0.456, 0.406)  # of ImageNet's training images, RGB in [0, 1]
+STD = (0.229, 0.224, 0.225)
+# arXiv 1909.13719, 2103.10158, 1805.09501
+AUTO_AUGMENT = MappingProxyType(
+    {"ra": v2.RandAugment, "ta": v2.TrivialAugmentWide, "imagenet": v2.AutoAugment}
+)
+_RATIO = (3 / 4, 4 / 3)  # least and largest width over height of a training crop
+_TRIES = 10
+
+
+def random_box(height: int, width: int, scale: Sequence[float]) -> Box:
+    """A box of random area and shape: Szegedy et al., arXiv 1409.4842, section 6; draws from torch.
+
+    Args:
+        height: of the image.
+        width: of the image.
+        scale: least and largest share of the image's area.
+    """
+    shapes = tuple(map(math.log, _RATIO))
+    for share, shape, down, right in torch.rand(_TRIES, 4).tolist():
+        area = height * width * (scale[0] + share * (scale[1] - scale[0]))
+        ratio = math.exp(shapes[0] + shape * (shapes[1] - shapes[0]))
+        high, wide = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 0 < high <= height and 0 < wide <= width:
+            return Box(int(down * (height - high + 1)), int(right * (width - wide + 1)), high, wide)
+    high = min(height, round(width / _RATIO[0]))  # the largest box of an allowed shape, in the middle
+    wide = min(width, round(height * _RATIO[1]))
+    return Box((height - high) // 2, (width - wide) // 2, high, wide)
+
+
+class TrainTransform:
+    """Random resized crop, horizontal flip and more on demand; draws from torch's CPU generator.
+
+    Args:
+        args: ``img_size`` in pixels, ``hflip``, ``auto_augment`` (a name of ``AUTO_AUGMENT``, applied to the
+            crop) and ``random_erase`` (Zhong et al., arXiv 1708.04896).
+        scale: least and largest share of the image's area that a crop covers.
+    """
+
+    def __init__(self, args: argparse.Namespace, scale: Sequence[float]) -> None:
+        self.size, self.scale, self.hflip = args.img_size, tuple(scale), args.hflip
+        self.further: list[v2.Transform] = []
+        if args.auto_augment:
+            fill = [round(255 * value) for value in MEAN]
+            augment = AUTO_AUGMENT[args.auto_augment]
+            bilinear = v2.InterpolationMode.BILINEAR
+            self.further += [v2.ToPILImage(), augment(interpolation=bilinear, fill=fill), v2.PILToTensor()]
+        if args.random_erase:
+            self.further.append(v2.RandomErasing(args.random_erase, value=[255 * value for value in MEAN]))
+
+    def box(self, height: int, width: int) -> Box:
+        """The crop of an image of this size."""
+        return random_box(height, width, self.scale)
+
+    def __call__(self, image: Image.Image | Tensor, box: Box) -> Tensor:
+        """The crop ``box`` as (3, S, S)."""
+        pixels = resized_crop(image, box, self.size)
+        if torch.rand(()).item() < self.hflip:
+            pixels = pixels.flip(2)
+        for transform in self.further:
+            pixels = transform(pixels)
+        return pixels
+
+
+class ValTransform:
+    """Shorter side to 256/224 of ``size``, then the centre crop."""
+
+    def __init__(self, size: int) -> None:
+        self.resize_and_crop = v2.Compose(
+            [v2.Resize(round(size * 256 / 224), antialias=True), v2.CenterCrop(size)]
+        )
+
+    def box(self, height: int, width: int) -> Box:
+        """The whole image."""
+        return Box(0, 0, height, width)
+
+    def __call__(self, image: Image.Image | Tensor, box: Box) -> Tensor:
+        """The centre as (3, S, S); ``box`` is the whole image."""
+        pixels = self.resize_and_crop(image)
+        return pixels if isinstance(pixels, Tensor) else v2.functional.pil_to_tensor(pixels)
+
+
+def resized_crop(image: Image.Image | Tensor, box: Box, size: int) -> Tensor:
+    """A box of an image as (3, size, size), bilinear and antialiased."""
+    if isinstance(image, Image.Image):
+        resized = v2.functional.resized_crop(image, *box, [size, size], antialias=True)
+        return v2.functional.pil_to_tensor(resized)
+    part = image[None, :, box.top : box.top + box.height, box.left : box.left + box.width]
+    # A part of a decoded image is neither contiguous nor channels_last, which torch resizes slowly.
+    part = part.contiguous(memory_format=torch.channels_last)
+    return functional.interpolate(part, size=(size, size), mode="bilinear", antialias=True)[0]
+
+
+Transform = TrainTransform | ValTransform
