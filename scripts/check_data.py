@@ -17,8 +17,8 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from scripts.folders.contents import open_splits, troubles_of
-from scripts.folders.reading import broken_file, by_workers, listed, say
+from scripts.lib.data_contents import open_splits, troubles_of
+from scripts.lib.data_reading import broken_file, by_workers, listed, say
 from utils.command_line import cli
 from utils.common.errors import UserError
 from utils.common.text import plural, shown

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from scripts.folders.contents import kind_of
-from scripts.folders.reading import listed
+from scripts.lib.data_contents import kind_of
+from scripts.lib.data_reading import listed
 from utils.command_line import cli
 from utils.common.distributed import Ranks, select_devices
 from utils.common.errors import UserError

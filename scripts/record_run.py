@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from scripts.tables.study import COMMIT, LOG
+from scripts.lib.results_study import COMMIT, LOG
 from utils.command_line import cli
 from utils.common.errors import UserError
 from utils.common.files import write_atomically

@@ -27,8 +27,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from scripts.folders.contents import Split, open_splits, troubles_of
-from scripts.folders.reading import broken_file, by_workers, listed, say
+from scripts.lib.data_contents import Split, open_splits, troubles_of
+from scripts.lib.data_reading import broken_file, by_workers, listed, say
 from utils.command_line import cli
 from utils.common.errors import UserError
 from utils.common.files import remove_leftovers, write_atomically

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from scripts.tables import published, study
+from scripts.lib import results_published as published
+from scripts.lib import results_study as study
 from utils.command_line import cli
 from utils.common.errors import UserError
 from utils.common.files import write_atomically

@@ -22,7 +22,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from imagenet_fast import DEFAULTS, create_mixer, create_parser
-from scripts.plot_logs import check_picture, picture, write_picture
+from scripts.lib.pictures import check_picture, picture_file, write_picture
 from utils.command_line import arguments, cli
 from utils.common.distributed import Ranks
 from utils.common.errors import UserError
@@ -57,7 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     group.add_argument("--rank", type=cli.whole, default=0, metavar="R", help=what)
     what = "the picture, .png or .svg (default: batch.png)"
     group.add_argument(
-        "-o", dest="output", type=picture, default=Path("batch.png"), metavar="FILE", help=what
+        "-o", dest="output", type=picture_file, default=Path("batch.png"), metavar="FILE", help=what
     )
     args = parser.parse_args()
     arguments.check(parser, args)

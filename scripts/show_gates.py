@@ -23,10 +23,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from models import create_model
-from scripts.gallery import Entry, make_folder, picture_name, write_page
-from scripts.gates.draw import draw, ranges_of
-from scripts.gates.record import Gate, Recorded, last_of_each_stage, record
-from scripts.plot_logs import write_picture
+from scripts.lib.gates_draw import draw, ranges_of
+from scripts.lib.gates_record import Gate, Recorded, last_of_each_stage, record
+from scripts.lib.pictures import Entry, make_folder, picture_name, write_page, write_picture
 from utils.command_line import cli
 from utils.common.errors import UserError
 from utils.common.text import drawable, plural

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from models import create_model
 from scripts import show_gates
-from scripts.gates.draw import bars_of, draw, maps_of, numbers
-from scripts.gates.record import (
+from scripts.lib.gates_draw import bars_of, draw, maps_of, numbers
+from scripts.lib.gates_record import (
     Gate,
     Octave,
     Recorded,

@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 
 import imagenet_fast
-from scripts.benchmarks.measure import Watch
+from scripts.lib.benchmark_measure import Watch
 from utils.command_line import arguments, cli
 from utils.common import distributed
 from utils.common.distributed import Ranks

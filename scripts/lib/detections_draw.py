@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from scripts.detections.labels import Colour, draw_labels
+from scripts.lib.detections_labels import Colour, draw_labels
 
 LEAST_SIDE = 600  # pixels of the shorter side: smaller images are enlarged, or labels would cover them
 MOST_SIDE = 4000  # pixels of the longer side up to which they are

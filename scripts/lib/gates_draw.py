@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scripts.gates.record import Gate, Octave
+from scripts.lib.gates_record import Gate, Octave
 
 _GROUPS = 3  # maps of single groups beside their mean, those that vary most
 _ROW, _SIDE = 2.4, 2.6  # inches: height of a row, width of the image
