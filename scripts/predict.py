@@ -19,7 +19,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from scripts.lib.data_contents import kind_of
+from scripts.lib.data_files import find_images
 from scripts.lib.data_reading import listed
 from utils.command_line import cli
 from utils.common.distributed import Ranks, select_devices
@@ -36,7 +36,7 @@ from utils.common.errors import UserError
 from utils.common.files import write_atomically
 from utils.common.text import plural, shown
 from utils.data.decoding import DECODERS, choose_decoder
-from utils.data.loading import Broken, DeviceLoader, validation_loader
+from utils.data.loading import DeviceLoader, validation_loader
 from utils.data.sampling import EvalBatches
 from utils.data.splits import ImageSplit
 from utils.networks import building as network
@@ -51,43 +51,6 @@ class Predictions(NamedTuple):
     files: Tensor  # (N,), int64: positions in the list of files
     probabilities: Tensor  # (N, k), float32
     labels: Tensor  # (N, k), int64
-
-
-def find_images(names: Iterable[str]) -> tuple[list[str], list[Broken]]:
-    """The images that files and folders mean, those of a folder in order, and links that lead nowhere.
-
-    Raises:
-        UserError: a name leads nowhere, a folder cannot be read, or there are no images.
-    """
-    images: list[str] = []
-    dead: list[Broken] = []
-    for name in names:
-        if Path(name).is_dir():
-            search(name, images, dead)
-        elif Path(name).is_file():
-            images.append(name)
-        else:
-            raise UserError(f"{shown(name)}: no such file or folder")
-    if not images and not dead:
-        raise UserError(f"no images in {shown(' '.join(names))}: give image files, or folders with some")
-    return images, dead
-
-
-def search(folder: str, images: list[str], dead: list[Broken]) -> None:
-    """Add the images below a folder, in order of their names; links are followed as in training."""
-    try:
-        with os.scandir(folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
-    except OSError as error:
-        raise UserError(f"{shown(folder)}: {error.strerror}") from error
-    for entry in entries:
-        kind = kind_of(entry)
-        if kind == "folder":
-            search(entry.path, images, dead)
-        elif kind == "image":
-            images.append(entry.path)
-        elif kind == "dead link":
-            dead.append(Broken(entry.path, "leads to no file"))
 
 
 def class_names(args: argparse.Namespace, restored: Restored) -> list[str]:

@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from detection.backbone import create_backbone
 from detection.detectors import create_detector
 from detection.options import DETECTOR, settle
+from scripts.lib.data_files import find_images
 from scripts.lib.detections_draw import Found, drawn
 from scripts.lib.pictures import Entry, make_folder, picture_name, write_page, write_picture
-from scripts.predict import find_images
 from utils.command_line import cli
 from utils.common.distributed import select_devices
 from utils.common.errors import UserError
