@@ -160,7 +160,7 @@ def test_the_batch_of_another_process(images: Path, monkeypatch: pytest.MonkeyPa
     def of(ranks: Ranks, batch: int) -> Tensor:
         args.train_batch = batch
         loader = training_loader(split, transform, args, SEED, ranks)
-        begin, step = show_batch.chosen_step(args, {}, loader.batches, ranks)
+        begin, step = show_batch.chosen_step(Position(0), loader.batches, None, None)
         return torch.cat([b.images for b in show_batch.batches_of_step(loader, Mixer(), SEED, begin, step)])
 
     both = torch.cat([of(Ranks(rank, 2), 4) for rank in range(2)])
