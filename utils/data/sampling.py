@@ -3,15 +3,12 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
 from utils.common.errors import UserError
 from utils.common.randomness import permutation
 from utils.common.text import plural
-
-CHUNK = 16  # images of one shape in a row: batches of 1, 2, 4, 8 or 16 hold one shape
 
 
 class SampleKey(NamedTuple):
@@ -114,30 +111,6 @@ class TrainBatches(Sampler[list[SampleKey]]):
         first = self.images + (step - self.first_step) * self.samples_per_step
         start = first + self.rank * self.parts * self.batch
         return order[start : start + self.parts * self.batch].tolist()
-
-
-class GroupedBatches(TrainBatches):
-    """Batches of images of one shape, wide or not: less padding.
-
-    The order of an epoch is that of chunks of ``CHUNK`` random images of one shape; what fills no chunk comes
-    last. Like any order it depends on (seed, epoch) only.
-
-    Args:
-        wide: (N,) bool, of each image whether it is wider than high.
-        others: as in :class:`TrainBatches`.
-    """
-
-    def __init__(self, wide: Tensor, batch: int, seed: int, *others: int) -> None:
-        super().__init__(len(wide), batch, seed, *others)
-        self.wide = wide
-
-    def order(self) -> Tensor:
-        order = super().order()
-        shapes = (order[self.wide[order] == wide] for wide in (True, False))
-        chunks = [chunk for shape in shapes for chunk in shape.split(CHUNK)]
-        whole = [chunk for chunk in chunks if len(chunk) == CHUNK]
-        mixed = permutation(len(whole), self.seed, "chunks", self.epoch)
-        return torch.cat([*(whole[i] for i in mixed), *(chunk for chunk in chunks if len(chunk) < CHUNK)])
 
 
 class EvalBatches(Sampler[list[SampleKey]]):

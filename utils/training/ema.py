@@ -63,7 +63,7 @@ def create_average(net: nn.Module, decay: float | None, saved: Mapping[str, Any]
 
 
 def weights(net: nn.Module, average: Average | None) -> dict[str, Any]:
-    """What a checkpoint holds: ``state_dict`` is always the network that was evaluated."""
+    """Return the weights for a checkpoint: ``state_dict`` is always the network that was evaluated."""
     if average is None:
         return {"state_dict": net.state_dict()}
     return {

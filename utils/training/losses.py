@@ -1,9 +1,7 @@
-"""Training losses beyond cross-entropy: label smoothing and knowledge distillation."""
+"""The training loss beyond cross-entropy: label smoothing."""
 
 import math
-from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,27 +41,3 @@ class LabelSmoothing(nn.Module):
             return F.cross_entropy(logits, labels)
         entropy = -(1 - s) * math.log(1 - s) - s * math.log(s / (classes - 1))
         return F.cross_entropy(logits, labels, label_smoothing=s * classes / (classes - 1)) - entropy
-
-
-class Distillation:
-    """Knowledge distillation: the student also learns from the softened prediction of a teacher.
-
-    ``(1 - alpha) * loss + alpha * T^2 * KL(softmax(teacher / T) || softmax(student / T))``: Hinton et al.,
-    arXiv 1503.02531; He et al., Bag of Tricks, arXiv 1812.01187, section 5.3 (T = 20).
-
-    Args:
-        teacher: gives logits (B, K) of images (B, 3, H, W).
-        alpha: weight of the teacher, from 0 to 1.
-        temperature: T, above 0.
-    """
-
-    def __init__(self, teacher: Callable[[Tensor], Tensor], alpha: float, temperature: float) -> None:
-        self.teacher, self.alpha, self.temperature = teacher, alpha, temperature
-
-    def __call__(self, loss: Tensor, logits: Tensor, images: Tensor) -> Tensor:
-        """Blend the loss against the labels with that against the teacher; logits (B, K) of ``images``."""
-        with torch.no_grad():
-            target = F.log_softmax(self.teacher(images) / self.temperature, dim=1)
-        student = F.log_softmax(logits / self.temperature, dim=1)
-        divergence = F.kl_div(student, target, reduction="batchmean", log_target=True)
-        return (1 - self.alpha) * loss + self.alpha * self.temperature**2 * divergence

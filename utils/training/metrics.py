@@ -1,6 +1,6 @@
 """Averages over the images of a pass: loss, top-1 and top-5, or several losses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -8,6 +8,32 @@ import torch
 from torch import Tensor
 
 from utils.common.distributed import ONE_PROCESS, Ranks
+
+
+class Column(NamedTuple):
+    """A column of the log: one number per epoch."""
+
+    name: str  # in log.txt
+    tag: str  # in TensorBoard
+    title: str | None  # on the console; None: not there
+    decimals: int  # on the console
+
+    @property
+    def width(self) -> int:
+        """Characters on the console."""
+        return max(len(self.title or ""), self.decimals + 2, 6)
+
+    def shown(self, value: float) -> str:
+        """Return a number as the console shows it; one too large for its column has fewer digits."""
+        text = f"{value:.{self.decimals}f}"
+        return text if len(text) <= self.width else f"{value:.2g}"
+
+
+class LogFormat(NamedTuple):
+    """The columns of log.txt and of the console table, and the score by which epochs are compared."""
+
+    columns: Sequence[Column]
+    score: str  # what makes an epoch the best, in percent
 
 
 class Metrics(NamedTuple):
@@ -101,33 +127,3 @@ class Meter(Sums):
         images, loss, top1, top5 = values
         share = 1 / max(images, 1)
         return Metrics(loss * share, 100 * top1 * share, 100 * top5 * share, int(images))
-
-
-class Losses(NamedTuple):
-    """Averages over the images of a pass of losses that are added up."""
-
-    loss: float  # their sum
-    parts: list[float]
-
-    def __str__(self) -> str:
-        return f"loss {self.loss:.4f}"
-
-
-class LossMeter(Sums):
-    """Sums of the losses ``names`` over the images."""
-
-    def __init__(
-        self, names: Sequence[str], device: torch.device, sums: Tensor | Sequence[float] = ()
-    ) -> None:
-        super().__init__(device, 1 + len(names), sums)
-        self.names = names
-
-    def add(self, losses: Mapping[str, Tensor], images: int) -> None:
-        """Count the losses of a batch, each the mean over its images."""
-        parts = torch.stack([losses[name].detach().double() for name in self.names])
-        self.sums += torch.cat([torch.ones_like(parts[:1]), parts]) * images
-
-    def figures(self, values: Sequence[float]) -> Losses:
-        images, *sums = values
-        parts = [part / max(images, 1) for part in sums]
-        return Losses(sum(parts), parts)

@@ -1,7 +1,7 @@
 """Which parameters decay, and SGD with the e-shifted L2 regularizer."""
 
-import argparse
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -47,36 +47,67 @@ def _kind(net: nn.Module, name: str) -> str:
     return "fc" if isinstance(module, nn.Linear | nn.MultiheadAttention) else "norm"
 
 
-def decaying_kinds(args: argparse.Namespace) -> set[str]:
-    """The kinds that decay under ``--wd-all`` and ``--nowd-bn``, ``--nowd-fc``, ``--nowd-conv``."""
-    if args.wdall:
-        return {"conv", "depthwise", "fc", "norm", "bias", "own"}
-    switched = {"norm": args.nowd_bn, "fc": args.nowd_fc, "conv": args.nowd_conv, "depthwise": args.nowd_conv}
-    return {kind for kind, off in switched.items() if not off}
+KINDS = frozenset({"conv", "depthwise", "fc", "norm", "bias", "own"})
 
 
-def create_optimizer(net: nn.Module, args: argparse.Namespace) -> SGD:
-    """SGD as the command line says, in the published groups; prints them as a table.
+def decaying_kinds(wd_all: bool, nowd_bn: bool, nowd_fc: bool, nowd_conv: bool) -> frozenset[str]:
+    """Return the kinds that decay under ``--wd-all``, ``--nowd-bn``, ``--nowd-fc`` and ``--nowd-conv``."""
+    if wd_all:
+        return KINDS
+    switched = {"norm": nowd_bn, "fc": nowd_fc, "conv": nowd_conv, "depthwise": nowd_conv}
+    return frozenset(kind for kind, off in switched.items() if not off)
 
-    The groups are, in this order, the parameters without and with decay; ``--wd-all`` makes one of all.
+
+@dataclass(frozen=True)
+class WeightDecay:
+    """What draws which parameters to 0 or, with e-shifted L2, to a sphere.
+
+    Args:
+        strength: weight decay of the kinds that decay.
+        kinds: those kinds, as :func:`classify` names them.
+        lam: strength of the e-shifted L2 on convolutions that are not depthwise; None: there is none.
+        shift: its e.
     """
-    owned, decaying = classify(net), decaying_kinds(args)
-    shifted = {"conv"} if args.el2 else set()
-    without = [one for one in owned if one.kind not in decaying]
-    with_decay = [one for one in owned if one.kind in decaying]
+
+    strength: float
+    kinds: frozenset[str] = KINDS
+    lam: float | None = None
+    shift: float = 0.0
+
+    def shifted(self, kind: str) -> bool:
+        """Whether a kind of parameters is under the e-shifted L2."""
+        return kind == "conv" and self.lam is not None
+
+    def text(self, kind: str) -> str:
+        """Describe what a kind of parameters is under."""
+        if self.shifted(kind):
+            return f"e-shifted L2, lambda {self.lam:g}, e {self.shift:g}"
+        return f"{self.strength:g}" if kind in self.kinds else "0"
+
+
+def create_optimizer(
+    net: nn.Module, decay: WeightDecay, lr: float, momentum: float, nesterov: bool = False
+) -> SGD:
+    """Create SGD with the published groups of parameters, and print these as a table.
+
+    The groups are, in this order, the parameters without and with decay; where all decay there is one group.
+    """
+    owned = classify(net)
+    without = [one for one in owned if one.kind not in decay.kinds]
+    with_decay = [one for one in owned if one.kind in decay.kinds]
     groups = [
         {
             "params": [(one.name, one.parameter) for one in members],
-            "weight_decay": decay,
-            "shifted": [one.kind in shifted for one in members],
+            "weight_decay": strength,
+            "shifted": [decay.shifted(one.kind) for one in members],
         }
-        for members, decay in ((without, 0.0), (with_decay, args.weight_decay))
+        for members, strength in ((without, 0.0), (with_decay, decay.strength))
         if members
     ]
-    print(describe_groups(owned, lambda kind: decay_text(kind, decaying, shifted, args)))
-    settings: dict[str, Any] = {"lr": args.lr, "momentum": args.momentum, "nesterov": args.nesterov}
-    if args.el2:
-        return EShiftedSGD(groups, lam=args.lam, shift=args.mineps, **settings)
+    print(describe_groups(owned, decay))
+    settings: dict[str, Any] = {"lr": lr, "momentum": momentum, "nesterov": nesterov}
+    if decay.lam is not None:
+        return EShiftedSGD(groups, lam=decay.lam, shift=decay.shift, **settings)
     return SGD(groups, fused=True, **settings)
 
 
@@ -95,19 +126,14 @@ def start_momentum(optimizer: Optimizer) -> None:
             optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
 
 
-def decay_text(kind: str, decaying: set[str], shifted: set[str], args: argparse.Namespace) -> str:
-    """What draws the parameters of a kind to 0 or to a sphere, in words."""
-    if kind in shifted:
-        return f"e-shifted L2, lambda {args.lam:g}, e {args.mineps:g}"
-    return f"{args.weight_decay:g}" if kind in decaying else "0"
-
-
-def describe_groups(owned: Iterable[Owned], decay: Callable[[str], str]) -> str:
-    """A table of the kinds of parameters: tensors, parameters, weight decay."""
+def describe_groups(owned: Iterable[Owned], decay: WeightDecay) -> str:
+    """Return a table of the kinds of parameters: tensors, parameters, weight decay."""
     kinds: dict[str, list[int]] = {}
     for one in owned:
         kinds.setdefault(one.kind, []).append(one.parameter.numel())
-    rows = [f"{kind:>10} {len(sizes):>8} {sum(sizes):>12,}   {decay(kind)}" for kind, sizes in kinds.items()]
+    rows = [
+        f"{kind:>10} {len(sizes):>8} {sum(sizes):>12,}   {decay.text(kind)}" for kind, sizes in kinds.items()
+    ]
     return "\n".join([f"{'kind':>10} {'tensors':>8} {'parameters':>12}   weight decay", *rows])
 
 
