@@ -155,13 +155,7 @@ def checksum(content: dict[Any, Any]) -> str:
             digest.update(f"{part.dtype} {tuple(part.shape)}\n".encode())
             flat = part.detach().cpu().contiguous().reshape(-1)
             digest.update(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
-        elif type(part) in (
-            type(None),
-            bool,
-            int,
-            float,
-            str,
-        ):  # a subclass would not survive
+        elif type(part) in (type(None), bool, int, float, str):  # a subclass would be read back as its base
             text = repr(part).encode("utf-8", "backslashreplace")
             digest.update(b"%s %d " % (type(part).__name__.encode(), len(text)) + text)
         else:
