@@ -16,7 +16,7 @@ from utils.data.loading import Batch, Batches, DeviceLoader, ImageDataset, Readi
 from utils.data.sampling import EvalBatches, TrainBatches
 from utils.data.splits import ImageSplit
 
-CHUNK = 16  # images of one shape in a row: batches of 1, 2, 4, 8 or 16 hold one shape
+CHUNK = 16  # images of one orientation in a row: batches of 1, 2, 4, 8 or 16 hold only one
 
 
 class CocoDataset(ImageDataset):
@@ -50,13 +50,13 @@ class CocoDataset(ImageDataset):
 
 
 class GroupedBatches(TrainBatches):
-    """Batches of images of one shape, wide or not: less padding.
+    """Training batches of images of one orientation, wide or not, which need less padding.
 
-    The order of an epoch is that of chunks of ``CHUNK`` random images of one shape; what fills no chunk comes
-    last. Like any order it depends on (seed, epoch) only.
+    An epoch is a random order of chunks of ``CHUNK`` random images of one orientation; incomplete chunks come
+    last. The order depends on (seed, epoch) only.
 
     Args:
-        wide: (N,) bool, of each image whether it is wider than high.
+        wide: (N,) bool, whether each image is wider than high.
         others: as in :class:`TrainBatches`.
     """
 
@@ -66,11 +66,11 @@ class GroupedBatches(TrainBatches):
 
     def order(self) -> Tensor:
         order = super().order()
-        shapes = (order[self.wide[order] == wide] for wide in (True, False))
-        chunks = [chunk for shape in shapes for chunk in shape.split(CHUNK)]
-        whole = [chunk for chunk in chunks if len(chunk) == CHUNK]
-        mixed = permutation(len(whole), self.seed, "chunks", self.epoch)
-        return torch.cat([*(whole[i] for i in mixed), *(chunk for chunk in chunks if len(chunk) < CHUNK)])
+        orientations = (order[self.wide[order] == wide] for wide in (True, False))
+        chunks = [chunk for images in orientations for chunk in images.split(CHUNK)]
+        full = [chunk for chunk in chunks if len(chunk) == CHUNK]
+        shuffled = permutation(len(full), self.seed, "chunks", self.epoch)
+        return torch.cat([*(full[i] for i in shuffled), *(chunk for chunk in chunks if len(chunk) < CHUNK)])
 
 
 def collect(samples: list[Sample]) -> Batch:

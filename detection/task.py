@@ -19,7 +19,7 @@ Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
 
 
 class Losses(NamedTuple):
-    """Averages over the images of a pass of losses that are added up."""
+    """Averages over the images of a pass: the total loss and its parts."""
 
     loss: float  # their sum
     parts: list[float]
@@ -29,7 +29,7 @@ class Losses(NamedTuple):
 
 
 class LossMeter(Sums):
-    """Sums of the losses ``names`` over the images."""
+    """Running sums of the losses ``names`` over the images."""
 
     def __init__(
         self, names: Sequence[str], device: torch.device, sums: Tensor | Sequence[float] = ()
@@ -38,7 +38,7 @@ class LossMeter(Sums):
         self.names = names
 
     def add(self, losses: Mapping[str, Tensor], images: int) -> None:
-        """Count the losses of a batch, each the mean over its images."""
+        """Add the losses of a batch, each the mean over its images."""
         parts = torch.stack([losses[name].detach().double() for name in self.names])
         self.sums += torch.cat([torch.ones_like(parts[:1]), parts]) * images
 

@@ -12,21 +12,21 @@ from utils.networks import published
 
 
 def load_optimizer(optimizer: Optimizer, saved: Mapping[str, Any] | None, net: nn.Module, path: str) -> None:
-    """Restore the momentum; rates and decay stay those of the command line.
+    """Restore the momentum; learning rate and weight decay stay those of the command line.
 
-    Our files name the parameters. Published files number them, in one group or two: the grouping of the
-    published scripts that gives groups of these sizes and shapes says which is which.
+    Our files name the parameters. Published files number them, in one group or two; the numbers are matched
+    to names by the published grouping whose groups have these sizes and shapes.
 
     Args:
         optimizer: made with ``named_parameters``.
         saved: its state dict in the checkpoint, if there is one.
-        net: whose parameters they are, all that are trained.
-        path: where the checkpoint came from, for messages.
+        net: the network, whose trained parameters are all in the optimizer.
+        path: of the checkpoint, for messages.
 
     Raises:
-        UserError: there is no state, or it cannot be told which parameters it belongs to.
+        UserError: there is no state, or its parameters cannot be identified.
     """
-    remedy = "--fresh-optimizer goes on with fresh momentum"
+    remedy = "--fresh-optimizer continues with fresh momentum"
     if saved is None:
         raise UserError(f"--resume {path}: it holds no optimizer state; {remedy}")
     parameters = {name: value for name, value in net.named_parameters() if value.requires_grad}
@@ -49,7 +49,7 @@ def load_optimizer(optimizer: Optimizer, saved: Mapping[str, Any] | None, net: n
 def _order_of(
     saved: Mapping[str, Any], own: list[list[str]], parameters: Mapping[str, Tensor]
 ) -> dict[str, Mapping[str, Any]] | None:
-    """The saved state of every parameter, by name; None if nothing or more than one thing fits."""
+    """Return the saved state of every parameter, by name; None if no grouping fits, or several do."""
     groups, state = saved["param_groups"], saved["state"]
     keys = [key for group in groups for key in group["params"]]
     named = all("param_names" in group for group in groups)
@@ -71,11 +71,11 @@ def _order_of(
 
 
 def _shapes_fit(values: Mapping[str, Any], parameter: Tensor) -> bool:
-    """SGD keeps nothing but the momentum; a kernel must not be given one of another shape."""
+    """Whether the saved momentum, SGD's only state, has the parameter's shape, as kernels require."""
     momentum = values.get("momentum_buffer")
     return momentum is None or (isinstance(momentum, Tensor) and momentum.shape == parameter.shape)
 
 
 def _laid_out_as(value: Tensor, parameter: Tensor) -> Tensor:
-    """A tensor in the parameter's memory format: fused optimizers pair memory, not indices."""
+    """Copy a tensor to the parameter's memory format: fused optimizers match by memory, not by index."""
     return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)

@@ -24,7 +24,7 @@ class Distillation:
     arXiv 1503.02531; He et al., Bag of Tricks, arXiv 1812.01187, section 5.3 (T = 20).
 
     Args:
-        teacher: gives logits (B, K) of images (B, 3, H, W).
+        teacher: maps images (B, 3, H, W) to logits (B, K).
         alpha: weight of the teacher, from 0 to 1.
         temperature: T, above 0.
     """
@@ -33,7 +33,7 @@ class Distillation:
         self.teacher, self.alpha, self.temperature = teacher, alpha, temperature
 
     def __call__(self, loss: Tensor, logits: Tensor, images: Tensor) -> Tensor:
-        """Blend the loss against the labels with that against the teacher; logits (B, K) of ``images``."""
+        """Blend the loss on the labels with the loss on the teacher; logits (B, K) are of ``images``."""
         with torch.no_grad():
             target = F.log_softmax(self.teacher(images) / self.temperature, dim=1)
         student = F.log_softmax(logits / self.temperature, dim=1)

@@ -12,18 +12,18 @@ from utils.common.text import plural
 class LabelSmoothing(nn.Module):
     """KL divergence between smoothed labels and the prediction, the published training loss.
 
-    The target is 1 - s on the class and s / (K - 1) on each other of the K classes (torch's own smoothing
-    spreads s over all K, so s here is s K / (K - 1) there). Entropy of the target is subtracted: a perfect
-    prediction has loss 0, and the gradient is that of the smoothed cross-entropy.
+    The target is 1 - s on the class and s / (K - 1) on each of the other classes (torch's own smoothing
+    spreads s over all K classes, so s here is s K / (K - 1) there). The target's entropy is subtracted, so
+    that a perfect prediction has loss 0; the gradient is that of the smoothed cross-entropy.
 
     Szegedy et al., Rethinking the Inception Architecture, arXiv 1512.00567, section 7.
 
     Args:
-        smoothing: s, from 0 (plain cross-entropy) to below (K - 1) / K.
+        smoothing: s, at least 0 (plain cross-entropy) and less than (K - 1) / K.
         classes: K.
 
     Raises:
-        UserError: s is too much for so few classes.
+        UserError: s is too large for this number of classes.
     """
 
     def __init__(self, smoothing: float, classes: int) -> None:
@@ -35,7 +35,7 @@ class LabelSmoothing(nn.Module):
         self.smoothing, self.classes = smoothing, classes
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss of logits (B, K) and labels (B,)."""
+        """Return the mean loss of logits (B, K) and labels (B,)."""
         s, classes = self.smoothing, self.classes
         if s == 0:
             return F.cross_entropy(logits, labels)
