@@ -7,33 +7,32 @@ python imagenet.py -a sge_resnet101 --data /path/to/imagenet -e --resume sge_res
 """
 
 import argparse
-from functools import partial
-from typing import Any
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.optim import SGD
 
 from utils.command_line import arguments, cli
-from utils.common.distributed import (
-    ONE_PROCESS,
-    Ranks,
-    describe,
-    parallelize,
-    refuse_several_processes,
-    select_devices,
-)
+from utils.command_line.checks import check
+from utils.common.devices import describe, parallelize, select_devices
+from utils.common.distributed import Ranks
+from utils.common.launch import refuse_several_processes
 from utils.common.randomness import configure_torch
 from utils.data.labels import ends
-from utils.data.loading import training_loader, validation_loader
-from utils.data.splits import open_data
+from utils.data.loading import Reading, training_loader, validation_loader
+from utils.data.splits import Splits, open_data
 from utils.data.transforms import TrainTransform
-from utils.networks import building as network
-from utils.networks import weights as fitting
+from utils.networks import checkpoint
+from utils.networks.building import NetworkSpec, build_model, choose_network, finetune, load_checkpoint
+from utils.networks.optimizer_state import load_optimizer
+from utils.networks.outputs import class_count, outputs_of
 from utils.runs.folder import check_folder
-from utils.runs.resume import check_start, choose_seed, resumed
+from utils.runs.provenance import origin
+from utils.runs.resume import Resumed, choose_seed, find_checkpoint
 from utils.runs.run import Run
-from utils.training.classification import FORM, Classification, evaluate, row
-from utils.training.dry_run import rehearse
+from utils.training.classification import Classification, ImageEvaluation
+from utils.training.dry_run import dry_run
 from utils.training.engine import Trainer
 from utils.training.schedule import Schedule
 
@@ -43,81 +42,127 @@ CROP_SCALES = {"large": (0.08, 1.0), "small": (0.2, 1.0)}  # share of the area t
 def create_parser() -> cli.Parser:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_data_arguments(parser)
-    arguments.add_model_arguments(parser)
-    arguments.add_training_arguments(parser)
-    arguments.add_run_arguments(parser)
-    parser.add_argument(
+    images = arguments.add_image_arguments(parser)
+    images.add_argument(
         "-ms",
         "--modelsize",
         choices=CROP_SCALES,
         help="large: --scale 0.08 1, small: --scale 0.2 1 (default: large)",
     )
-    arguments.add_determinism(parser)
-    parser.add_argument("--gpu-id", default="0", help="GPUs to use, such as 0,1,2,3 (default: 0)")
+    arguments.add_model_arguments(parser)
+    arguments.add_training_arguments(parser)
+    arguments.add_determinism(parser.add_recorded_group("running"))
+    run = arguments.add_run_arguments(parser)
+    run.add_argument("--gpu-id", default="0", help="GPUs to use, such as 0,1,2,3 (default: 0)")
     parser.set_defaults(epochs=90, test_batch=200, schedule=[150, 225])
     return parser
 
 
-def main() -> None:
+def parse_arguments() -> tuple[argparse.Namespace, dict[str, Any]]:
+    """Return the command line, and what of it a checkpoint records."""
     parser = create_parser()
     args = parser.parse_args()
-    arguments.check(parser, args)
+    check(parser, args)
     if args.scale and args.modelsize:
         parser.error("--scale and --modelsize say the same: give one of them")
+    return args, parser.recorded(args)
+
+
+class Opened(NamedTuple):
+    """The network of a command line and its data."""
+
+    spec: NetworkSpec
+    net: nn.Module  # on the CPU
+    classes: int  # outputs of the network
+    splits: Splits
+
+
+def open_network(args: argparse.Namespace, resumed: Resumed, where: str) -> Opened:
+    """Index the data and build the network, with the weights that it starts from; print what it is.
+
+    Args:
+        args: the command line.
+        resumed: the checkpoint of ``--resume``.
+        where: what the network computes on, for the line that is printed.
+
+    Raises:
+        UserError: flags, files, and data do not fit each other.
+    """
+    saved, file = resumed.saved, resumed.file
+    network = (args.arch, args.img_size, args.cardinality, args.base_width)
+    spec = choose_network(*network, saved if args.evaluate else {}, file or "")
+    if not (args.evaluate or args.dry_run):
+        resumed.check_epochs(args.epochs)
+        check_folder(resumed.folder, resumed.in_place, args.overwrite)
+    new = file is None  # with --resume auto the flags of a first start stay on the command line
+    started = checkpoint.load(args.finetune, "--finetune") if args.finetune and new else {}
+    outputs = outputs_of(spec.arch, args.num_classes, args.class_list, args.evaluate, saved, started, file)
+    splits = open_data(args.data, args.evaluate, outputs, args.cache)
+    classes = class_count(args.num_classes, outputs, splits.val.classes)
+    net, complexity = build_model(spec, classes, args.pretrained and new, args.zero_gamma and new)
+    if started:
+        finetune(net, started["state_dict"], args.finetune)
+    if file is not None:
+        load_checkpoint(net, saved, spec.arch, file, args.evaluate)
+    size = f"{complexity} at {spec.img_size} px, {classes} classes ({ends(splits.val.classes)})"
+    print(f"{spec.arch}: {size}, on {where}")
+    return Opened(spec, net, classes, splits)
+
+
+def main() -> None:
+    args, recorded = parse_arguments()
     refuse_several_processes("imagenet.py")
     device, gpu_ids = select_devices(args.device, args.gpu_id)
-    ranks = Ranks(device=device)
-    saved = resumed(args)
-    if args.evaluate:
-        network.settle(args, saved)
-    seed = choose_seed(args.manualSeed, saved.get("seed"))
+    ranks, reading = Ranks(device=device), Reading(args.workers, args.max_bad, args.decoder)
+    resumed = find_checkpoint(args.resume, args.checkpoint, args.evaluate)
+    seed = choose_seed(args.manualSeed, resumed.saved.get("seed"))
     configure_torch(args.deterministic, seed)
 
-    if not (args.evaluate or args.dry_run):
-        check_start(args, saved)
-        check_folder(args)
-    outputs = network.outputs_of(args, saved)
-    splits = open_data(args.data, args.evaluate, outputs, args.cache)
-    classes = network.class_count(args.num_classes, outputs, splits.val.classes)
-    net, complexity = network.build_model(args, classes)
-    network.load_weights(net, args, saved)
-    size = f"{complexity} at {args.img_size} px, {classes} classes ({ends(splits.val.classes)})"
-    print(f"{args.arch}: {size}, on {describe(device, gpu_ids)}")
+    spec, net, _, splits = open_network(args, resumed, describe(device, gpu_ids))
     model = parallelize(net.to(device), gpu_ids)
-
-    val_loader = validation_loader(splits.val, args, seed, ranks)
+    val_loader = validation_loader(splits.val, spec.img_size, args.test_batch, reading, ranks)
+    evaluation = ImageEvaluation(model, val_loader, print_every=args.print_freq)
     if splits.train is None:
-        print(evaluate(model, val_loader, print_every=args.print_freq).published())
+        print(evaluation.run().published())
         return
 
-    transform = TrainTransform(args, args.scale or CROP_SCALES[args.modelsize or "large"])
-    train_loader = training_loader(splits.train, transform, args, seed, ranks)
+    scale = args.scale or CROP_SCALES[args.modelsize or "large"]
+    transform = TrainTransform(spec.img_size, scale, args.hflip, args.auto_augment, args.random_erase)
+    train_loader = training_loader(splits.train, transform, args.train_batch, seed, reading, ranks)
     print(f"{train_loader}, {val_loader}")
-    settings = {"momentum": args.momentum, "weight_decay": args.weight_decay}
-    optimizer = SGD(net.named_parameters(), args.lr, fused=True, **settings)
-    if saved and not args.fresh_optimizer:
-        fitting.load_optimizer(optimizer, saved.get("optimizer"), net, args.resume)
-
     schedule = Schedule(args.lr, args.epochs, milestones=args.schedule, gamma=args.gamma)
     print(schedule)
+    settings = {"momentum": args.momentum, "weight_decay": args.weight_decay}
+    optimizer = SGD(net.named_parameters(), args.lr, fused=True, **settings)
+    if resumed.file is not None and not args.fresh_optimizer:
+        load_optimizer(optimizer, resumed.saved.get("optimizer"), net, resumed.file)
     task = Classification(nn.CrossEntropyLoss())
     trainer = Trainer(model, optimizer, task, schedule, seed, print_every=args.print_freq)
     trainer.skip_nan = args.on_nan == "skip"
-    fields = {"arch": args.arch, "seed": seed, "classes": list(splits.val.classes)}
+    if args.dry_run:
+        dry_run(trainer, train_loader, evaluation, args.checkpoint)
+        return
 
     def state() -> dict[str, Any]:
         return {"state_dict": net.state_dict(), "optimizer": optimizer.state_dict()}
 
-    if args.dry_run:
-        check = partial(evaluate, model, val_loader, ONE_PROCESS, None, None)
-        rehearse(args, trainer, train_loader, val_loader, check)
-        return
-    with Run(args, saved, train_loader.batches, fields, state, FORM) as run:
-        for begin in run.epochs():
-            trained, speed = trainer.epoch(train_loader, begin, run)
-            validated = evaluate(model, val_loader, print_every=args.print_freq, keeper=run)
-            run.finish_epoch(begin.epoch, row(trainer.rate, trained, validated), validated.top1, speed)
-    run.finish()
+    fields = {"arch": spec.arch, "seed": seed, "classes": list(splits.val.classes)}
+    fields |= origin({**recorded, **asdict(spec)})
+    with Run(resumed, task, train_loader.batches, fields, state, **saving_flags(args)) as run:
+        while not run.finished:
+            for step in trainer.epoch(train_loader, run.position, run.signals):
+                run.after_step(step)
+            for _ in evaluation:
+                run.stop_if_asked()
+            run.finish_epoch(trainer, evaluation.result())
+        run.finish()
+
+
+def saving_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what the command line says of a run's length and its folder."""
+    return {
+        name: getattr(args, name) for name in ("epochs", "start_epoch", "save_every", "keep", "overwrite")
+    }
 
 
 if __name__ == "__main__":

@@ -10,30 +10,39 @@ python imagenet_fast.py -a sge_resnet18 --data digits --img-size 64 --epochs 10 
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
+from torch import nn
+from torch.optim import SGD
+
+from imagenet import Opened, open_network, saving_flags
 from utils.command_line import arguments, cli
+from utils.command_line.checks import check, check_tricks
 from utils.common import distributed
+from utils.common.distributed import Ranks
 from utils.common.randomness import configure_torch
-from utils.data.labels import ends
-from utils.data.loading import training_loader, validation_loader
-from utils.data.splits import open_data
+from utils.data.loading import DeviceLoader, Reading, training_loader, validation_loader
+from utils.data.sampling import TrainBatches
 from utils.data.transforms import TrainTransform
-from utils.networks import building as network
-from utils.networks import weights as fitting
-from utils.runs.folder import check_folder
-from utils.runs.resume import check_start, choose_seed, resumed
+from utils.networks.building import layout, place
+from utils.networks.optimizer_state import load_optimizer
+from utils.runs.provenance import origin
+from utils.runs.resume import Resumed, choose_seed, find_checkpoint
 from utils.runs.run import Run
-from utils.training.classification import FORM, Classification, evaluate, row
-from utils.training.dry_run import rehearse
-from utils.training.ema import create_average, weights
+from utils.training.apex import choose_apex
+from utils.training.classification import Classification, ImageEvaluation
+from utils.training.distillation import create_distillation
+from utils.training.dry_run import dry_run
+from utils.training.ema import Average, create_average, weights
 from utils.training.engine import Trainer
 from utils.training.losses import LabelSmoothing
 from utils.training.mixing import Mixer
-from utils.training.optim import create_optimizer
-from utils.training.precision import choose_precision
+from utils.training.optim import WeightDecay, create_optimizer, decaying_kinds
+from utils.training.precision import Precision, choose_precision
 from utils.training.schedule import Schedule
 
 DEFAULTS = MappingProxyType(
@@ -45,6 +54,7 @@ MILESTONES = (30, 60, 90)
 def create_parser(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAULTS) -> cli.Parser:
     parser = cli.Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_data_arguments(parser)
+    arguments.add_image_arguments(parser)
     arguments.add_model_arguments(parser)
     arguments.add_training_arguments(parser)
     arguments.add_schedule_arguments(parser)
@@ -52,121 +62,163 @@ def create_parser(description: str | None = __doc__, defaults: Mapping[str, Any]
     arguments.add_precision_arguments(parser)
     arguments.add_loss_arguments(parser)
     arguments.add_running_arguments(parser)
-    arguments.add_run_arguments(parser)
+    run = arguments.add_run_arguments(parser)
+    arguments.add_local_rank(run)
+    run.add_argument(
+        "--print-always", action="store_true", help="print the filters' spread after every step of --el2"
+    )
     parser.set_defaults(**{name: defaults[name] for name in ("epochs", "test_batch", "per_iter")})
     return parser
 
 
-def parse_arguments(description: str | None, defaults: Mapping[str, Any]) -> argparse.Namespace:
-    """The command line, with what can be checked before anything is read."""
+def parse_arguments(
+    description: str | None, defaults: Mapping[str, Any]
+) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """Return the command line, and what of it a checkpoint records."""
     parser = create_parser(description, defaults)
     args = parser.parse_args()
-    arguments.check(parser, args)
-    arguments.check_tricks(parser, args, defaults["mineps"], defaults["lam"])
+    check(parser, args)
+    check_tricks(parser, args, defaults["mineps"], defaults["lam"])
     args.cos = args.cos or (defaults["cosine"] and not args.schedule)
-    return args
+    return args, parser.recorded(args)
+
+
+def create_precision(args: argparse.Namespace, level: str, device: str) -> Precision:
+    """Choose torch's mixed precision or Apex's."""
+    choose = choose_apex if args.amp_backend == "apex" else choose_precision
+    return choose(level, device, args.amp_dtype, args.loss_scale, args.keep_batchnorm_fp32)
+
+
+def on_device(args: argparse.Namespace, net: nn.Module, device: torch.device) -> nn.Module:
+    """Put a network on the device of this process, as the flags of running say."""
+    return place(net, device, args.channels_last, args.sync_bn, args.compile)
+
+
+def create_task(
+    args: argparse.Namespace, opened: Opened, device: torch.device, precision: Precision
+) -> Classification:
+    """Create the loss, with a teacher on demand, and the mixing of images."""
+    teacher = (args.teacher, args.distill_alpha, args.distill_temp)
+    names = opened.splits.val.classes
+    size = opened.spec.img_size
+    to_device = partial(on_device, args, device=device)
+    distillation = create_distillation(*teacher, to_device, precision, opened.classes, names, size)
+    mixer = Mixer(
+        args.alpha if args.mixup else None,
+        args.cutmix_prob if args.cutmix else None,
+        args.cutout_size if args.cutout else None,
+    )
+    return Classification(LabelSmoothing(args.label_smoothing, opened.classes), mixer, distillation)
 
 
 def create_schedule(args: argparse.Namespace, images_per_step: int) -> Schedule:
-    """``--lr`` is for 256 images per step: Goyal et al., arXiv 1706.02677."""
+    """Create the schedule; ``--lr`` is for 256 images per step: Goyal et al., arXiv 1706.02677."""
     base = args.lr * images_per_step / 256
     milestones = args.schedule or MILESTONES
     return Schedule(base, args.epochs, args.warmup, milestones, args.gamma, args.cos, args.per_iter)
 
 
-def create_mixer(args: argparse.Namespace) -> Mixer:
-    return Mixer(
-        args.alpha if args.mixup else None,
-        args.cutmix_prob if args.cutmix else None,
-        args.cutout_size if args.cutout else None,
-    )
+def create_sgd(args: argparse.Namespace, net: nn.Module) -> SGD:
+    """Create the optimizer, with the groups of parameters that decay and that do not."""
+    kinds = decaying_kinds(args.wdall, args.nowd_bn, args.nowd_fc, args.nowd_conv)
+    decay = WeightDecay(args.weight_decay, kinds, args.lam if args.el2 else None, args.mineps)
+    return create_optimizer(net, decay, args.lr, args.momentum, args.nesterov)
 
 
-def step_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What flags say of a step, as arguments of the Trainer."""
-    return {
-        "accumulate": args.accum_steps,
-        "clip": args.clip_grad,
-        "print_every": args.print_freq,
-        "print_filters": args.print_always,
-        "skip_nan": args.on_nan == "skip",
-    }
+def state_of(net: nn.Module, average: Average | None, optimizer: SGD, precision: Precision) -> dict[str, Any]:
+    """Return what training has reached, for a checkpoint."""
+    reached = {"optimizer": optimizer.state_dict(), "precision": precision.state_dict()}
+    return {**weights(net, average), **reached}
+
+
+class Training(NamedTuple):
+    """What a training run computes with, before the processes have exchanged anything."""
+
+    loader: DeviceLoader[TrainBatches]
+    schedule: Schedule
+    task: Classification
+    optimizer: SGD
+    local: nn.Module  # the network in its precision
+    average: Average | None
+
+
+def prepare_training(
+    args: argparse.Namespace,
+    resumed: Resumed,
+    opened: Opened,
+    precision: Precision,
+    reading: Reading,
+    seed: int,
+    ranks: Ranks,
+) -> Training:
+    """Create all that training needs beside the network, and restore what a checkpoint holds of it."""
+    spec, net, _, splits = opened
+    assert splits.train is not None
+    task = create_task(args, opened, ranks.device, precision)
+    scale = args.scale or (0.08, 1.0)
+    transform = TrainTransform(spec.img_size, scale, args.hflip, args.auto_augment, args.random_erase)
+    batches = (args.train_batch, seed, reading, ranks, layout(args.channels_last), args.accum_steps)
+    loader = training_loader(splits.train, transform, *batches)
+    schedule = create_schedule(args, loader.batches.samples_per_step)
+    optimizer = create_sgd(args, net)
+    local = precision.prepare(net, optimizer)
+    average = create_average(net, args.ema, resumed.saved)
+    if resumed.file is not None and not args.fresh_optimizer:
+        load_optimizer(optimizer, resumed.saved.get("optimizer"), net, resumed.file)
+        precision.load_state_dict(resumed.saved.get("precision", {}))
+    return Training(loader, schedule, task, optimizer, local, average)
 
 
 def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAULTS) -> None:
-    args = parse_arguments(description, defaults)
+    args, recorded = parse_arguments(description, defaults)
     with distributed.start(args.device, args.local_rank) as ranks:
-        saved = resumed(args, ranks)
-        with ranks.agree():
-            if args.evaluate:
-                network.settle(args, saved)
-            precision = choose_precision(args, ranks.device.type)
-            if not (args.evaluate or args.dry_run):
-                check_start(args, saved)
-                check_folder(args)
-            outputs = network.outputs_of(args, saved)
-            splits = open_data(args.data, args.evaluate, outputs, args.cache)
-        ranks.same(str(splits), f"--data {args.data}")
-        seed = ranks.gather(choose_seed(args.manualSeed, saved.get("seed")))[0]
+        resumed = find_checkpoint(args.resume, args.checkpoint, args.evaluate, ranks)
+        seed = ranks.gather(choose_seed(args.manualSeed, resumed.saved.get("seed")))[0]
         configure_torch(args.deterministic, seed)
-        with ranks.agree():
-            classes = network.class_count(args.num_classes, outputs, splits.val.classes)
-            net, complexity = network.build_model(args, classes)
-            network.load_weights(net, args, saved)
-            net = network.place(net, args, ranks.device)
-        size = f"{complexity} at {args.img_size} px, {classes} classes ({ends(splits.val.classes)})"
-        print(f"{args.arch}: {size}, on {ranks}, {precision}")
+        level = args.opt_level or ("O2" if ranks.device.type == "cuda" else "O0")
+        reading, memory = Reading(args.workers, args.max_bad, args.decoder), layout(args.channels_last)
 
-        layout = network.layout(args)
-        val_loader = validation_loader(splits.val, args, seed, ranks, layout)
+        with ranks.agree():  # what one process refuses ends all of them, in one line
+            precision = create_precision(args, level, ranks.device.type)
+            opened = open_network(args, resumed, f"{ranks}, {precision}")
+            spec, net, _, splits = opened = opened._replace(net=on_device(args, opened.net, ranks.device))
+            val_loader = validation_loader(splits.val, spec.img_size, args.test_batch, reading, ranks, memory)
+            if splits.train is not None:
+                training = prepare_training(args, resumed, opened, precision, reading, seed, ranks)
+        ranks.same(str(splits), f"--data {args.data}")
         if splits.train is None:
-            model = precision.prepare(net)
-            print(evaluate(model, val_loader, ranks, precision, args.print_freq).published())
+            evaluation = ImageEvaluation(
+                precision.prepare(net), val_loader, ranks, precision, args.print_freq
+            )
+            print(evaluation.run().published())
             return
 
-        with ranks.agree():
-            criterion = LabelSmoothing(args.label_smoothing, classes)
-            distillation = network.create_distillation(
-                args, classes, splits.train.classes, ranks.device, precision
-            )
-            task = Classification(criterion, create_mixer(args), distillation)
-            transform = TrainTransform(args, args.scale or (0.08, 1.0))
-            train_loader = training_loader(
-                splits.train, transform, args, seed, ranks, layout, args.accum_steps
-            )
-        print(f"{train_loader}, {val_loader}")
-        schedule = create_schedule(args, train_loader.batches.samples_per_step)
-        print(schedule)
-        optimizer = create_optimizer(net, args)
-        local = precision.prepare(net, optimizer)
-        average = create_average(net, args.ema, saved)
-
-        def state() -> dict[str, Any]:
-            reached = {"optimizer": optimizer.state_dict(), "precision": precision.state_dict()}
-            return {**weights(net, average), **reached}
-
-        with ranks.agree():
-            if saved and not args.fresh_optimizer:
-                fitting.load_optimizer(optimizer, saved.get("optimizer"), net, args.resume)
-                precision.load_state_dict(saved.get("precision", {}))
-        model = precision.distribute(local, ranks)
-        settings = {**step_settings(args), "average": average}
-        trainer = Trainer(model, optimizer, task, schedule, seed, ranks, precision, **settings)
-        evaluated = precision.prepare(average.module) if average else local
+        loader, average = training.loader, training.average
+        print(f"{loader}, {val_loader}\n{training.schedule}")
+        model = precision.distribute(training.local, ranks)
+        trainer = Trainer(model, training.optimizer, training.task, training.schedule, seed, ranks, precision)
+        trainer.accumulate, trainer.clip, trainer.average = args.accum_steps, args.clip_grad, average
+        trainer.print_every, trainer.print_filters = args.print_freq, args.print_always
+        trainer.skip_nan = args.on_nan == "skip"
+        evaluated = precision.prepare(average.module) if average else training.local
+        evaluation = ImageEvaluation(evaluated, val_loader, ranks, precision, args.print_freq)
         if args.dry_run:
-            check = partial(evaluate, evaluated, val_loader, ranks, precision, None)
-            rehearse(args, trainer, train_loader, val_loader, check, ranks)
+            dry_run(trainer, loader, evaluation, args.checkpoint, ranks)
             return
-        with ranks.agree():
-            fields = {"arch": args.arch, "seed": seed, "classes": list(splits.val.classes)}
-            run = Run(args, saved, train_loader.batches, fields, state, FORM, ranks)
-        with run:
-            for begin in run.epochs():
-                trained, speed = trainer.epoch(train_loader, begin, run)
+
+        fields = {"arch": spec.arch, "seed": seed, "classes": list(splits.val.classes)}
+        fields |= origin({**recorded, **asdict(spec), "opt_level": level})
+        state = partial(state_of, net, average, training.optimizer, precision)
+        settings = saving_flags(args)
+        with Run(resumed, training.task, loader.batches, fields, state, ranks, **settings) as run:
+            while not run.finished:
+                for step in trainer.epoch(loader, run.position, run.signals):
+                    run.after_step(step)
                 ranks.share_buffers(average or net)
-                validated = evaluate(evaluated, val_loader, ranks, precision, args.print_freq, run)
-                run.finish_epoch(begin.epoch, row(trainer.rate, trained, validated), validated.top1, speed)
-        run.finish()
+                for _ in evaluation:
+                    run.stop_if_asked()
+                run.finish_epoch(trainer, evaluation.result())
+            run.finish()
 
 
 if __name__ == "__main__":

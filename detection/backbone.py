@@ -1,9 +1,9 @@
-"""The backbone: a residual classification net, its four stages, a feature pyramid.
+"""The backbone: the four stages of a residual classification net, and a feature pyramid on them.
 
 Lin, Dollar, Girshick, He, Hariharan, Belongie, "Feature Pyramid Networks for Object Detection",
-arXiv 1612.03144. Stem and first stage are frozen, and so are the statistics of all batch norms of the net, as
-a batch of two images is too small for them; the scales and shifts of its stages 2 to 4 are trained, and so is
-BAM's module between the stages 1 and 2.
+arXiv 1612.03144. The stem and the first stage are frozen. So are the statistics of all batch norms of the
+net, because two images are too few for them; the scales and shifts of stages 2 to 4 are trained, and so is
+BAM's module between stages 1 and 2.
 """
 
 from typing import Any
@@ -15,23 +15,24 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 from models import create_model, list_models
 from utils.common.errors import UserError
+from utils.data.labels import IMAGENET_CLASSES
 from utils.networks import checkpoint as checkpoints
-from utils.networks import weights as fitting
 from utils.networks.building import imagenet_weights
+from utils.networks.weights import load_weights, of_a_detector, output_count
 
-FROZEN = ("conv1", "bn1", "layer1")  # deep stems lie in conv1
-CHANNELS = 256  # of every level
+FROZEN = ("conv1", "bn1", "layer1")  # a deep stem is inside conv1
+CHANNELS = 256  # of every level of the pyramid
 
 
 class Backbone(nn.Module):
     """Stages c2 to c5 of a residual net, attention included, as a feature pyramid.
 
     Args:
-        net: a ResNet of models/ or torchvision; it loses its classifier.
+        net: a ResNet of models/ or torchvision; its classifier is removed.
 
     Shape: (B, 3, H, W) to maps "0", "1", "2", "3" and "pool" of 256 channels at strides 4, 8, 16, 32, 64.
-    They are in float32 under autocast too: anchors and boxes take their precision, and bfloat16 cannot tell
-    x = 1000 from x = 1001.
+    They are in float32 under autocast too: anchors and boxes inherit their precision, and bfloat16 cannot
+    distinguish x = 1000 from x = 1001.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -59,7 +60,7 @@ class Backbone(nn.Module):
 
 
 def stages(net: Any, x: Tensor) -> tuple[Tensor, ...]:
-    """Outputs c2, c3, c4, c5 of the four stages of a ResNet, ours or torchvision's."""
+    """Return the outputs c2, c3, c4, c5 of the four stages of a ResNet, ours or torchvision's."""
     if hasattr(net, "forward_stages"):
         return net.forward_stages(x)
     x = net.maxpool(net.relu(net.bn1(net.conv1(x))))
@@ -70,17 +71,17 @@ def stages(net: Any, x: Tensor) -> tuple[Tensor, ...]:
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """Float32 from half precision; float32 and float64 as they are."""
+    """Convert half precision to float32; leave float32 and float64 unchanged."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def list_backbones() -> list[str]:
-    """The registered architectures that a detector can stand on: those with the four stages of a ResNet."""
+    """List the architectures that can be a backbone: those with the four stages of a ResNet."""
     return [*list_models("*resne*"), *list_models("sknet*")]
 
 
 def create_backbone(arch: str, checkpoint: str | None, pretrained: bool) -> Backbone:
-    """A backbone that starts from a classification checkpoint, or from torchvision's ImageNet weights.
+    """Create a backbone from a classification checkpoint or from torchvision's ImageNet weights.
 
     Args:
         arch: a name of :func:`list_backbones`.
@@ -88,7 +89,7 @@ def create_backbone(arch: str, checkpoint: str | None, pretrained: bool) -> Back
         pretrained: download the weights; torchvision's architectures only.
 
     Raises:
-        UserError: no stages, no such weights, or weights of another net.
+        UserError: the net has no stages, or the weights are not available or of another net.
     """
     if arch not in list_backbones():
         possible = "possible are *resnet*, *resnext* and sknet*, such as sge_resnet50"
@@ -98,7 +99,7 @@ def create_backbone(arch: str, checkpoint: str | None, pretrained: bool) -> Back
     if checkpoint:
         return _from_checkpoint(arch, checkpoint)
     instead = "give a file with --backbone"
-    weights = imagenet_weights(arch, 1000, "--pretrained", instead) if pretrained else {}
+    weights = imagenet_weights(arch, IMAGENET_CLASSES, "--pretrained", instead) if pretrained else {}
     try:
         return Backbone(create_model(arch, **weights))
     except OSError as error:
@@ -108,10 +109,10 @@ def create_backbone(arch: str, checkpoint: str | None, pretrained: bool) -> Back
 def _from_checkpoint(arch: str, path: str) -> Backbone:
     saved = checkpoints.load(path, "--backbone")
     state = saved["state_dict"]
-    if detector := fitting.of_a_detector(state):
+    if detector := of_a_detector(state):
         raise UserError(f"--backbone {path} {detector}, or give the checkpoint of a classification run")
-    net = create_model(arch, num_classes=fitting.output_count(state, arch))
-    fitting.load_weights(net, saved, arch, path, "--backbone", "-a {arch}")
+    net = create_model(arch, num_classes=output_count(state, arch))
+    load_weights(net, saved, arch, path, "--backbone", "-a {arch}")
     backbone = Backbone(net)
     used = backbone.body.state_dict()
     unused = [key for key in state if key not in used]

@@ -6,7 +6,6 @@ background. Lin et al., "Microsoft COCO: Common Objects in Context", arXiv 1405.
 cocodataset.org/#format-data.
 """
 
-import argparse
 import json
 import math
 from collections.abc import Sequence
@@ -17,20 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from pycocotools import mask as rle_masks
 from torch import Tensor
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
-from detection.loading import RaggedLoader, collect
-from utils.common.distributed import Ranks
 from utils.common.errors import UserError
 from utils.common.text import plural
-from utils.data.decoding import decode
-from utils.data.loading import ImageDataset
-from utils.data.sampling import EvalBatches, GroupedBatches, TrainBatches
-from utils.data.splits import ImageSplit
 
 LEAST_IMAGE = 32  # pixels; images with a shorter side are not trained on
 LEAST_BOX = 0.01  # pixels; of thinner boxes a flip or a change of size in float32 may leave nothing
@@ -173,62 +163,9 @@ def run_lengths(segmentation: Any, width: int, height: int) -> bytes:
         return b""
 
 
-class CocoDataset(ImageDataset):
-    """Images (3, H, W) uint8 as they are, and dicts of what they show.
-
-    A dict has ``boxes`` (N, 4) float32 (x1, y1, x2, y2 in pixels), ``labels`` (N,) int64, ``image_id`` ()
-    int64, and ``masks`` (N, H, W) uint8 when wanted.
-    """
-
-    def read(self, path: str, label: Target) -> Image.Image:
-        """The image; a size that the annotations don't know would shift the objects."""
-        image = decode(path)
-        if image.size != label.size:
-            text = "it has {} x {} pixels, by its annotations {} x {}"
-            raise ValueError(text.format(*image.size, *label.size))
-        return image
-
-    def transformed(self, read: Image.Image, label: Target) -> tuple[Tensor, dict[str, Tensor]]:
-        """Image and objects, by the transform flipped together."""
-        size = label.size[::-1]
-        target = {
-            "boxes": tv_tensors.BoundingBoxes(torch.tensor(label.boxes), format="XYXY", canvas_size=size),
-            "labels": torch.tensor(label.labels),
-            "image_id": torch.tensor(label.image_id),
-        }
-        if label.masks is not None:
-            target["masks"] = tv_tensors.Mask(decode_masks(label.masks, *label.size))
-        transform: Any = self.transform
-        image, target = transform(tv_tensors.Image(v2.functional.pil_to_tensor(read)), target)
-        return image.as_subclass(Tensor), {key: value.as_subclass(Tensor) for key, value in target.items()}
-
-
 def decode_masks(masks: Sequence[bytes], width: int, height: int) -> Tensor:
     """N masks of compressed run lengths as (N, H, W), uint8."""
     if not masks:
         return torch.zeros(0, height, width, dtype=torch.uint8)
     decoded = rle_masks.decode([{"size": [height, width], "counts": counts} for counts in masks])
     return torch.from_numpy(decoded).permute(2, 0, 1).contiguous()
-
-
-def coco_training_loader(
-    split: CocoSplit, args: argparse.Namespace, seed: int, ranks: Ranks, parts: int = 1
-) -> RaggedLoader[TrainBatches]:
-    """This process's batches of ``--train-batch``, ``parts`` of them for a step, flipped with ``--hflip``.
-
-    Raises:
-        UserError: fewer images than one for each process and part.
-    """
-    dataset = CocoDataset(ImageSplit(*split[:2]), v2.RandomHorizontalFlip(args.hflip), seed, substitute=True)
-    wide = torch.tensor([target.size[0] > target.size[1] for _, target in split.samples])
-    batches = GroupedBatches(wide, args.train_batch, seed, parts, ranks.rank, ranks.size)
-    return RaggedLoader(dataset, batches, collect, args.workers, ranks.device, max_bad=args.max_bad)
-
-
-def coco_validation_loader(
-    split: CocoSplit, args: argparse.Namespace, seed: int, ranks: Ranks
-) -> RaggedLoader[EvalBatches]:
-    """This process's share of the images, in batches of ``--test-batch``."""
-    dataset = CocoDataset(ImageSplit(*split[:2]), v2.Identity(), seed)
-    batches = EvalBatches(len(dataset), args.test_batch, ranks.rank, ranks.size)
-    return RaggedLoader(dataset, batches, collect, args.workers, ranks.device, max_bad=args.max_bad)

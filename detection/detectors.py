@@ -1,7 +1,7 @@
-"""The detectors: backbone, proposals and heads with the settings of the published configurations.
+"""The detectors: backbone, region proposals and heads, with the settings of the published configurations.
 
-They differ from torchvision's defaults in the 2000 proposals at test, in the box loss and in the batch norms;
-for the papers see ``heads.py`` and ``backbone.py``.
+They differ from torchvision's defaults in the 2000 proposals at test time, in the box loss and in the batch
+norms; for the papers see ``heads.py`` and ``backbone.py``.
 """
 
 from torch import Tensor
@@ -12,12 +12,12 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from detection.backbone import Backbone, full_precision
 from detection.heads import BoxStage, MaskBranch, StagedHeads
+from utils.data.transforms import MEAN, STD
 
 DETECTORS = ("faster_rcnn", "mask_rcnn", "cascade_rcnn")
-PROPOSALS = 2000  # of a level before suppression, of an image after it
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet: RGB in [0, 1]
+PROPOSALS = 2000  # per level before non-maximum suppression, per image after it
 
-# IoU, stds of the box offsets and loss weight of the three stages.
+# IoU threshold, stds of the box offsets and loss weight of each of the three stages.
 CASCADE = (
     (0.5, (0.1, 0.1, 0.2, 0.2), 1.0),
     (0.6, (0.05, 0.05, 0.1, 0.1), 0.5),
@@ -28,7 +28,7 @@ CASCADE = (
 def create_detector(
     name: str, backbone: Backbone, classes: int, min_size: int = 800, max_size: int = 1333
 ) -> GeneralizedRCNN:
-    """A detector with random heads.
+    """Create a detector whose heads have random weights.
 
     It takes a list of images (3, H, W), RGB in [0, 1], and in training a list of targets: ``boxes`` (N, 4) as
     x1, y1, x2, y2 in pixels, ``labels`` (N,) and, for Mask R-CNN, ``masks`` (N, H, W); N may be 0. Training
@@ -36,10 +36,10 @@ def create_detector(
 
     Args:
         name: one of ``DETECTORS``.
-        backbone: shared, not copied.
-        classes: with the background, which is class 0; 81 for COCO.
-        min_size: the shorter side that images are resized to, in pixels, ...
-        max_size: ... unless the longer one would exceed this.
+        backbone: becomes part of the detector; it is not copied.
+        classes: number of classes including the background, which is class 0; 81 for COCO.
+        min_size: length in pixels to which the shorter side of an image is resized.
+        max_size: limit for the longer side; an image that would exceed it is resized to it.
 
     Raises:
         ValueError: no detector has that name.
@@ -57,7 +57,7 @@ def create_detector(
 
 
 def _proposals(channels: int) -> RegionProposalNetwork:
-    """One anchor size per level, 8 times its stride, in three shapes."""
+    """Create the region proposal network: one anchor size per level, 8 times its stride, in three shapes."""
     anchors = AnchorGenerator(((32,), (64,), (128,), (256,), (512,)), ((0.5, 1.0, 2.0),) * 5)
     return RegionProposalNetwork(
         anchors,
@@ -73,7 +73,7 @@ def _proposals(channels: int) -> RegionProposalNetwork:
 
 
 class ProposalHead(RPNHead):
-    """torchvision's, with outputs in float32 under autocast: proposals take their precision."""
+    """torchvision's RPN head with float32 outputs under autocast: proposals inherit their precision."""
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         logits, offsets = super().forward(x)

@@ -16,19 +16,14 @@ import torch
 from pycocotools import mask as rle_masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops import box_convert
 
 from detection.coco import CocoSplit
-from detection.loading import RaggedLoader
-from utils.common.distributed import ONE_PROCESS, Ranks
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
-from utils.data.sampling import EvalBatches
-from utils.runs.log import Progress
-from utils.training.engine import Keeper
+from utils.training.engine import Evaluation
 from utils.training.metrics import Sums
-from utils.training.precision import Precision
 
 Results = list[dict[str, Any]]
 # Average precision over IoUs of .5 to .95, at .5 and at .75, and of small (below 32 x 32 pixels), medium and
@@ -139,45 +134,45 @@ def _indexed(data: dict[str, Any], objects: Results) -> COCO:
 
 
 class _Count(Sums):
-    """Of images."""
+    """The number of images."""
 
     def figures(self, values: Sequence[float]) -> str:
         return f"{int(values[0]):,} images"
 
 
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    loader: RaggedLoader[EvalBatches],
-    split: CocoSplit,
-    ranks: Ranks = ONE_PROCESS,
-    precision: Precision | None = None,
-    print_every: int | None = None,
-    keeper: Keeper | None = None,
-) -> tuple[Scores, Results]:
-    """COCO's numbers over every image, each once, whatever the batches and the processes; masks if there are.
+class CocoEvaluation(Evaluation):
+    """COCO's numbers over every image, of masks too if the split has them.
 
-    An image that cannot be decoded is one without detections.
+    An image that cannot be decoded is one without detections. After it ``records`` has the detections of all
+    processes in the order of the images' ids.
 
-    Returns:
-        The numbers and all records in the order of the images' ids, on every process.
+    Args:
+        split: images and what they show.
+        others: as of :class:`Evaluation`.
     """
-    precision, keeper = precision or Precision(), keeper or Keeper()
-    model.eval()
-    meter, records = _Count(torch.device("cpu"), 1), Results()
-    progress = Progress("evaluate", len(loader), ranks.size, print_every)
-    for images, targets in loader:
-        if len(images):
-            with precision.autocast():
-                detections = model(images)
-            records += to_results(detections, [int(target["image_id"]) for target in targets], split.ids)
-        meter.sums += len(targets)
-        progress.step(meter, len(targets))
-        keeper.between_batches()
-    progress.close()
-    loader.report(ranks)
-    records = [record for part in ranks.gather(records) for record in part]
-    records.sort(key=lambda record: record["image_id"])  # an image's are of one process: their order stays
-    kinds = ("bbox",) if split.samples[0][1].masks is None else ("bbox", "segm")
-    scores: Any = score(split.annotations, records, kinds, split.image_ids) if ranks.main else None
-    return ranks.gather(scores)[0], records
+
+    def __init__(self, split: CocoSplit, *others: Any) -> None:
+        super().__init__(*others)
+        self.split = split
+
+    def begin(self) -> Sums:
+        self.records = Results()
+        self.meter = _Count(torch.device("cpu"), 1)
+        return self.meter
+
+    def count(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> None:
+        if images:
+            with self.precision.autocast():
+                detections = self.model(images)
+            image_ids = [int(target["image_id"]) for target in targets]
+            self.records += to_results(detections, image_ids, self.split.ids)
+        self.meter.sums += len(targets)
+
+    def result(self) -> Scores:
+        self.records = [record for part in self.ranks.gather(self.records) for record in part]
+        self.records.sort(key=lambda record: record["image_id"])  # one process has all of an image
+        kinds = ("bbox",) if self.split.samples[0][1].masks is None else ("bbox", "segm")
+        scores: Any = None
+        if self.ranks.main:
+            scores = score(self.split.annotations, self.records, kinds, self.split.image_ids)
+        return self.ranks.gather(scores)[0]

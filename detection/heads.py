@@ -2,11 +2,11 @@
 
 Girshick, "Fast R-CNN", arXiv 1504.08083. He, Gkioxari, Dollar, Girshick, "Mask R-CNN", arXiv 1703.06870.
 Cai, Vasconcelos, "Cascade R-CNN: Delving into High Quality Object Detection", arXiv 1712.00726.
-Matching, sampling and the coding of boxes are torchvision's. Differs from its heads: the box loss turns from
-squared to linear at 1 (Fast R-CNN, Eq. 3) rather than 1/9, the outputs start as in Fast R-CNN (Gaussian, std
-0.01 for classes and 0.001 for boxes), and there may be several stages.
-Differs from the Cascade R-CNN paper, as the published configurations do: later stages count less in the loss,
-and the scores at test come from the mean of all stages' logits.
+Matching, sampling and the encoding of boxes are torchvision's. Differs from its heads: smooth L1 turns from
+squared to linear at 1 (Fast R-CNN, Eq. 3) rather than 1/9, the output layers are initialised as in Fast R-CNN
+(Gaussian, std 0.01 for classes and 0.001 for boxes), and there may be several stages.
+Differs from the Cascade R-CNN paper, as the published configurations do: later stages have less weight in the
+loss, and the scores at test time come from the mean of all stages' logits.
 """
 
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
 
 from detection.backbone import full_precision
 
-LEVELS = ("0", "1", "2", "3")  # of the pyramid; the proposals' areas choose among them
+LEVELS = ("0", "1", "2", "3")  # of the pyramid; a proposal's area selects its level
 HIDDEN = 1024
 
 Features = dict[str, Tensor]  # level to (B, C, H, W)
-Boxes = list[Tensor]  # of each image, (R, 4): x1, y1, x2, y2 in pixels
-Sizes = list[tuple[int, int]]  # of each image before padding: height and width in pixels
-Targets = list[dict[str, Tensor]]  # of each image: boxes (N, 4), labels (N,), perhaps masks (N, H, W)
+Boxes = list[Tensor]  # for each image, (R, 4): x1, y1, x2, y2 in pixels
+Sizes = list[tuple[int, int]]  # for each image before padding: height and width in pixels
+Targets = list[dict[str, Tensor]]  # for each image: boxes (N, 4), labels (N,), perhaps masks (N, H, W)
 
 
 class BoxPredictor(nn.Module):
@@ -47,16 +47,16 @@ class BoxPredictor(nn.Module):
 
 
 class BoxStage(RoIHeads):
-    """One box head, with the rule by which its proposals are labelled and sampled.
+    """One box head, with the matching and sampling of its proposals.
 
     Args:
         channels: C of the features.
-        classes: with the background, which is class 0.
-        class_agnostic: one box per proposal, rather than one per class.
-        iou: from which overlap with a ground-truth box on a proposal counts as that object.
-        stds: by which the four box offsets are divided.
+        classes: number of classes including the background, which is class 0.
+        class_agnostic: predict one box per proposal rather than one per class.
+        iou: least IoU with a ground-truth box for a proposal to be positive.
+        stds: standard deviations that divide the four box offsets.
         loss_weight: of both losses.
-        box_beta: where the box loss turns from squared to linear.
+        box_beta: beta of smooth L1, where the box loss turns from squared to linear.
     """
 
     def __init__(
@@ -86,34 +86,37 @@ class BoxStage(RoIHeads):
         self.box_beta = box_beta
 
     def forward(self, features: Features, boxes: Boxes, sizes: Sizes) -> tuple[Tensor, Tensor]:
-        """Logits and offsets of the boxes of all images, as of :class:`BoxPredictor`."""
+        """Return logits and offsets of the boxes of all images, shaped as by :class:`BoxPredictor`."""
         return self.box_predictor(self.box_head(self.box_roi_pool(features, boxes, sizes)))
 
-    def losses(self, logits: Tensor, offsets: Tensor, labels: Boxes, goals: Boxes) -> tuple[Tensor, Tensor]:
-        """Weighted losses of classes and boxes, both per sampled proposal; 0 without any.
+    def losses(
+        self, logits: Tensor, offsets: Tensor, labels: Boxes, regression_targets: Boxes
+    ) -> tuple[Tensor, Tensor]:
+        """Return the weighted classification and box losses per sampled proposal; 0 without proposals.
 
         Args:
             logits, offsets: from :meth:`forward`.
-            labels: of each image, (R,); 0 is the background.
-            goals: of each image, the offsets to the matched ground truth.
+            labels: for each image, (R,); 0 is the background.
+            regression_targets: for each image, the offsets to the matched ground truth, (R, 4).
         """
         label = torch.cat(labels)
         sampled, positive = max(len(label), 1), torch.where(label > 0)[0]
-        goal = torch.cat(goals)[positive]
+        regression_target = torch.cat(regression_targets)[positive]
         offsets = offsets.unflatten(1, (-1, 4))  # (R, classes or 1, 4)
-        of_class = label[positive] if offsets.shape[1] > 1 else torch.zeros_like(positive)
+        class_index = label[positive] if offsets.shape[1] > 1 else torch.zeros_like(positive)
         classification = F.cross_entropy(logits, label, reduction="sum")
-        boxes = F.smooth_l1_loss(offsets[positive, of_class], goal, reduction="sum", beta=self.box_beta)
+        predicted = offsets[positive, class_index]
+        boxes = F.smooth_l1_loss(predicted, regression_target, reduction="sum", beta=self.box_beta)
         return self.loss_weight * classification / sampled, self.loss_weight * boxes / sampled
 
     def refine(self, offsets: Tensor, boxes: Boxes, sizes: Sizes) -> Boxes:
-        """Boxes moved by class-agnostic offsets and clipped to the images: proposals of the next stage."""
+        """Return the next stage's proposals: boxes moved by class-agnostic offsets, clipped to the images."""
         moved = self.box_coder.decode(offsets.detach(), boxes).reshape(-1, 4)
-        of_image = moved.split([len(box) for box in boxes])
-        return [clip_boxes_to_image(box, size) for box, size in zip(of_image, sizes, strict=True)]
+        per_image = moved.split([len(box) for box in boxes])
+        return [clip_boxes_to_image(box, size) for box, size in zip(per_image, sizes, strict=True)]
 
     def detect(self, logits: Tensor, offsets: Tensor, boxes: Boxes, sizes: Sizes) -> Targets:
-        """Boxes, scores and labels of each image after suppression, the best 100."""
+        """Return boxes, scores and labels of each image after non-maximum suppression, at most 100."""
         if offsets.shape[1] == 4:
             offsets = offsets.repeat(1, logits.shape[1])
         found = self.postprocess_detections(logits, offsets, boxes, sizes)
@@ -122,7 +125,12 @@ class BoxStage(RoIHeads):
 
 
 class MaskBranch(nn.Module):
-    """Mask logits of every class: boxes to (R, classes, 28, 28). Takes C of the features and the classes."""
+    """Mask logits of every class, from boxes: (R, classes, 28, 28).
+
+    Args:
+        channels: C of the features.
+        classes: number of classes including the background.
+    """
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
@@ -136,12 +144,12 @@ class MaskBranch(nn.Module):
     def loss(
         self, features: Features, boxes: Boxes, sizes: Sizes, labels: Boxes, matches: Boxes, targets: Targets
     ) -> Tensor:
-        """Binary cross-entropy of the right class's mask, over the positive boxes.
+        """Return the binary cross-entropy of the mask of the true class, over the positive boxes.
 
         Args:
-            features, boxes, sizes: as of :meth:`forward`.
-            labels: of each image, (R,); 0 is the background.
-            matches: of each image, (R,): which of its targets a box belongs to.
+            features, boxes, sizes: as for :meth:`forward`.
+            labels: for each image, (R,); 0 is the background.
+            matches: for each image, (R,): index of the target that a box is matched to.
             targets: with masks.
         """
         positive = [label > 0 for label in labels]
@@ -150,17 +158,17 @@ class MaskBranch(nn.Module):
         return maskrcnn_loss(self(features, boxes, sizes), boxes, masks, classes, matches)
 
     def detect(self, features: Features, found: Targets, sizes: Sizes) -> Targets:
-        """The detections with the mask of their class, (R, 1, 28, 28) in [0, 1]."""
+        """Return the detections with the masks of their classes, (R, 1, 28, 28) in [0, 1]."""
         logits = self(features, [image["boxes"] for image in found], sizes)
         probabilities = maskrcnn_inference(logits, [image["labels"] for image in found])
         return [{**image, "masks": masks} for image, masks in zip(found, probabilities, strict=True)]
 
 
 class StagedHeads(nn.Module):
-    """Box stages, each on the boxes of the one before, and perhaps a mask branch on the last boxes.
+    """Box stages, each on the boxes of the previous one, and optionally a mask branch on the last boxes.
 
-    Stands in the place of torchvision's RoIHeads and is called as these are: proposals to losses in training,
-    to detections else.
+    Replaces torchvision's RoIHeads and is called in the same way: from proposals it returns losses in
+    training, and detections in evaluation.
     """
 
     def __init__(self, stages: Sequence[BoxStage], mask: MaskBranch | None = None) -> None:
@@ -173,41 +181,41 @@ class StagedHeads(nn.Module):
     ) -> tuple[Targets, dict[str, Tensor]]:
         if not self.training:
             return self._detections(features, proposals, sizes), {}
-        assert targets is not None  # GeneralizedRCNN has looked
+        assert targets is not None  # GeneralizedRCNN has checked
         return [], self._losses(features, proposals, sizes, targets)
 
     def _losses(
         self, features: Features, proposals: Boxes, sizes: Sizes, targets: Targets
     ) -> dict[str, Tensor]:
-        """``loss_classifier`` and ``loss_box_reg``, summed over the stages, and ``loss_mask``."""
-        of_stages = []
+        """Return ``loss_classifier`` and ``loss_box_reg``, summed over the stages, and ``loss_mask``."""
+        stage_losses = []
         for stage in self.stages:
-            boxes, matches, labels, goals = stage.select_training_samples(proposals, targets)
+            boxes, matches, labels, regression_targets = stage.select_training_samples(proposals, targets)
             logits, offsets = stage(features, boxes, sizes)
-            of_stages.append(stage.losses(logits, offsets, labels, goals))
+            stage_losses.append(stage.losses(logits, offsets, labels, regression_targets))
             if stage is not self.stages[-1]:
                 refined = stage.refine(offsets, boxes, sizes)
                 proposals = [
-                    new[~_among(old, target["boxes"])]  # the next stage adds the ground truth itself
+                    new[~_is_any_of(old, target["boxes"])]  # the next stage adds the ground truth itself
                     for new, old, target in zip(refined, boxes, targets, strict=True)
                 ]
-        classification, regression = zip(*of_stages, strict=True)
+        classification, regression = zip(*stage_losses, strict=True)
         losses = {"loss_classifier": sum(classification), "loss_box_reg": sum(regression)}
         if self.mask is not None:
             losses["loss_mask"] = self.mask.loss(features, boxes, sizes, labels, matches, targets)
         return losses
 
     def _detections(self, features: Features, boxes: Boxes, sizes: Sizes) -> Targets:
-        of_stages = []
+        stage_logits = []
         for stage in self.stages:
             logits, offsets = stage(features, boxes, sizes)
-            of_stages.append(logits)
+            stage_logits.append(logits)
             if stage is not self.stages[-1]:
                 boxes = stage.refine(offsets, boxes, sizes)
-        found = stage.detect(torch.stack(of_stages).mean(0), offsets, boxes, sizes)
+        found = stage.detect(torch.stack(stage_logits).mean(0), offsets, boxes, sizes)
         return found if self.mask is None else self.mask.detect(features, found, sizes)
 
 
-def _among(boxes: Tensor, others: Tensor) -> Tensor:
-    """Which of the boxes are one of the others: (R, 4) and (N, 4) to (R,)."""
+def _is_any_of(boxes: Tensor, others: Tensor) -> Tensor:
+    """Whether each box is equal to one of the others: (R, 4) and (N, 4) to (R,)."""
     return (boxes[:, None] == others.to(boxes.dtype)).all(2).any(1)

@@ -1,18 +1,18 @@
-"""The published configurations of Faster, Mask and Cascade R-CNN on COCO 2017, a row each.
+"""The published configurations of Faster, Mask and Cascade R-CNN on COCO 2017, one per row.
 
-Common to all: the constants below and ``create_detector``'s defaults; images flipped with probability 0.5.
-Not here: RetinaNet, which this package does not have, and the SE-ResNet101 rows of the published table, for
-which no configuration was published.
+All share the constants below, ``create_detector``'s defaults and random flips with probability 0.5. RetinaNet
+is missing because this package does not have it, and the SE-ResNet101 rows of the published table because no
+configuration was published for them.
 """
 
 from typing import NamedTuple
 
-GPUS = 8  # that rates and images per GPU are meant for
+GPUS = 8  # number for which learning rates and images per GPU are given
 MOMENTUM = 0.9
 WEIGHT_DECAY = 1e-4  # on every trained parameter, norms and biases too
-CLIP = 35.0  # L2 norm of the gradient of all parameters together
-GAMMA = 0.1  # factor of the rate at each step of the schedule
-WARMUP_STEPS = 500  # in which the rate grows linearly from a third of it
+CLIP = 35.0  # largest L2 norm of the gradient of all parameters
+GAMMA = 0.1  # factor of the learning rate at each step of the schedule
+WARMUP_STEPS = 500  # in which the learning rate rises linearly from a third
 
 
 class Recipe(NamedTuple):
@@ -22,9 +22,9 @@ class Recipe(NamedTuple):
     detector: str  # one of detection.detectors.DETECTORS
     arch: str  # of the backbone
     epochs: int
-    steps: tuple[int, ...]  # epochs after which the rate falls
+    steps: tuple[int, ...]  # epochs after which the learning rate falls
     images: int  # per GPU
-    rate: float  # for all GPUs together: 0.02 for 16 images in every row
+    rate: float  # learning rate of all GPUs together; in every row it is 0.02 for 16 images
 
 
 RECIPES = (

@@ -1,21 +1,51 @@
 """What a detector learns, and what is logged of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from detection.evaluate import Scores
-from utils.runs.log import Column, Form
 from utils.training.engine import Task
-from utils.training.metrics import Losses, LossMeter
+from utils.training.metrics import Column, LogFormat, Sums
 from utils.training.precision import Precision
 
 _LOSSES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")  # as torchvision's
 _NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _SHOWN = ("AP", "AP50")  # on the console
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
+
+
+class Losses(NamedTuple):
+    """Averages over the images of a pass: the total loss and its parts."""
+
+    loss: float  # their sum
+    parts: list[float]
+
+    def __str__(self) -> str:
+        return f"loss {self.loss:.4f}"
+
+
+class LossMeter(Sums):
+    """Running sums of the losses ``names`` over the images."""
+
+    def __init__(
+        self, names: Sequence[str], device: torch.device, sums: Tensor | Sequence[float] = ()
+    ) -> None:
+        super().__init__(device, 1 + len(names), sums)
+        self.names = names
+
+    def add(self, losses: Mapping[str, Tensor], images: int) -> None:
+        """Add the losses of a batch, each the mean over its images."""
+        parts = torch.stack([losses[name].detach().double() for name in self.names])
+        self.sums += torch.cat([torch.ones_like(parts[:1]), parts]) * images
+
+    def figures(self, values: Sequence[float]) -> Losses:
+        images, *sums = values
+        parts = [part / max(images, 1) for part in sums]
+        return Losses(sum(parts), parts)
 
 
 @dataclass
@@ -43,8 +73,8 @@ class Detection(Task[Batch]):
         return torch.stack([losses[name].float() for name in self.names]).sum()
 
     @property
-    def form(self) -> Form:
-        """What is logged: the rate, the losses, COCO's numbers of boxes and, with ``masks``, of masks."""
+    def log_format(self) -> LogFormat:  # type: ignore[override]
+        """The learning rate, the losses, COCO's numbers of boxes and, with ``masks``, of masks."""
         losses = [Column(name, name.replace("_", "/", 1), None, 4) for name in self.names]
         boxes = [Column(name, f"box/{name}", name if name in _SHOWN else None, 2) for name in _NUMBERS]
         masks = [
@@ -53,9 +83,12 @@ class Detection(Task[Batch]):
         ]
         rate = Column("Learning Rate", "learning_rate", "rate", 6)
         total = Column("Train Loss", "loss/train", "train loss", 4)
-        return Form((rate, total, *losses, *boxes, *(masks if self.masks else ())), "AP")
+        return LogFormat((rate, total, *losses, *boxes, *(masks if self.masks else ())), "AP")
 
-    def row(self, rate: float, trained: Losses, scores: Scores) -> tuple[float, ...]:
-        """In the order of :attr:`form`."""
-        numbers = [kind[name] for kind in (scores.box, scores.mask) if kind for name in _NUMBERS]
-        return (rate, trained.loss, *trained.parts, *numbers)
+    def row(self, learning_rate: float, trained: Losses, validated: Scores) -> tuple[float, ...]:
+        numbers = [kind[name] for kind in (validated.box, validated.mask) if kind for name in _NUMBERS]
+        return (learning_rate, trained.loss, *trained.parts, *numbers)
+
+    def score(self, validated: Scores) -> float:
+        """AP of the boxes, 0 where it is nan."""
+        return validated.best

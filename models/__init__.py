@@ -77,7 +77,7 @@ _TORCHVISION = tuple(torchvision.models.list_models(module=torchvision.models))
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names that :func:`create_model` takes and that match a shell pattern, our own first.
+    """List the names that :func:`create_model` takes and that match a shell pattern, our own first.
 
     Example: ``list_models("sge_*")``.
     """
@@ -86,12 +86,12 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def is_own(name: str) -> bool:
-    """Whether a name is built by a file of this package rather than by torchvision."""
+    """Whether an architecture is defined in this package rather than in torchvision."""
     return name in _OWN
 
 
 def resolve(name: str) -> str:
-    """The name an alias stands for; any other name is its own."""
+    """Return the name that an alias stands for; any other name is returned unchanged."""
     return _ALIASES.get(name, name)
 
 
@@ -108,5 +108,5 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     if name not in _TORCHVISION:
         raise KeyError(name)
     if name in ("googlenet", "inception_v3") and kwargs.get("weights") is None:
-        kwargs = {"aux_logits": False, "init_weights": True, **kwargs}  # one output, as all others have
+        kwargs = {"aux_logits": False, "init_weights": True, **kwargs}  # one output, like every other net
     return torchvision.models.get_model(name, **kwargs)

@@ -6,8 +6,8 @@ Standardization", arXiv 1903.10520.
 The net is torchvision's, with every convolution standardised. Differs from the second paper: the standard
 deviation is the unbiased one, and 1e-5 is added to it rather than to the variance.
 
-No code was published with the checkpoint: state-dict names, shapes and registration order are torchvision's,
-the stored weights the raw ones.
+No code was published with the checkpoint: state-dict names, shapes and registration order are torchvision's.
+The stored weights are not standardised.
 """
 
 import math
@@ -21,15 +21,15 @@ from torchvision.models.densenet import DenseNet
 __all__ = ["WSConv2d", "WSDenseNet", "ws_densenet201"]
 
 
-@torch.fx.wrap  # torch.fx keeps it whole: it cannot follow data types
+@torch.fx.wrap  # a leaf for torch.fx, which does not know data types while tracing
 def standardise(weight: Tensor) -> Tensor:
-    """(w - mean(w)) / (std(w) + 1e-5) of each filter, with the unbiased std, in float32 or wider.
+    """Standardise each filter: (w - mean(w)) / (std(w) + 1e-5), with the unbiased std, in float32 or wider.
 
     Shape: (C_out, C_in/groups, k, k) to the same.
     """
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
     centred = wide - wide.mean((1, 2, 3), keepdim=True)
-    # The norm of the centred weight takes fewer passes than std(); max(..., 1): one entry has no spread.
+    # The norm of the centred weight takes fewer passes than std(); max(..., 1) is for filters of one weight.
     norm = torch.linalg.vector_norm(centred, dim=(1, 2, 3), keepdim=True)  # (C_out, 1, 1, 1)
     std = norm / math.sqrt(max(weight[0].numel() - 1, 1))
     return (centred / (std + 1e-5)).to(weight.dtype)
@@ -38,7 +38,7 @@ def standardise(weight: Tensor) -> Tensor:
 class WSConv2d(nn.Conv2d):
     """Convolution with standardised filters; takes the arguments of :class:`torch.nn.Conv2d`.
 
-    The stored weight is the raw one; a constant filter acts as zero.
+    The stored weight is not standardised; a constant filter acts as zero.
 
     Shape: (B, C_in, H, W) to (B, C_out, H', W').
     """
@@ -54,12 +54,12 @@ class WSDenseNet(DenseNet):
         super().__init__(*args, **kwargs)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                module.__class__ = WSConv2d  # the same parameters under the same name, another forward
+                module.__class__ = WSConv2d  # only ``forward`` changes; parameters keep their names
 
     def forward_stages(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Normalised and rectified outputs of the four dense blocks, at strides 4, 8, 16, 32.
+        """Outputs of the four dense blocks after batch norm and ReLU, at strides 4, 8, 16, 32.
 
-        A dense block's own output is never used raw: a transition, or the last batch norm, comes first.
+        The net never uses a dense block's output without the batch norm that follows it.
         """
         stages = []
         for name, layer in self.features.named_children():

@@ -6,8 +6,8 @@ Qiao, Wang, Liu, Shen, Yuille, "Micro-Batch Training with Batch-Channel Normaliz
 Standardization", arXiv 1903.10520.
 Differs from the first paper's Table 1: the last depthwise convolution has stride 1, as its 7x7 map implies.
 
-No code was published with the ws_mobilenetv1 checkpoint: the state-dict names model.{0..13}.{0,1,3,4} and fc
-are those of a widely copied PyTorch implementation.
+No code was published with the ws_mobilenetv1 checkpoint; the state-dict names model.{0..13}.{0,1,3,4} and fc
+follow a widely copied PyTorch implementation.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 __all__ = ["WSConv2d", "DepthwiseSeparable", "MobileNetV1", "mobilenetv1", "ws_mobilenetv1"]
 
-# Input channels, output channels and stride of the thirteen pairs of convolutions.
+# Input channels, output channels and stride of the thirteen depthwise-separable convolutions.
 _PAIRS = (
     (32, 64, 1),
     (64, 128, 2),
@@ -32,15 +32,15 @@ _PAIRS = (
 )
 
 
-@torch.fx.wrap  # torch.fx keeps it whole: it cannot follow data types
+@torch.fx.wrap  # a leaf for torch.fx, which does not know data types while tracing
 def standardise(weight: Tensor) -> Tensor:
-    """(w - mean(w)) / (std(w) + 1e-5) of each filter, with the unbiased std, in float32 or wider.
+    """Standardise each filter: (w - mean(w)) / (std(w) + 1e-5), with the unbiased std, in float32 or wider.
 
     Shape: (C_out, C_in/groups, k, k) to the same.
     """
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
     centred = wide - wide.mean((1, 2, 3), keepdim=True)
-    # The norm of the centred weight takes fewer passes than std(); max(..., 1): one entry has no spread.
+    # The norm of the centred weight takes fewer passes than std(); max(..., 1) is for filters of one weight.
     norm = torch.linalg.vector_norm(centred, dim=(1, 2, 3), keepdim=True)  # (C_out, 1, 1, 1)
     std = norm / math.sqrt(max(weight[0].numel() - 1, 1))
     return (centred / (std + 1e-5)).to(weight.dtype)
@@ -49,7 +49,7 @@ def standardise(weight: Tensor) -> Tensor:
 class WSConv2d(nn.Conv2d):
     """Convolution with standardised filters; takes the arguments of :class:`torch.nn.Conv2d`.
 
-    The stored weight is the raw one; a constant filter acts as zero.
+    The stored weight is not standardised; a constant filter acts as zero.
 
     Shape: (B, C_in, H, W) to (B, C_out, H', W').
     """

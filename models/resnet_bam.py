@@ -1,4 +1,4 @@
-"""BAM-ResNet: one attention module between each two stages, three in all.
+"""BAM-ResNet: an attention module after each of the first three stages.
 
 Park, Woo, Lee, Kweon, "BAM: Bottleneck Attention Module", arXiv 1807.06514 (Eq. 1-4, r = 16, dilation 4).
 The blocks are torchvision's ResNet v1.5 blocks.
@@ -7,7 +7,7 @@ where the paper adds them (``combine="sum"``). Differs from the published code: 
 shape.
 
 State-dict names, shapes and registration order are those of the published checkpoints.
-Training needs at least two images a process: the channel branch has a batch norm over one value per image.
+Training needs at least two images per process: the channel branch has a batch norm over one value per image.
 """
 
 from collections import OrderedDict
@@ -31,7 +31,7 @@ Block = type[BasicBlock | Bottleneck]
 
 
 class ChannelAttention(nn.Module):
-    """The map W2 relu(bn(W1 GAP(x) + b1)) + b2 of the channels.
+    """Channel attention map before the sigmoid: W2 relu(bn(W1 GAP(x) + b1)) + b2.
 
     Shape: (B, C, H, W) to (B, C, 1, 1).
     """
@@ -52,7 +52,7 @@ class ChannelAttention(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """The map of the positions: 1x1 to C/r channels, two dilated 3x3, 1x1 to one channel.
+    """Spatial attention map before the sigmoid: 1x1 to C/r channels, two dilated 3x3, 1x1 to one channel.
 
     Shape: (B, C, H, W) to (B, 1, H, W).
     """
@@ -85,7 +85,7 @@ class BAM(nn.Module):
         channels: C of the input; at least ``reduction``.
         reduction: ratio between C and the hidden width of both branches.
         dilation: of the 3x3 convolutions of the spatial branch.
-        combine: ``"product"`` of the two maps as in the published networks, or ``"sum"`` as in the paper.
+        combine: ``"product"`` of the two maps, as in the published networks, or ``"sum"``, as in the paper.
 
     Shape: (B, C, H, W) to (B, C, H, W).
     """
@@ -115,8 +115,8 @@ class BAM(nn.Module):
 class BAMResNet(ResNet):
     """ResNet with :class:`BAM` after its first three stages; takes every keyword of torchvision's ResNet.
 
-    Starts as the published code does: torch's default for the convolutions of the downsamplings, He normal
-    (fan in) for the classifier with bias 0, He normal (fan out) for all other convolutions.
+    Initialised as in the published code: torch's default for the downsampling convolutions, He normal (fan
+    in) and bias 0 for the classifier, He normal (fan out) for all other convolutions.
     """
 
     def __init__(self, block: Block, layers: list[int], combine: str = "product", **kwargs: Any) -> None:

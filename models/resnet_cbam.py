@@ -2,8 +2,8 @@
 
 Woo, Park, Lee, Kweon, "CBAM: Convolutional Block Attention Module", arXiv 1807.06521 (Eq. 1-3, r = 16).
 The block is torchvision's ResNet v1.5 block (stride on the 3x3 convolution); the gates follow its last batch
-norm. Differs from the paper: the spatial gate stacks the maximum before the mean and has a batch norm, which
-starts at weight 0, so that the gate starts at 0.5.
+norm. Differs from the paper: the spatial gate stacks the maximum before the mean and has a batch norm, whose
+weight is initialised to 0, so that the gate starts at 0.5.
 
 State-dict names, shapes and registration order are those of the published checkpoints.
 """
@@ -31,7 +31,7 @@ __all__ = [
 
 
 class GlobalMaxPool(nn.AdaptiveMaxPool2d):
-    """Maximum over the positions; on a GPU its gradient is deterministic, which the base class's is not.
+    """Maximum over the positions. Unlike the base class, its gradient is deterministic on a GPU.
 
     Shape: (B, C, H, W) to (B, C, 1, 1).
     """
@@ -44,7 +44,7 @@ class GlobalMaxPool(nn.AdaptiveMaxPool2d):
 
 
 class ChannelGate(nn.Module):
-    """The gate sigmoid(mlp(mean) + mlp(maximum)) of every channel, both taken over the positions.
+    """Channel gate sigmoid(mlp(mean) + mlp(maximum)), with mean and maximum over the positions.
 
     Shape: (B, C, H, W) to (B, C, 1, 1).
     """
@@ -66,7 +66,7 @@ class ChannelGate(nn.Module):
 
 
 class SpatialGate(nn.Module):
-    """The gate sigmoid(bn(conv7x7([maximum, mean]))) of every position, both taken over the channels.
+    """Spatial gate sigmoid(bn(conv7x7([maximum, mean]))), with maximum and mean over the channels.
 
     Shape: (B, C, H, W) to (B, 1, H, W).
     """
@@ -98,7 +98,7 @@ class CBAM(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The published start: biases and the batch norm's weight are 0, the convolution is He normal."""
+        """Initialise as published: biases and the batch norm's weight 0, the convolution He normal."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 module.reset_parameters()
@@ -153,8 +153,8 @@ class CBAMBottleneck(Bottleneck):
 class CBAMResNet(ResNet):
     """ResNet of CBAM blocks; takes every keyword of :class:`torchvision.models.ResNet`.
 
-    Starts as the published code does: torch's default for the convolutions of the downsamplings, He normal
-    (fan in) for the classifier with bias 0, He normal (fan out) for all other convolutions.
+    Initialised as in the published code: torch's default for the downsampling convolutions, He normal (fan
+    in) and bias 0 for the classifier, He normal (fan out) for all other convolutions.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

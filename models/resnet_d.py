@@ -3,10 +3,10 @@
 He, Zhang, Zhang, Zhang, Xie, Li, "Bag of Tricks for Image Classification with Convolutional Neural Networks",
 arXiv 1812.01187 (Section 4.1, Figure 2). Each net has the tweaks of the one before it as well:
 
-- B: the stride of a bottleneck lies on its 3x3 convolution. This is torchvision's ResNet v1.5, so
+- B: the 3x3 convolution of a bottleneck has the stride. This is torchvision's ResNet v1.5, so
   ``resnet50_b`` is ``torchvision.models.resnet50`` and loads its weights.
 - C: three 3x3 convolutions replace the 7x7 convolution of the stem.
-- D: an average pooling precedes the 1x1 convolution of a strided shortcut, which loses its stride.
+- D: in a strided shortcut, average pooling before the 1x1 convolution replaces its stride.
 
 State-dict names are torchvision's; those of the new layers (``conv1.0``, ``conv1.3``, ``conv1.6`` in C and D,
 ``downsample.1``, ``downsample.2`` in D) are timm's.
@@ -54,7 +54,7 @@ class ResNetC(ResNetB):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # The batch norm and ReLU after the last one are the base's bn1 and relu.
+        # The batch norm and ReLU after the last convolution are the base class's bn1 and relu.
         self.conv1 = nn.Sequential(
             nn.Conv2d(3, 32, 3, stride=2, padding=1, bias=False),
             self._norm_layer(32),
@@ -76,7 +76,7 @@ class ResNetD(ResNetC):
         stage = super()._make_layer(*args, **kwargs)
         if stage[0].downsample is not None:
             conv, norm = stage[0].downsample
-            # ceil_mode: an odd map halves to the size that the strided 3x3 convolution gives it.
+            # ceil_mode: an odd size is halved to the size that the strided 3x3 convolution gives.
             pool = nn.Identity() if conv.stride == (1, 1) else nn.AvgPool2d(2, ceil_mode=True)
             conv.stride = (1, 1)
             stage[0].downsample = nn.Sequential(pool, conv, norm)

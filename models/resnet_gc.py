@@ -34,7 +34,7 @@ __all__ = [
 class MaskConv(nn.Conv2d):
     """1x1 convolution to one channel, (B, C, H, W) to (B, 1, H, W), as a matrix product.
 
-    A convolution kernel would copy the map to a layout of its own first, which costs more than the product.
+    A convolution kernel would first copy the map to its own layout, which costs more than the product.
     """
 
     bias: nn.Parameter
@@ -53,7 +53,7 @@ class GlobalContext(nn.Module):
     """Adds to every position the same vector, a transform of the attention-weighted mean of all positions.
 
     With weights s = softmax over the positions of conv_mask(x): out = x + channel_add_conv(sum_p s(p) x(p)).
-    It starts as the identity: the last convolution begins at zero, bias included, as in the authors' code.
+    It starts as the identity: the last convolution, bias included, is initialised to 0, as by the authors.
 
     Args:
         channels: C of the input; at least ``reduction``.
@@ -75,14 +75,14 @@ class GlobalContext(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """He initialisation (fan in) of the mask; zero for its bias and for the last convolution."""
+        """Initialise the mask's weight He normal (fan in), its bias and the last convolution to zero."""
         for parameter in (*self.conv_mask.parameters(), *self.channel_add_conv[-1].parameters()):
             nn.init.zeros_(parameter)
         nn.init.kaiming_normal_(self.conv_mask.weight, mode="fan_in", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self.conv_mask(x).flatten(2)  # (B, 1, H*W)
-        # The softmax over thousands of positions is not for half precision.
+        # Half precision is too coarse for a softmax over thousands of positions.
         weights = logits.softmax(-1, dtype=torch.promote_types(x.dtype, torch.float32)).to(x.dtype)
         context = torch.bmm(x.flatten(2), weights.transpose(1, 2))  # (B, C, 1)
         return x + self.channel_add_conv(context[..., None])  # (B, C, 1, 1) added to every position
@@ -130,7 +130,7 @@ class GCResNet(ResNet):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # The base class has just given every convolution the generic initialisation.
+        # The base class has initialised every convolution in the same way.
         for module in self.modules():
             if isinstance(module, GlobalContext):
                 module.reset_parameters()

@@ -3,7 +3,7 @@
 Chen, Fan, Xu, Yan, Kalantidis, Rohrbach, Yan, Feng, "Drop an Octave: Reducing Spatial Redundancy in
 Convolutional Neural Networks with Octave Convolution", arXiv 1904.05049 (Eq. 2-5, Figure 2).
 ``alpha`` is the share of the channels at the low resolution; alpha = 0 gives the plain ResNet v1.5 and
-MobileNetV1. The first stage begins with, and the last stage has, the high resolution only.
+MobileNetV1. The first stage's input and the last stage's output have only the high resolution.
 Differs from the reference code: sides need not be multiples of 32. An odd side is halved with rounding up,
 and the surplus row or column is cut off after upsampling.
 
@@ -38,28 +38,28 @@ Octaves = tuple[Tensor, ...]
 
 
 class UpsampleTo(nn.Upsample):
-    """Repeats every position twice in both directions, without the surplus row or column of an odd size.
+    """Nearest-neighbour upsampling by 2, without the surplus row or column if the size is odd.
 
     Shape: (B, C, ceil(H/2), ceil(W/2)) and the size (H, W) to (B, C, H, W).
     """
 
     def forward(self, x: Tensor, size: torch.Size) -> Tensor:  # type: ignore[override]
-        return F.interpolate(x, size)  # the nearest neighbour
+        return F.interpolate(x, size, mode="nearest")
 
 
 class OctaveConv(nn.Module):
-    """Convolution, without bias, from and to maps of two resolutions.
+    """Convolution without bias between pairs of maps, at high and at low resolution.
 
     high_out = h2h(high) + upsample(l2h(low)), low_out = l2l(low) + h2l(pool(high)); a depthwise convolution
     has no cross terms. A stride of 2 average-pools both inputs first, because a strided convolution would
-    move the two maps against each other.
+    misalign the two maps.
 
     Args:
         in_channels, out_channels: channels of both resolutions together.
         kernel_size: odd; the padding keeps the size.
         alpha_in, alpha_out: share of the low resolution, in [0, 1); with 0 that map is absent.
         stride: 1 or 2.
-        strided: stride in the convolution itself. For plain nets: alpha_in = alpha_out = 0.
+        strided: use a strided convolution instead of pooling, for plain nets (alpha_in = alpha_out = 0).
 
     Shape: ((B, C_high, H, W)[, (B, C_low, ceil(H/2), ceil(W/2))]) to the same with the output's channels.
     """
@@ -108,7 +108,7 @@ class OctaveConv(nn.Module):
         high_out = self.conv_h2h(pooled[0])
         if self.conv_l2h is not None:
             to_high = self.conv_l2h(x[1])
-            if not self.pools_input:  # else the unpooled low map already has the size of the pooled high one
+            if not self.pools_input:  # else the low map already has the size of the pooled high map
                 to_high = self.upsample(to_high, high_out.shape[2:])
             high_out += to_high
         if self.conv_h2l is None:
@@ -122,7 +122,7 @@ class OctaveConv(nn.Module):
 class OctaveConvNorm(nn.Module):
     """:class:`OctaveConv`, a norm for each resolution, and a ReLU unless ``relu`` is false.
 
-    Takes every keyword of :class:`OctaveConv`. Shape: as there.
+    Takes every keyword of :class:`OctaveConv` and has its shapes.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class OctaveConvNorm(nn.Module):
 
 
 class OctBottleneck(nn.Module):
-    """1x1, 3x3, 1x1 octave convolutions: the stride on the second, from alpha_in to alpha_out in the first.
+    """1x1, 3x3, 1x1 octave convolutions; the first changes alpha_in to alpha_out, the second has the stride.
 
     Shape: ((B, C_high, H, W)[, low]) to the same with 4 * planes channels in all.
     """
@@ -198,9 +198,9 @@ class OctResNet(ResNet):
     def __init__(
         self, layers: list[int], alpha: float = 0.5, zero_init_residual: bool = False, **kwargs: Any
     ) -> None:
-        self.alpha = alpha  # the base class builds the stages
+        self.alpha = alpha  # needed by the base class, which builds the stages
         super().__init__(Bottleneck, layers, **kwargs)
-        if zero_init_residual:  # the base class knows torchvision's own blocks only
+        if zero_init_residual:  # the base class only handles torchvision's own blocks
             for block in self.modules():
                 if isinstance(block, OctBottleneck):
                     for norm in (block.conv3.bn_h, block.conv3.bn_l):
@@ -211,7 +211,7 @@ class OctResNet(ResNet):
     def _make_layer(
         self, block: Any, planes: int, blocks: int, stride: int = 1, dilate: bool = False
     ) -> nn.Sequential:
-        """A stage of octave bottlenecks (``block`` is not used); see the base class."""
+        """Build a stage of octave bottlenecks (``block`` is not used); see the base class."""
         dilation = self.dilation
         if dilate:
             self.dilation *= stride
@@ -241,7 +241,7 @@ class OctResNet(ResNet):
         return stage
 
     def forward_octaves(self, x: Tensor) -> tuple[Octaves, ...]:
-        """(high, low) of the four stages; (high,) alone of the last, and of all when alpha = 0."""
+        """Maps (high, low) of each of the four stages; only (high,) in the last, and in all if alpha = 0."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         c2 = self.layer1((x,))
         c3 = self.layer2(c2)
@@ -251,8 +251,8 @@ class OctResNet(ResNet):
     def forward_stages(self, x: Tensor) -> tuple[Tensor, ...]:
         """High maps c2, c3, c4, c5 of the four stages, at strides 4, 8, 16, 32.
 
-        They have (1 - alpha) * (256, 512, 1024) channels, without those of the low maps of
-        :meth:`forward_octaves`, and 2048.
+        They have (1 - alpha) * (256, 512, 1024) and 2048 channels; for the low maps see
+        :meth:`forward_octaves`.
         """
         return tuple(octaves[0] for octaves in self.forward_octaves(x))
 
@@ -298,7 +298,7 @@ class OctMobileNet(nn.Module):
         self.fc = nn.Linear(1024, num_classes)
 
     def forward_octaves(self, x: Tensor) -> tuple[Octaves, ...]:
-        """(high, low) of c2 and c3, (high,) alone of c4 and c5 (and of all when alpha = 0)."""
+        """Maps (high, low) of c2 and c3, only (high,) of c4 and c5, and of all if alpha = 0."""
         octaves: Octaves = (self.features[0](x),)
         stages = []
         for index in range(1, 14):
@@ -310,8 +310,8 @@ class OctMobileNet(nn.Module):
     def forward_stages(self, x: Tensor) -> tuple[Tensor, ...]:
         """High maps c2, c3, c4, c5, at strides 4, 8, 16, 32.
 
-        They have (1 - alpha) * (128, 256) channels, without those of the low maps of :meth:`forward_octaves`,
-        512 and 1024.
+        They have (1 - alpha) * (128, 256), 512 and 1024 channels; for the low maps see
+        :meth:`forward_octaves`.
         """
         return tuple(octaves[0] for octaves in self.forward_octaves(x))
 

@@ -29,12 +29,12 @@ __all__ = [
 ]
 
 
-# torch.fx keeps these two functions whole: it cannot follow shapes and data types that decide something.
+# These two functions are leaves for torch.fx, which does not know shapes and data types while tracing.
 
 
 @torch.fx.wrap
 def split_groups(x: Tensor, groups: int) -> Tensor:
-    """(B, C, H, W) to (B, G, C/G, H, W)."""
+    """Split the channels into groups: (B, C, H, W) to (B, G, C/G, H, W)."""
     if x.shape[1] % groups:
         raise ValueError(f"{groups} groups do not divide {x.shape[1]} channels")
     return x.unflatten(1, (groups, -1))
@@ -42,23 +42,23 @@ def split_groups(x: Tensor, groups: int) -> Tensor:
 
 @torch.fx.wrap
 def normalise(similarity: Tensor) -> Tensor:
-    """(s - mean(s)) / (std(s) + 1e-5) over the positions, in float32 or wider; std is the unbiased one.
+    """Normalise over the positions: (s - mean(s)) / (std(s) + 1e-5), unbiased std, in float32 or wider.
 
     Shape: (B, G, H, W) to (B, G, H, W).
     """
     similarity = similarity.to(torch.promote_types(similarity.dtype, torch.float32))
     centred = similarity - similarity.mean((2, 3), keepdim=True)
     positions = similarity.shape[2] * similarity.shape[3]
-    correction = min(1, positions - 1)  # 1: the unbiased std; 0 on a 1x1 map, which has no spread
+    correction = min(1, positions - 1)  # 1: unbiased; 0 on a 1x1 map, so that its std is 0
     return centred / (centred.std((2, 3), correction=correction, keepdim=True) + 1e-5)
 
 
 class SpatialGroupEnhance(nn.Module):
     """Spatial attention within each of G channel groups.
 
-    The similarity of every position with the group's mean vector, normalised over the positions, is scaled
-    and shifted per group and gates the group: out = x * sigmoid(weight * (s - mean(s)) / (std(s) + 1e-5) +
-    bias). A 1x1 map has no spread: its gate is sigmoid(bias).
+    s is the similarity of every position with its group's mean vector. Normalised over the positions, scaled
+    and shifted per group, it gates the group: out = x * sigmoid(weight * (s - mean(s)) / (std(s) + 1e-5) +
+    bias). On a 1x1 map the gate is sigmoid(bias).
 
     Args:
         groups: G; must divide the channels of the input.
@@ -78,7 +78,7 @@ class SpatialGroupEnhance(nn.Module):
         mean = split_groups(self.avg_pool(x), self.groups)  # (B, G, C/G, 1, 1)
         similarity = (grouped * mean).sum(2)  # (B, G, H, W)
         gate = torch.sigmoid(self.weight * normalise(similarity) + self.bias)  # (B, G, H, W)
-        return x * gate.to(x.dtype).repeat_interleave(x.shape[1] // self.groups, 1)  # a gate for each channel
+        return x * gate.to(x.dtype).repeat_interleave(x.shape[1] // self.groups, 1)  # one gate per channel
 
 
 class SGEBasicBlock(BasicBlock):

@@ -1,4 +1,4 @@
-"""SK-ResNet: a selective choice between two 3x3 convolutions in the middle of every bottleneck.
+"""SK-ResNet: attention over two 3x3 convolutions in the middle of every bottleneck.
 
 Li, Wang, Hu, Yang, "Selective Kernel Networks", arXiv 1903.06586 (Eq. 1-6, M = 2 branches, r = 16).
 The block is torchvision's ResNet v1.5 bottleneck (stride on the 3x3 convolutions).
@@ -6,7 +6,7 @@ Differs from the paper, and from ``sknet.py``, which follows it: one branch is a
 of 32 groups, neither is dilated, and the hidden width C/r has no lower limit.
 
 State-dict names, shapes and registration order are those of the published checkpoints.
-Training needs at least two images a process: the attention has a batch norm over one value per image.
+Training needs at least two images per process: the attention has a batch norm over one value per image.
 """
 
 from typing import Any
@@ -27,10 +27,10 @@ __all__ = [
 
 
 class SKBottleneck(Bottleneck):
-    """1x1 convolution, a dense and a grouped 3x3 side by side, 1x1 convolution.
+    """1x1 convolution, a dense and a grouped 3x3 convolution in parallel, 1x1 convolution.
 
-    The middle is a * d1 + (1 - a) * d2 of the branches d1 and d2, with a, one per image and channel, from
-    GAP(d1 + d2). The layers of the attention lie in the block itself, as in the published checkpoints.
+    The branches d1 and d2 are blended as a * d1 + (1 - a) * d2; a, one weight per image and channel, is
+    computed from GAP(d1 + d2). The block itself owns the attention layers, as in the published checkpoints.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class SKBottleneck(Bottleneck):
         squeezed = self.avg_pool(dense + grouped)  # (B, C, 1, 1)
         squeezed = torch.relu(self.bn_fc1(self.conv_fc1(squeezed)))
         first, second = self.conv_fc2(squeezed).chunk(2, 1)  # logits of the branches, (B, C, 1, 1)
-        weight = torch.sigmoid(first - second).to(dense.dtype)  # the softmax of two
+        weight = torch.sigmoid(first - second).to(dense.dtype)  # the softmax over two branches
         out = torch.lerp(grouped, dense, weight)  # weight * dense + (1 - weight) * grouped
 
         out = self.bn3(self.conv3(out))
@@ -96,12 +96,12 @@ class SKResNet(ResNet):
 
 
 def sk_resnet18(**kwargs: Any) -> SKResNet:
-    """A plain ResNet-18, as in the published code: no selective kernels; here so that such files load."""
+    """Build a plain ResNet-18 without selective kernels, as published, so that such files load."""
     return SKResNet(BasicBlock, [2, 2, 2, 2], **kwargs)
 
 
 def sk_resnet34(**kwargs: Any) -> SKResNet:
-    """A plain ResNet-34, as in the published code: no selective kernels; here so that such files load."""
+    """Build a plain ResNet-34 without selective kernels, as published, so that such files load."""
     return SKResNet(BasicBlock, [3, 4, 6, 3], **kwargs)
 
 

@@ -30,21 +30,21 @@ __all__ = [
 ]
 
 
-@torch.fx.wrap  # torch.fx keeps it whole: it cannot follow data types
+@torch.fx.wrap  # a leaf for torch.fx, which does not know data types while tracing
 def style(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and sqrt(unbiased variance + 1e-5) of each channel, in float32 or wider.
 
-    Shape: (B, C, H, W) to twice (B, C).
+    Shape: (B, C, H, W) to (B, C) and (B, C).
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     mean = x.mean((2, 3), keepdim=True, dtype=wide)
-    freedom = max(x.shape[2] * x.shape[3] - 1, 1)  # a 1x1 map has no spread
-    variance = (x - mean.to(x.dtype)).square().sum((2, 3), dtype=wide) / freedom
+    divisor = max(x.shape[2] * x.shape[3] - 1, 1)  # 1 on a 1x1 map, whose variance is 0
+    variance = (x - mean.to(x.dtype)).square().sum((2, 3), dtype=wide) / divisor
     return mean.flatten(1), (variance + 1e-5).sqrt()
 
 
 class SRMLayer(nn.Module):
-    """Gates each channel by its style, the mean and standard deviation over the positions.
+    """Channel attention from the style of each channel, its mean and standard deviation over the positions.
 
     With z = cfc[:, 0] * mean + cfc[:, 1] * std: out = x * sigmoid(batch_norm(z)). In training the batch norm
     sees one value per sample and channel, so B must be at least 2. The variance of a 1x1 map counts as 0.

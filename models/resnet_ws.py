@@ -6,8 +6,8 @@ The blocks are torchvision's ResNet v1.5 blocks (stride on the 3x3 convolution);
 and of the shortcuts are standardised too. Differs from the paper: the standard deviation is the unbiased one,
 and 1e-5 is added to it rather than to the variance; batch norm everywhere.
 
-State-dict names, shapes and registration order are those of the published checkpoints, which are those of the
-plain nets; the stored weights are the raw ones. No code was published with the ResNeXt checkpoints.
+State-dict names, shapes and registration order are those of the published checkpoints and of the plain nets.
+The stored weights are not standardised. No code was published with the ResNeXt checkpoints.
 """
 
 import math
@@ -30,15 +30,15 @@ __all__ = [
 ]
 
 
-@torch.fx.wrap  # torch.fx keeps it whole: it cannot follow data types
+@torch.fx.wrap  # a leaf for torch.fx, which does not know data types while tracing
 def standardise(weight: Tensor) -> Tensor:
-    """(w - mean(w)) / (std(w) + 1e-5) of each filter, with the unbiased std, in float32 or wider.
+    """Standardise each filter: (w - mean(w)) / (std(w) + 1e-5), with the unbiased std, in float32 or wider.
 
     Shape: (C_out, C_in/groups, k, k) to the same.
     """
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
     centred = wide - wide.mean((1, 2, 3), keepdim=True)
-    # The norm of the centred weight takes fewer passes than std(); max(..., 1): one entry has no spread.
+    # The norm of the centred weight takes fewer passes than std(); max(..., 1) is for filters of one weight.
     norm = torch.linalg.vector_norm(centred, dim=(1, 2, 3), keepdim=True)  # (C_out, 1, 1, 1)
     std = norm / math.sqrt(max(weight[0].numel() - 1, 1))
     return (centred / (std + 1e-5)).to(weight.dtype)
@@ -47,7 +47,7 @@ def standardise(weight: Tensor) -> Tensor:
 class WSConv2d(nn.Conv2d):
     """Convolution with standardised filters; takes the arguments of :class:`torch.nn.Conv2d`.
 
-    The stored weight is the raw one; a constant filter acts as zero.
+    The stored weight is not standardised; a constant filter acts as zero.
 
     Shape: (B, C_in, H, W) to (B, C_out, H', W').
     """
@@ -63,7 +63,7 @@ class WSResNet(ResNet):
         super().__init__(*args, **kwargs)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                module.__class__ = WSConv2d  # the same parameters under the same name, another forward
+                module.__class__ = WSConv2d  # only ``forward`` changes; parameters keep their names
 
     def forward_stages(self, x: Tensor) -> tuple[Tensor, ...]:
         """Outputs c2, c3, c4, c5 of the four stages, at strides 4, 8, 16, 32."""

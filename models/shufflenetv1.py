@@ -23,15 +23,15 @@ __all__ = ["WSConv2d", "ShuffleUnit", "ShuffleNetV1", "shufflenetv1_1x", "ws_shu
 _WIDTHS = {3: (240, 480, 960), 8: (384, 768, 1536)}
 
 
-@torch.fx.wrap  # torch.fx keeps it whole: it cannot follow data types
+@torch.fx.wrap  # a leaf for torch.fx, which does not know data types while tracing
 def standardise(weight: Tensor) -> Tensor:
-    """(w - mean(w)) / (std(w) + 1e-5) of each filter, with the unbiased std, in float32 or wider.
+    """Standardise each filter: (w - mean(w)) / (std(w) + 1e-5), with the unbiased std, in float32 or wider.
 
     Shape: (C_out, C_in/groups, k, k) to the same.
     """
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
     centred = wide - wide.mean((1, 2, 3), keepdim=True)
-    # The norm of the centred weight takes fewer passes than std(); max(..., 1): one entry has no spread.
+    # The norm of the centred weight takes fewer passes than std(); max(..., 1) is for filters of one weight.
     norm = torch.linalg.vector_norm(centred, dim=(1, 2, 3), keepdim=True)  # (C_out, 1, 1, 1)
     std = norm / math.sqrt(max(weight[0].numel() - 1, 1))
     return (centred / (std + 1e-5)).to(weight.dtype)
@@ -40,7 +40,7 @@ def standardise(weight: Tensor) -> Tensor:
 class WSConv2d(nn.Conv2d):
     """Convolution with standardised filters; takes the arguments of :class:`torch.nn.Conv2d`.
 
-    The stored weight is the raw one; a constant filter acts as zero.
+    The stored weight is not standardised; a constant filter acts as zero.
 
     Shape: (B, C_in, H, W) to (B, C_out, H', W').
     """

@@ -8,7 +8,8 @@ All widths are the first paper's. The published code lists 224 channels instead 
 the 2x net, but gives no way to build that net, so no checkpoint has 224.
 
 State-dict names (with their spelling "banch"), shapes and registration order are those of the published
-checkpoints; no code was published with the one of ws_shufflenetv2, which is taken to have the plain net's.
+checkpoints. No code was published with the ws_shufflenetv2 checkpoint; its names are assumed to be those of
+the plain net.
 """
 
 import math
@@ -29,15 +30,15 @@ __all__ = [
 ]
 
 
-@torch.fx.wrap  # torch.fx keeps it whole: it cannot follow data types
+@torch.fx.wrap  # a leaf for torch.fx, which does not know data types while tracing
 def standardise(weight: Tensor) -> Tensor:
-    """(w - mean(w)) / (std(w) + 1e-5) of each filter, with the unbiased std, in float32 or wider.
+    """Standardise each filter: (w - mean(w)) / (std(w) + 1e-5), with the unbiased std, in float32 or wider.
 
     Shape: (C_out, C_in/groups, k, k) to the same.
     """
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
     centred = wide - wide.mean((1, 2, 3), keepdim=True)
-    # The norm of the centred weight takes fewer passes than std(); max(..., 1): one entry has no spread.
+    # The norm of the centred weight takes fewer passes than std(); max(..., 1) is for filters of one weight.
     norm = torch.linalg.vector_norm(centred, dim=(1, 2, 3), keepdim=True)  # (C_out, 1, 1, 1)
     std = norm / math.sqrt(max(weight[0].numel() - 1, 1))
     return (centred / (std + 1e-5)).to(weight.dtype)
@@ -46,7 +47,7 @@ def standardise(weight: Tensor) -> Tensor:
 class WSConv2d(nn.Conv2d):
     """Convolution with standardised filters; takes the arguments of :class:`torch.nn.Conv2d`.
 
-    The stored weight is the raw one; a constant filter acts as zero.
+    The stored weight is not standardised; a constant filter acts as zero.
 
     Shape: (B, C_in, H, W) to (B, C_out, H', W').
     """

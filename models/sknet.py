@@ -1,11 +1,11 @@
-"""SKNet: a ResNeXt whose 3x3 convolutions choose between two receptive fields, channel by channel.
+"""SKNet: a ResNeXt whose 3x3 convolutions weight two receptive fields by attention, for each channel.
 
 Li, Wang, Hu, Yang, "Selective Kernel Networks", arXiv 1903.06586 (Table 1: M = 2, G = 32, r = 16, L = 32).
 The second branch is the paper's 5x5 kernel, made of a 3x3 with dilation 2. Stride on the middle convolution.
-For the published SK-ResNet tables see ``resnet_sk.py``: other branches, other names.
+The published SK-ResNet results are of ``resnet_sk.py``, with other branches and other names.
 
 No weights were published under these names.
-Training needs at least two images a process: the attention has a batch norm over one value per image.
+Training needs at least two images per process: the attention has a batch norm over one value per image.
 """
 
 from collections import OrderedDict
@@ -22,7 +22,7 @@ Norm = Callable[[int], nn.Module]
 
 
 class SKAttention(nn.Module):
-    """The softmax weight of the first of two branches, for every channel.
+    """Softmax weight of the first of two branches, for each channel.
 
     Shape: (B, C, 1, 1) to (B, C, 1, 1).
     """
@@ -41,19 +41,19 @@ class SKAttention(nn.Module):
 
 
 class SKConv(nn.Module):
-    """Two grouped 3x3 convolutions, the second twice as dilated, and a choice between them.
+    """Two grouped 3x3 convolutions, the second with twice the dilation, blended by attention.
 
-    out = a * u1 + (1 - a) * u2 with the branches u = relu(bn(conv(x))) and a, one per image and channel, from
-    GAP(u1 + u2).
+    out = a * u1 + (1 - a) * u2 with the branches u = relu(bn(conv(x))); a, one weight per image and channel,
+    is computed from GAP(u1 + u2).
 
     Args:
         in_channels: C of the input; ``groups`` must divide it.
-        out_channels: C' of the output; likewise.
+        out_channels: C' of the output; ``groups`` must divide it too.
         stride: of both branches.
         groups: G of both branches.
         dilation: of the first branch; the second has twice that.
         reduction: r; the attention's hidden width is C'/r, but at least ``min_hidden`` (L).
-        norm_layer: takes a number of channels.
+        norm_layer: makes the norm of a number of channels.
 
     Shape: (B, C, H, W) to (B, C', H/stride, W/stride).
     """

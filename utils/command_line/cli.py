@@ -12,9 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from models import list_models
-from utils.common.distributed import is_main_process, leave_quietly
 from utils.common.errors import SHARED_MEMORY, UserError
+from utils.common.launch import is_main_process, leave_quietly
 from utils.common.text import shown
 
 # The published README has such lines.
@@ -37,6 +36,17 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
         self._noted = False  # a command line may be parsed twice
+        self._recorded: list[argparse._ArgumentGroup] = []
+
+    def add_recorded_group(self, title: str) -> argparse._ArgumentGroup:
+        """Add a group of arguments that decide what is computed; a checkpoint records them."""
+        self._recorded.append(self.add_argument_group(title))
+        return self._recorded[-1]
+
+    def recorded(self, args: argparse.Namespace) -> dict[str, Any]:
+        """Return the arguments that decide what is computed, by name."""
+        names = [action.dest for group in self._recorded for action in group._group_actions]
+        return {name: getattr(args, name) for name in names}
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         words = list(sys.argv[1:] if args is None else args)
@@ -207,13 +217,3 @@ def name_of_file(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("is empty")
     return text
-
-
-def architecture(name: str) -> str:
-    """An argparse type: the name of a registered architecture."""
-    names = list_models()
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else "see models.list_models()"
-        raise argparse.ArgumentTypeError(f"unknown architecture '{name}'; {hint}")
-    return name

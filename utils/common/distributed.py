@@ -1,10 +1,15 @@
-"""Which devices a process computes on, and the processes that train one network together."""
+"""The processes that train one network together.
+
+torchrun restarts processes that failed, but not the store through which they tell each other their addresses.
+A restarted process may then find the address of one that was killed and fail to reach it (seen with torch
+2.14, gloo). Therefore each attempt has a part of the store of its own.
+"""
 
 import os
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -17,13 +22,13 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from utils.common.devices import describe, process_device
 from utils.common.errors import UserError
-from utils.common.rendezvous import fresh_store
-from utils.common.text import plural
+from utils.common.launch import launch_environment, leave_quietly, whole_number
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)  # of a process that waits for another
-SECONDS_TO_SPEAK = 10.0  # more than processes differ in the time of their start
+_PAUSE = 0.02  # seconds between two looks into the store
 
 
 @dataclass(frozen=True)
@@ -122,87 +127,6 @@ class Ranks:
 ONE_PROCESS = Ranks()
 
 
-def leave_quietly() -> NoReturn:
-    """End a process for which another one speaks; it must not be the first to end, or nobody would."""
-    time.sleep(SECONDS_TO_SPEAK)
-    sys.exit(2)
-
-
-def refuse_several_processes(script: str) -> None:
-    """For a script that is one process, whatever the GPUs.
-
-    Raises:
-        UserError: a launcher has started several.
-    """
-    if _whole({"WORLD_SIZE": "1", **os.environ}, "WORLD_SIZE") == 1:
-        return
-    if not is_main_process():
-        leave_quietly()
-    raise UserError(f"{script} is one process for all GPUs: start it with python, or use imagenet_fast.py")
-
-
-def is_main_process() -> bool:
-    """Whether this is rank 0, or the only process, by its environment: before the processes have joined."""
-    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
-
-
-def launch_environment(environment: Mapping[str, str], local_rank: int | None) -> dict[str, str]:
-    """RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, however the job was started.
-
-    torchrun and torch.distributed.launch set them; under srun they follow from SLURM's variables; without a
-    launcher there is one process.
-
-    Args:
-        environment: ``os.environ``.
-        local_rank: what the launcher gave as ``--local-rank``, if it did.
-
-    Raises:
-        UserError: SLURM's host names cannot be read, or variables are missing or no numbers.
-    """
-    if "WORLD_SIZE" in environment and "RANK" in environment:
-        if "LOCAL_RANK" not in environment and local_rank is None:
-            raise UserError("RANK is set but LOCAL_RANK is not: start with torchrun, or give --local-rank")
-        local = environment.get("LOCAL_RANK", str(local_rank))
-        names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-        missing = [name for name in names if name not in environment]
-        if missing and environment["WORLD_SIZE"] != "1":
-            raise UserError(f"WORLD_SIZE is set but {' and '.join(missing)} not: start with torchrun")
-        return {name: environment[name] for name in names if name in environment} | {"LOCAL_RANK": local}
-    slurm = {"SLURM_STEP_NUM_TASKS": "1", "SLURM_JOB_ID": "0", **environment}
-    if _whole(slurm, "SLURM_STEP_NUM_TASKS") > 1:  # set by srun, not in the batch script itself
-        return {
-            "RANK": environment["SLURM_PROCID"],
-            "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
-            "LOCAL_RANK": environment["SLURM_LOCALID"],
-            "MASTER_ADDR": environment.get("MASTER_ADDR") or _first_slurm_host(environment),
-            "MASTER_PORT": environment.get("MASTER_PORT")
-            or str(20000 + _whole(slurm, "SLURM_JOB_ID") % 20000),
-        }
-    return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-
-
-def _first_slurm_host(environment: Mapping[str, str]) -> str:
-    hosts = environment["SLURM_STEP_NODELIST"]
-    if "[" not in hosts:
-        return hosts.split(",")[0]
-    try:
-        expanded = subprocess.run(
-            ["scontrol", "show", "hostnames", hosts], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        raise UserError(
-            f"cannot expand SLURM's host list {hosts}: set MASTER_ADDR to its first host"
-        ) from None
-    return expanded.stdout.split()[0]
-
-
-def _whole(environment: Mapping[str, str], name: str) -> int:
-    try:
-        return int(environment[name])
-    except ValueError:
-        raise UserError(f"{name}={environment[name]} in the environment is not a number") from None
-
-
 @contextmanager
 def start(device: str, local_rank: int | None) -> Iterator[Ranks]:
     """Join the job's processes for the block; on all but rank 0 standard output goes nowhere.
@@ -215,7 +139,7 @@ def start(device: str, local_rank: int | None) -> Iterator[Ranks]:
         UserError: this machine has no such device, or fewer GPUs than processes.
     """
     place = launch_environment(os.environ, local_rank)
-    rank, size, local = (_whole(place, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    rank, size, local = (whole_number(place, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     chosen = process_device(device, local, "SLURM_LOCALID" in os.environ)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
@@ -229,34 +153,6 @@ def start(device: str, local_rank: int | None) -> Iterator[Ranks]:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
         yield Ranks(rank, size, chosen)
     dist.destroy_process_group()  # not after an error: the others may be waiting, and are to be ended
-
-
-def gpu_count() -> int:
-    """GPUs that this process can use."""
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
-def process_device(device: str, local: int, under_slurm: bool) -> torch.device:
-    """What one of a machine's processes computes on.
-
-    Args:
-        device: ``auto`` (CUDA when there is one), ``cpu`` or ``cuda``.
-        local: the process among those of its machine, from 0.
-        under_slurm: whether srun started it, which may show every process its own GPU only.
-
-    Raises:
-        UserError: there is no GPU for it.
-    """
-    gpus = gpu_count()
-    if device == "cpu" or (device == "auto" and not gpus):
-        return torch.device("cpu")
-    index = 0 if under_slurm and gpus == 1 else local
-    if index > gpus:  # the first process without a GPU speaks for those after it
-        leave_quietly()
-    if index == gpus:
-        have = f"only {plural(gpus, 'GPU')} for process {local + 1}" if gpus else "no CUDA GPU is available"
-        raise UserError(f"--device {device}: {have}; start fewer processes, or use --device cpu")
-    return torch.device("cuda", index)
 
 
 @contextmanager
@@ -290,42 +186,45 @@ def silence(wanted: bool) -> Iterator[None]:
             sys.stdout = stdout
 
 
-def select_devices(device: str, gpu_ids: str) -> tuple[torch.device, list[int]]:
-    """The main device and the GPUs of a DataParallel run.
-
-    Args:
-        device: ``auto`` (CUDA when there is one), ``cpu`` or ``cuda``.
-        gpu_ids: comma-separated indices such as ``0,1``; used on CUDA only.
-
-    Returns:
-        The device of inputs and outputs, and the GPU indices (empty on a CPU).
+def fresh_store(timeout: timedelta) -> tuple[dist.Store, int, int]:
+    """A store that only the processes of this attempt write to, this process's rank, and their number.
 
     Raises:
-        UserError: CUDA was asked for and is absent, or an index names no GPU.
+        RuntimeError: the others do not come within ``timeout``.
     """
-    try:
-        ids = [int(text) for text in gpu_ids.split(",")]
-    except ValueError:
-        raise UserError(f"--gpu-id takes indices such as 0 or 0,1, not '{gpu_ids}'") from None
-    count = gpu_count()
-    if device == "cuda" and not count:
-        raise UserError("--device cuda: no CUDA GPU is available here; use --device cpu")
-    if device == "cpu" or not count:
-        return torch.device("cpu"), []
-    absent = [i for i in ids if not 0 <= i < count]
-    if absent or len(set(ids)) != len(ids):
-        raise UserError(f"--gpu-id {gpu_ids}: name each GPU at most once, from 0 to {count - 1} here")
-    torch.cuda.set_device(ids[0])
-    return torch.device("cuda", ids[0]), ids
+    store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+    deadline = time.monotonic() + timeout.total_seconds()
+    attempt = _lead(store, size, deadline) if rank == 0 else _follow(store, rank, deadline)
+    return dist.PrefixStore(attempt, store), rank, size
 
 
-def parallelize(model: nn.Module, gpu_ids: list[int]) -> nn.Module:
-    """Wrap a network in DataParallel when there is more than one GPU."""
-    return nn.DataParallel(model, device_ids=gpu_ids) if len(gpu_ids) > 1 else model
+def _lead(store: dist.Store, size: int, deadline: float) -> str:
+    """Rank 0 names the attempt, and answers whatever name it finds for a rank until that rank confirms."""
+    attempt = uuid.uuid4().hex
+    missing = set(range(1, size))
+    while missing:
+        for rank in sorted(missing):
+            if store.check([f"{attempt}/{rank}"]):
+                missing.remove(rank)
+            elif store.check([f"name/{rank}"]):
+                name = store.get(f"name/{rank}").decode()
+                store.set(f"answer/{name}", attempt)
+        _wait(deadline, f"ranks {sorted(missing)}" if missing else "")
+    return attempt
 
 
-def describe(device: torch.device, gpu_ids: list[int]) -> str:
-    """The devices in words, for the first lines of a run."""
-    if device.type == "cpu":
-        return f"CPU ({plural(torch.get_num_threads(), 'thread')})"
-    return f"{max(len(gpu_ids), 1)} x {torch.cuda.get_device_name(device)}"
+def _follow(store: dist.Store, rank: int, deadline: float) -> str:
+    """Any other rank takes a name that no earlier process had, and waits for rank 0's answer to it."""
+    name = uuid.uuid4().hex
+    store.set(f"name/{rank}", name)
+    while not store.check([f"answer/{name}"]):
+        _wait(deadline, "rank 0")
+    attempt = store.get(f"answer/{name}").decode()
+    store.set(f"{attempt}/{rank}", "here")
+    return attempt
+
+
+def _wait(deadline: float, missing: str) -> None:
+    if missing and time.monotonic() > deadline:
+        raise RuntimeError(f"Timed out waiting for {missing}")
+    time.sleep(_PAUSE if missing else 0)

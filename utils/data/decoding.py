@@ -1,7 +1,7 @@
-"""From an image file to uint8 pixels: whole, or only as far down as a crop reaches.
+"""Decode image files to uint8 pixels: the whole image, or only the rows down to the end of a crop.
 
-Three decoders, which agree to the last bit (they share libjpeg-turbo's default algorithm): PIL takes every
-format; simplejpeg and torchvision are faster, take JPEGs only, and leave the rest to PIL.
+Three decoders with bit-identical results (they share libjpeg-turbo's default algorithm): PIL reads every
+format; simplejpeg and torchvision are faster but read only JPEGs, so that PIL reads all other files.
 """
 
 import importlib.util
@@ -19,8 +19,8 @@ from torch import Tensor
 from utils.common.errors import UserError
 
 DECODERS = ("auto", "pil", "torchvision", "simplejpeg")
-_ROWS_BELOW = 4  # libjpeg's smooth upsampling of colour looks at rows below the last one wanted
-_LARGEST = Image.MAX_IMAGE_PIXELS or 2**63  # beyond it PIL warns of a decompression bomb; it is to decide
+_ROWS_BELOW = 4  # libjpeg's smooth upsampling of colour needs rows below the last one of the crop
+_LARGEST = Image.MAX_IMAGE_PIXELS or 2**63  # larger ones are left to PIL, which warns of a bomb
 
 
 class Box(NamedTuple):
@@ -32,14 +32,14 @@ class Box(NamedTuple):
     width: int
 
 
-Choose = Callable[[int, int], Box]  # of the height and width of the image
+ChooseBox = Callable[[int, int], Box]  # takes the height and width of the image
 
 
 def orientation(image: Image.Image) -> int:
-    """How the camera was held, from 1, upright, to 8: the EXIF tag; damaged metadata say nothing."""
+    """Return the EXIF orientation, from 1 (upright) to 8; 1 if the tag is missing or damaged."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # PIL raises anything
+    except Exception:  # PIL raises errors of any type
         return 1
 
 
@@ -48,7 +48,7 @@ def decode(path: str, upright: bool = False) -> Image.Image:
 
     Args:
         path: the file.
-        upright: turn the image as its EXIF orientation says, for people's photos.
+        upright: rotate the image to its EXIF orientation, for users' photos.
     """
     with Image.open(path) as image:
         if upright and orientation(image) != 1:
@@ -61,7 +61,7 @@ def decode(path: str, upright: bool = False) -> Image.Image:
 
 
 class JpegSize(NamedTuple):
-    """The size of a JPEG, and where its file says the height: two bytes, big-endian."""
+    """The size of a JPEG, and the offset of the height in its file: two bytes, big-endian."""
 
     height: int
     width: int
@@ -69,24 +69,24 @@ class JpegSize(NamedTuple):
 
 
 def jpeg_size(data: bytes | bytearray) -> JpegSize | None:
-    """The size of a complete JPEG, baseline or progressive, 8 bits, grey or colour; None of others.
+    """Return the size of a complete JPEG, baseline or progressive, 8 bits, grey or colour; None otherwise.
 
-    The segments of a JPEG begin with FF and their kind; that of the frame (C0 to C2) holds the size: ITU-T
-    T.81, annex B.
+    A segment of a JPEG begins with FF and its marker; the frame header (C0 to C2) holds the size: ITU-T T.81,
+    annex B.
     """
     if data[:2] != b"\xff\xd8" or data[-2:] != b"\xff\xd9":
         return None
     at, end = 2, len(data) - 10
     while at < end and data[at] == 0xFF:
-        kind = data[at + 1]
-        if kind == 0xFF:  # padding
+        marker = data[at + 1]
+        if marker == 0xFF:  # padding
             at += 1
             continue
-        if kind in (0xC0, 0xC1, 0xC2):
+        if marker in (0xC0, 0xC1, 0xC2):
             height, width = (int.from_bytes(data[i : i + 2], "big") for i in (at + 5, at + 7))
-            sound = data[at + 4] == 8 and data[at + 9] in (1, 3) and 0 < height * width <= _LARGEST
-            return JpegSize(height, width, at + 5) if sound else None
-        if kind in (0xD9, 0xDA) or (0xC3 <= kind <= 0xCF and kind not in (0xC4, 0xCC)):
+            supported = data[at + 4] == 8 and data[at + 9] in (1, 3) and 0 < height * width <= _LARGEST
+            return JpegSize(height, width, at + 5) if supported else None
+        if marker in (0xD9, 0xDA) or (0xC3 <= marker <= 0xCF and marker not in (0xC4, 0xCC)):
             return None
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None
@@ -98,7 +98,7 @@ def available(name: str) -> bool:
 
 
 def choose_decoder(name: str) -> str:
-    """What ``--decoder`` means on this machine; ``auto`` is the fastest that is installed.
+    """Return the decoder that ``--decoder`` selects; ``auto`` is the fastest one installed.
 
     Raises:
         UserError: the decoder is not installed.
@@ -111,13 +111,13 @@ def choose_decoder(name: str) -> str:
 
 
 def _by_simplejpeg(data: bytearray) -> Tensor:
-    import simplejpeg  # not installed everywhere
+    import simplejpeg  # an optional dependency
 
     return torch.from_numpy(simplejpeg.decode_jpeg(data, "RGB", strict=False)).permute(2, 0, 1)
 
 
 def _by_torchvision(data: bytearray) -> Tensor:
-    from torchvision.io import ImageReadMode, decode_jpeg  # announced to be removed
+    from torchvision.io import ImageReadMode, decode_jpeg  # deprecated by torchvision
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -130,24 +130,24 @@ _FAST: MappingProxyType[str, Callable[[bytearray], Tensor]] = MappingProxyType(
 
 
 def read_image(
-    path: str, decoder: str, choose: Choose, upright: bool = False
+    path: str, decoder: str, choose: ChooseBox, upright: bool = False
 ) -> tuple[Image.Image | Tensor, Box]:
-    """An image as RGB and the box that ``choose`` wants of it.
+    """Read an image as RGB, and the box that ``choose`` selects in it.
 
-    simplejpeg stops below the box: told that the image ends there, libjpeg decodes no further, and what it
-    has decoded is the same to the last bit. Rows above cannot be left out.
+    simplejpeg stops below the box: with the height in the file's header lowered, libjpeg decodes no further,
+    and the decoded rows are bit-identical. Rows above the box cannot be skipped.
 
     Args:
         path: the file.
         decoder: ``pil``, ``torchvision`` or ``simplejpeg``.
-        choose: the box in pixels, of the image's height and width.
-        upright: turn the image as its EXIF orientation says; PIL reads those that are to be turned.
+        choose: returns the box in pixels for the image's height and width.
+        upright: rotate the image to its EXIF orientation; PIL reads images that need it.
 
     Returns:
-        For ``pil`` a PIL image, otherwise (3, H, W) uint8, perhaps without rows below the box.
+        For ``pil`` a PIL image, otherwise (3, H, W) uint8; rows below the box may be missing.
 
     Raises:
-        Exception: nearly any that PIL's readers raise for a damaged file.
+        Exception: of almost any type, by PIL's readers for a damaged file.
     """
     if decoder == "pil":
         image = decode(path, upright)
@@ -161,7 +161,7 @@ def read_image(
             data[size.at : size.at + 2] = rows.to_bytes(2, "big")
         try:
             return _FAST[decoder](data), box
-        except (ValueError, RuntimeError):  # PIL decides what is wrong with it
+        except (ValueError, RuntimeError):  # PIL reads it, or raises what is wrong
             pass
     pixels = torch.from_numpy(np.array(decode(path, upright))).permute(2, 0, 1)
     return pixels, choose(pixels.shape[1], pixels.shape[2])

@@ -1,4 +1,4 @@
-"""The embedded demo data: scikit-learn's 1,797 handwritten digits as an image folder."""
+"""The built-in demo data: scikit-learn's 1,797 handwritten digits as an image folder."""
 
 import shutil
 import tempfile
@@ -9,15 +9,15 @@ from PIL import Image
 
 
 def write_digits(folder: Path) -> Path:
-    """Write the digits below ``folder`` unless they are there, and return ``folder``.
+    """Write the digits to ``folder`` unless it exists, and return ``folder``.
 
     1,437 training and 360 validation images (a fixed, stratified split) as 8x8 grey PNGs in
-    ``{train,val}/{0..9}/NNNN.png``. They are written beside the target and renamed, so an interrupted run
-    leaves nothing half done.
+    ``{train,val}/{0..9}/NNNN.png``. They are written to a temporary folder that is then renamed, so an
+    interrupted run leaves no incomplete folder.
     """
     if folder.exists():
         return folder
-    # scikit-learn takes two seconds to import and only this first run needs it.
+    # scikit-learn takes two seconds to import, and only the first run needs it.
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

@@ -3,11 +3,11 @@
 Samples stay uint8 until they are on the device; there they are cast and normalised.
 """
 
-import argparse
 import atexit
 import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -99,11 +99,11 @@ class ImageDataset(Dataset[Sample]):
         return Sample(None, -1, tuple(broken))
 
     def read(self, path: str, label: Any) -> Any:
-        """What a file holds; raises an error if that cannot be read, or cannot be what ``label`` is of."""
+        """Read a file; raise an error if that fails, or if it cannot be what ``label`` describes."""
         return read_image(path, self.decoder, self.transform.box, self.upright)
 
     def transformed(self, read: Any, label: Any) -> tuple[Any, Any]:
-        """The image and label to learn from, of what was read and the file's label."""
+        """Make what was read and the file's label into the image and label to learn from."""
         return self.transform(*read), label
 
     def _sample(self, key: SampleKey, attempt: int) -> int:
@@ -113,7 +113,7 @@ class ImageDataset(Dataset[Sample]):
 
 
 def stack(samples: list[Sample], size: int) -> Batch:
-    """Stack the samples that could be read, possibly none; ``size`` is the image side in pixels.
+    """Stack the samples that could be read, possibly none; ``size`` is the side of an image in pixels.
 
     The images lie in memory as decoders write them, (B, S, S, 3), and in a data worker in shared memory, so
     that each is copied once.
@@ -132,7 +132,7 @@ def stack(samples: list[Sample], size: int) -> Batch:
 
 
 def shared(tensor: Tensor) -> Tensor:
-    """In a data worker moved to shared memory, elsewhere as it is.
+    """Move a tensor to shared memory in a data worker; return it as it is elsewhere.
 
     The queue to the main process would do it in a thread, whose errors nobody hears: where the memory is full
     the main process would wait for ever.
@@ -141,10 +141,10 @@ def shared(tensor: Tensor) -> Tensor:
 
 
 def check_shared_memory(workers: int) -> None:
-    """Refuse to start data workers where there is no room even for what they need to begin.
+    """Check that there is shared memory for what data workers need to begin.
 
     Raises:
-        UserError: so it is.
+        UserError: there is not.
     """
     try:
         room = os.statvfs("/dev/shm")
@@ -155,7 +155,7 @@ def check_shared_memory(workers: int) -> None:
 
 
 def _tensors(nested: Any) -> Iterator[Tensor]:
-    """Those of a batch, in whatever lists and dicts."""
+    """Yield the tensors of a batch, in whatever lists and dicts."""
     if isinstance(nested, Tensor):
         yield nested
         return
@@ -245,7 +245,7 @@ class DeviceLoader(Generic[Batches]):
             yield self._arrived(*ahead)
 
     def _checked(self) -> Iterator[Batch]:
-        """The batches of the workers, with the files that could not be decoded counted."""
+        """Yield the batches of the workers, and count the files that could not be decoded."""
         self.read, self.broken = 0, set()
         for batch in self.loader:
             self.read += len(batch.labels)
@@ -261,7 +261,7 @@ class DeviceLoader(Generic[Batches]):
         return images, batch.labels.to(self.device, non_blocking=True)
 
     def _arrived(self, images: Tensor, labels: Tensor, done: torch.cuda.Event) -> tuple[Tensor, Tensor]:
-        """Have the computation wait for a batch, and its memory wait for the computation."""
+        """Let the computation wait for a batch, and its memory wait for the computation."""
         current = torch.cuda.current_stream(self.device)
         current.wait_event(done)
         for tensor in _tensors((images, labels)):
@@ -276,7 +276,7 @@ class DeviceLoader(Generic[Batches]):
         )
 
     def files(self: "DeviceLoader[TrainBatches]", step: int) -> list[str]:
-        """The files of this process in a step; those that were replaced are still named."""
+        """Return the files of this process in a step; those that were replaced are still named."""
         return [self.dataset.split.samples[sample][0] for sample in self.batches.of_step(step)]
 
     def report(self, ranks: Ranks) -> None:
@@ -299,39 +299,66 @@ class DeviceLoader(Generic[Batches]):
         tqdm.write(f"note: {plural(len(broken), 'image')} could not be decoded: {instead}")
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How images are read; none of it changes what is learned.
+
+    Args:
+        workers: processes that decode.
+        max_bad: share of the files that may be undecodable.
+        decoder: ``pil``, ``torchvision`` or ``simplejpeg``.
+    """
+
+    workers: int = 0
+    max_bad: float = 1.0
+    decoder: str = "pil"
+
+
 def training_loader(
     split: ImageSplit,
     transform: TrainTransform,
-    args: argparse.Namespace,
+    batch: int,
     seed: int,
+    reading: Reading,
     ranks: Ranks,
     layout: torch.memory_format = torch.contiguous_format,
     parts: int = 1,
 ) -> DeviceLoader[TrainBatches]:
-    """This process's batches of ``--train-batch``, ``parts`` of them for a step.
+    """Return this process's training batches.
+
+    Args:
+        split: files and labels.
+        transform: makes an image of a file.
+        batch: images per batch.
+        seed: the run's seed.
+        reading: how the files are read.
+        ranks: the processes that train together.
+        layout: memory format of the batches.
+        parts: batches per step.
 
     Raises:
         UserError: fewer images than one for each process and part.
     """
-    dataset = ImageDataset(split, transform, seed, substitute=True, decoder=args.decoder)
-    batches = TrainBatches(len(dataset), args.train_batch, seed, parts, ranks.rank, ranks.size)
-    to_batch = partial(stack, size=args.img_size)
-    return DeviceLoader(dataset, batches, to_batch, args.workers, ranks.device, layout, args.max_bad)
+    dataset = ImageDataset(split, transform, seed, substitute=True, decoder=reading.decoder)
+    batches = TrainBatches(len(dataset), batch, seed, parts, ranks.rank, ranks.size)
+    to_batch = partial(stack, size=transform.size)
+    return DeviceLoader(dataset, batches, to_batch, reading.workers, ranks.device, layout, reading.max_bad)
 
 
 def validation_loader(
     split: ImageSplit,
-    args: argparse.Namespace,
-    seed: int,
+    img_size: int,
+    batch: int,
+    reading: Reading,
     ranks: Ranks,
     layout: torch.memory_format = torch.contiguous_format,
     upright: bool = False,
 ) -> DeviceLoader[EvalBatches]:
-    """This process's share of the images, in batches of ``--test-batch``.
+    """Return this process's share of the images in batches; arguments as of :func:`training_loader`.
 
-    ``upright`` turns them as their EXIF orientation says; an evaluation, as published, does not.
+    ``upright`` turns the images as their EXIF orientation says; an evaluation, as published, does not.
     """
-    dataset = ImageDataset(split, ValTransform(args.img_size), seed, decoder=args.decoder, upright=upright)
-    batches = EvalBatches(len(dataset), args.test_batch, ranks.rank, ranks.size)
-    to_batch = partial(stack, size=args.img_size)
-    return DeviceLoader(dataset, batches, to_batch, args.workers, ranks.device, layout, args.max_bad)
+    dataset = ImageDataset(split, ValTransform(img_size), 0, decoder=reading.decoder, upright=upright)
+    batches = EvalBatches(len(dataset), batch, ranks.rank, ranks.size)
+    to_batch = partial(stack, size=img_size)
+    return DeviceLoader(dataset, batches, to_batch, reading.workers, ranks.device, layout, reading.max_bad)

@@ -1,9 +1,8 @@
-"""Which sample is read at which step."""
+"""The order of the samples: the batches of an epoch of training and of an evaluation."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
@@ -11,22 +10,20 @@ from utils.common.errors import UserError
 from utils.common.randomness import permutation
 from utils.common.text import plural
 
-CHUNK = 16  # images of one shape in a row: batches of 1, 2, 4, 8 or 16 hold one shape
-
 
 class SampleKey(NamedTuple):
-    """What a data set needs to produce one sample: together with the seed it fixes every augmentation."""
+    """What a data set needs to produce one sample; with the seed it determines every augmentation."""
 
     epoch: int
     sample: int
 
 
 class Position(NamedTuple):
-    """How far training is."""
+    """How far training has come."""
 
     epoch: int  # epochs completed
-    images: int = 0  # of the next one, over all processes
-    sums: Tensor | Sequence[float] = ()  # this process's sums of the metrics over these images
+    images: int = 0  # images done in the next epoch, over all processes
+    sums: Tensor | Sequence[float] = ()  # this process's metric sums over these images
 
     def __str__(self) -> str:
         if not self.images:
@@ -37,21 +34,21 @@ class Position(NamedTuple):
 class TrainBatches(Sampler[list[SampleKey]]):
     """One process's batches of one epoch, in an order that depends on (seed, epoch) only.
 
-    A step takes the next ``batch * parts * processes`` samples of the order; a process takes its share of
-    consecutive samples from them, in ``parts`` batches. So what a step learns from does not depend on how it
-    is spread. What is left after the last whole step is left out, as in the published scripts; a data set
-    smaller than one step gives one step of smaller batches.
+    A step takes the next ``batch * parts * processes`` samples of the order; each process takes an equal
+    share of consecutive samples, in ``parts`` batches. So the samples of a step do not depend on how they
+    are split into parts and processes. Samples after the last full step are dropped, as in the published
+    scripts; a data set smaller than one step gives one step of smaller batches.
 
     Args:
         size: number of samples.
         batch: samples per batch of a process.
         seed: the run's seed.
         parts: batches per step.
-        rank: this process, from 0.
-        processes: how many there are.
+        rank: of this process, from 0.
+        processes: number of processes.
 
     Raises:
-        UserError: fewer samples than one for each process and part.
+        UserError: fewer than one sample for each process and part.
     """
 
     def __init__(
@@ -60,7 +57,7 @@ class TrainBatches(Sampler[list[SampleKey]]):
         if size < parts * processes:
             raise UserError(
                 f"{plural(size, 'training image')} cannot fill {plural(parts, 'batch')} per step in "
-                f"{plural(processes, 'process')}: start fewer, or lower --accum-steps"
+                f"{plural(processes, 'process')}: start fewer processes, or lower --accum-steps"
             )
         self.size, self.seed, self.parts, self.wanted = size, seed, parts, batch
         self.batch = min(batch, size // (parts * processes))
@@ -68,26 +65,26 @@ class TrainBatches(Sampler[list[SampleKey]]):
         self.epoch, self.images = 0, 0
 
     def set_position(self, position: Position) -> None:
-        """Choose what the next iteration gives: the rest of an epoch. Nothing that it skips is read.
+        """Start the next iteration at this position; skipped samples are not read.
 
-        The order is of images, not of steps: after a change of the number of processes or of the batch the
-        rest of the epoch is still every image that is left, once.
+        The order is one of images, not of steps: with another number of processes or another batch size the
+        rest of the epoch is still every remaining image, once.
         """
         self.epoch, self.images = position.epoch, position.images
 
     @property
     def samples_per_step(self) -> int:
-        """Over all parts and processes."""
+        """Samples of a step, over all parts and processes."""
         return self.batch * self.parts * self.processes
 
     @property
     def first_step(self) -> int:
-        """The step at which the next iteration begins, from 0."""
+        """The step of the epoch, from 0, at which the next iteration begins."""
         return self.images // self.samples_per_step
 
     @property
     def steps(self) -> int:
-        """Steps of the epoch, those before the next iteration included."""
+        """Steps of the epoch, including those before the next iteration."""
         return self.first_step + max(self.size - self.images, 0) // self.samples_per_step
 
     def __len__(self) -> int:
@@ -98,7 +95,7 @@ class TrainBatches(Sampler[list[SampleKey]]):
         return f"{plural(self.size, 'training image')} in steps of {self.samples_per_step:,}{few}"
 
     def order(self) -> Tensor:
-        """All samples in the order of the epoch: (size,), int64."""
+        """Return all samples in the order of the epoch: (size,), int64."""
         return permutation(self.size, self.seed, "order", self.epoch)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
@@ -109,41 +106,17 @@ class TrainBatches(Sampler[list[SampleKey]]):
             yield [SampleKey(self.epoch, int(index)) for index in order[start : start + self.batch]]
 
     def of_step(self, step: int) -> list[int]:
-        """The samples of this process in a step, counted from 0 in the epoch."""
+        """Return the samples of this process in a step of the epoch, counted from 0."""
         order = self.order()
         first = self.images + (step - self.first_step) * self.samples_per_step
         start = first + self.rank * self.parts * self.batch
         return order[start : start + self.parts * self.batch].tolist()
 
 
-class GroupedBatches(TrainBatches):
-    """Batches of images of one shape, wide or not: less padding.
-
-    The order of an epoch is that of chunks of ``CHUNK`` random images of one shape; what fills no chunk comes
-    last. Like any order it depends on (seed, epoch) only.
-
-    Args:
-        wide: (N,) bool, of each image whether it is wider than high.
-        others: as in :class:`TrainBatches`.
-    """
-
-    def __init__(self, wide: Tensor, batch: int, seed: int, *others: int) -> None:
-        super().__init__(len(wide), batch, seed, *others)
-        self.wide = wide
-
-    def order(self) -> Tensor:
-        order = super().order()
-        shapes = (order[self.wide[order] == wide] for wide in (True, False))
-        chunks = [chunk for shape in shapes for chunk in shape.split(CHUNK)]
-        whole = [chunk for chunk in chunks if len(chunk) == CHUNK]
-        mixed = permutation(len(whole), self.seed, "chunks", self.epoch)
-        return torch.cat([*(whole[i] for i in mixed), *(chunk for chunk in chunks if len(chunk) < CHUNK)])
-
-
 class EvalBatches(Sampler[list[SampleKey]]):
-    """One process's batches of an evaluation: over all processes every sample exactly once, in order.
+    """One process's batches of an evaluation; over all processes, every sample exactly once, in order.
 
-    Every process has as many batches; the last ones may be smaller or empty.
+    Every process has the same number of batches; the last ones may be smaller or empty.
     """
 
     def __init__(self, size: int, batch: int, rank: int = 0, processes: int = 1) -> None:

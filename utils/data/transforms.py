@@ -4,7 +4,6 @@ With ``--decoder pil`` PIL resizes, as in the published scripts; otherwise torch
 level of PIL.
 """
 
-import argparse
 import math
 from collections.abc import Sequence
 from types import MappingProxyType
@@ -28,7 +27,7 @@ _TRIES = 10
 
 
 def random_box(height: int, width: int, scale: Sequence[float]) -> Box:
-    """A box of random area and shape: Szegedy et al., arXiv 1409.4842, section 6; draws from torch.
+    """Draw a box of random area and shape, from torch: Szegedy et al., arXiv 1409.4842, section 6.
 
     Args:
         height: of the image.
@@ -51,28 +50,37 @@ class TrainTransform:
     """Random resized crop, horizontal flip and more on demand; draws from torch's CPU generator.
 
     Args:
-        args: ``img_size`` in pixels, ``hflip``, ``auto_augment`` (a name of ``AUTO_AUGMENT``, applied to the
-            crop) and ``random_erase`` (Zhong et al., arXiv 1708.04896).
+        size: side of the crop in pixels.
         scale: least and largest share of the image's area that a crop covers.
+        hflip: probability of a flip.
+        auto_augment: a name of ``AUTO_AUGMENT``, applied to the crop; None: none.
+        random_erase: probability of random erasing (Zhong et al., arXiv 1708.04896).
     """
 
-    def __init__(self, args: argparse.Namespace, scale: Sequence[float]) -> None:
-        self.size, self.scale, self.hflip = args.img_size, tuple(scale), args.hflip
+    def __init__(
+        self,
+        size: int,
+        scale: Sequence[float] = (0.08, 1.0),
+        hflip: float = 0.5,
+        auto_augment: str | None = None,
+        random_erase: float = 0.0,
+    ) -> None:
+        self.size, self.scale, self.hflip = size, tuple(scale), hflip
         self.further: list[v2.Transform] = []
-        if args.auto_augment:
+        if auto_augment:
             fill = [round(255 * value) for value in MEAN]
-            augment = AUTO_AUGMENT[args.auto_augment]
+            augment = AUTO_AUGMENT[auto_augment]
             bilinear = v2.InterpolationMode.BILINEAR
             self.further += [v2.ToPILImage(), augment(interpolation=bilinear, fill=fill), v2.PILToTensor()]
-        if args.random_erase:
-            self.further.append(v2.RandomErasing(args.random_erase, value=[255 * value for value in MEAN]))
+        if random_erase:
+            self.further.append(v2.RandomErasing(random_erase, value=[255 * value for value in MEAN]))
 
     def box(self, height: int, width: int) -> Box:
-        """The crop of an image of this size."""
+        """Draw the crop of an image of this size."""
         return random_box(height, width, self.scale)
 
     def __call__(self, image: Image.Image | Tensor, box: Box) -> Tensor:
-        """The crop ``box`` as (3, S, S)."""
+        """Return the crop ``box`` as (3, S, S)."""
         pixels = resized_crop(image, box, self.size)
         if torch.rand(()).item() < self.hflip:
             pixels = pixels.flip(2)
@@ -85,22 +93,23 @@ class ValTransform:
     """Shorter side to 256/224 of ``size``, then the centre crop."""
 
     def __init__(self, size: int) -> None:
+        self.size = size
         self.resize_and_crop = v2.Compose(
             [v2.Resize(round(size * 256 / 224), antialias=True), v2.CenterCrop(size)]
         )
 
     def box(self, height: int, width: int) -> Box:
-        """The whole image."""
+        """Return the whole image."""
         return Box(0, 0, height, width)
 
     def __call__(self, image: Image.Image | Tensor, box: Box) -> Tensor:
-        """The centre as (3, S, S); ``box`` is the whole image."""
+        """Return the centre as (3, S, S); ``box`` is the whole image."""
         pixels = self.resize_and_crop(image)
         return pixels if isinstance(pixels, Tensor) else v2.functional.pil_to_tensor(pixels)
 
 
 def resized_crop(image: Image.Image | Tensor, box: Box, size: int) -> Tensor:
-    """A box of an image as (3, size, size), bilinear and antialiased."""
+    """Resize a box of an image to (3, size, size), bilinear and antialiased."""
     if isinstance(image, Image.Image):
         resized = v2.functional.resized_crop(image, *box, [size, size], antialias=True)
         return v2.functional.pil_to_tensor(resized)

@@ -1,4 +1,4 @@
-"""Reading files of tensors that may be damaged or hostile: no code runs, memory stays bounded by the file."""
+"""Read tensor files that may be damaged or hostile: no code runs, and the file's size bounds the memory."""
 
 import hashlib
 import json
@@ -16,20 +16,20 @@ _TYPES = frozenset(
     {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool}
     | {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 )
-NOTES = "checkpoint"  # where the metadata of safetensors hold a checkpoint's other fields, as JSON
-_PARTS = 1_000_000  # values and containers in a file; checkpoints of the largest nets have some ten thousand
+NOTES = "checkpoint"  # key in the metadata of safetensors: a checkpoint's other fields, as JSON
+_MAX_PARTS = 1_000_000  # values and containers in a file; checkpoints of the largest nets have some 10,000
 
 
 class DamagedError(Exception):
-    """The file is not what it was when it was written, or was never a file of tensors."""
+    """The file has changed since it was written, or is not a file of tensors."""
 
 
 def read(path: str) -> Any:
-    """The content of a file of torch (zip or older format) or, by its suffix, safetensors, on the CPU.
+    """Read a file of torch (zip or older format) or, by its suffix, safetensors; tensors are on the CPU.
 
     Raises:
-        DamagedError: it is cut off, compressed, claims more than it holds, or a zip's CRC-32 does not match.
-        Exception: nearly any that torch's or safetensors' reader meets in such a file.
+        DamagedError: it is truncated or compressed, claims more than it holds, or a checksum does not match.
+        Exception: of almost any type, by torch's or safetensors' reader for such a file.
     """
     if path.endswith(".safetensors"):
         return _read_safetensors(path)
@@ -53,49 +53,50 @@ def read(path: str) -> Any:
 
 
 def _read_safetensors(path: str) -> dict[str, Any]:
-    """The tensors; with the other fields, those of a file of ``scripts/convert_checkpoint.py``."""
-    from safetensors import safe_open  # only those who have such files need the library
+    """Read the tensors; also the other fields if ``scripts/convert_checkpoint.py`` wrote the file."""
+    from safetensors import safe_open  # optional: only for such files
 
     with safe_open(path, "pt") as file:
-        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
+        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         notes = (file.metadata() or {}).get(NOTES)
     if notes is None:
         return weights
     fields = json.loads(notes)
     if not isinstance(fields, dict):
-        raise DamagedError("its metadata are no fields of a checkpoint")
+        raise DamagedError("its metadata are not the fields of a checkpoint")
     return {**fields, "state_dict": weights}
 
 
 def _refuse_compressed(path: str) -> None:
-    """torch never compresses; a small compressed file could fill the memory.
+    """Refuse zip files unlike torch's: compressed, or with something before the archive.
 
-    Something before the archive would have torch and Python read two different ones.
+    A small compressed file could fill the memory. With something before the archive, torch and Python could
+    read different archives.
     """
     entries = zipfile.ZipFile(path).infolist()
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise DamagedError("it is a compressed archive: unpack it first")
     if not entries or min(entry.header_offset for entry in entries) != 0:
-        raise DamagedError("something stands before its archive")
+        raise DamagedError("there is something before its archive")
 
 
 def _check_tensors(content: object, size: int) -> None:
-    """Refuse what no checkpoint holds: other than plain arrays, or more of them than ``size`` bytes can hold.
+    """Refuse tensors that are not plain arrays, and more of them than ``size`` bytes can hold.
 
-    References to one array stand for as many arrays to whoever walks through them.
+    Each reference to an array counts as one more array, as it does to code that walks through the content.
     """
     total = 0
     for tensor in _tensors(content):
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.dtype in _TYPES
         if not plain:
-            raise DamagedError("it holds tensors that are no plain arrays")
+            raise DamagedError("it holds tensors that are not plain arrays")
         total += tensor.numel() * tensor.element_size()
         if total > 4 * size + 1_000_000:
             raise DamagedError(f"its tensors ({total:,} bytes and more) are larger than the file")
 
 
 def _numpy_scalars() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """Stand-ins for what a numpy number pickles to: published files hold a learning rate of that type."""
+    """Safe globals to unpickle a numpy scalar: published files hold their learning rate as one."""
     return [
         (_scalar, "numpy.core.multiarray.scalar"),
         (_scalar, "numpy._core.multiarray.scalar"),
@@ -118,16 +119,16 @@ def _scalar(kind: Any, data: object) -> float | int:
 
 
 def _parts(content: object) -> Iterator[object]:
-    """The values and containers of nested containers, depth first.
+    """Yield the values and containers in nested containers, depth first.
 
     Raises:
-        DamagedError: there are too many; a few references to references can stand for any number.
+        DamagedError: there are too many; with nested references a small file can contain any number.
     """
     waiting, count = [content], 0
     while waiting:
         part = waiting.pop()
         count += 1
-        if count > _PARTS:
+        if count > _MAX_PARTS:
             raise DamagedError("it has too many parts")
         yield part
         if isinstance(part, dict):
@@ -141,22 +142,22 @@ def _tensors(content: object) -> Iterator[Tensor]:
 
 
 def checksum(content: dict[Any, Any]) -> str:
-    """SHA-256, in hexadecimal, of the structure and all values of a dict but its key ``checksum``.
+    """Return the SHA-256, in hexadecimal, of the structure and values of a dict without key ``checksum``.
 
     Raises:
-        DamagedError: it holds something else than dicts, lists, tensors, numbers and strings.
+        DamagedError: it holds anything but dicts, lists, tensors, numbers, strings and None.
     """
-    total = hashlib.sha256()
+    digest = hashlib.sha256()
     for part in _parts({key: value for key, value in content.items() if key != "checksum"}):
         if isinstance(part, dict | list | tuple):
-            total.update(f"{'dict' if isinstance(part, dict) else 'list'} {len(part)}\n".encode())
+            digest.update(f"{'dict' if isinstance(part, dict) else 'list'} {len(part)}\n".encode())
         elif isinstance(part, Tensor):
-            total.update(f"{part.dtype} {tuple(part.shape)}\n".encode())
+            digest.update(f"{part.dtype} {tuple(part.shape)}\n".encode())
             flat = part.detach().cpu().contiguous().reshape(-1)
-            total.update(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
-        elif type(part) in (type(None), bool, int, float, str):  # a subclass would not be read back as itself
+            digest.update(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
+        elif type(part) in (type(None), bool, int, float, str):  # a subclass would be read back as its base
             text = repr(part).encode("utf-8", "backslashreplace")
-            total.update(b"%s %d " % (type(part).__name__.encode(), len(text)) + text)
+            digest.update(b"%s %d " % (type(part).__name__.encode(), len(text)) + text)
         else:
             raise DamagedError(f"it holds a {type(part).__name__}")
-    return total.hexdigest()
+    return digest.hexdigest()

@@ -1,88 +1,144 @@
-"""The network of a run: built, started from other weights, taught."""
+"""The network of a run: chosen, built, started from other weights, put on its device."""
 
-import argparse
-from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from models import create_model, is_own, list_models, resolve
-from utils.command_line import settings
-from utils.command_line.cli import architecture
 from utils.common.errors import UserError
-from utils.common.text import plural
-from utils.data import labels
-from utils.data.labels import Outputs
-from utils.networks import checkpoint
-from utils.networks import weights as fitting
+from utils.networks import checkpoint, weights
 from utils.networks.compilation import compile_blocks
 from utils.networks.complexity import Complexity, count
-from utils.training.losses import Distillation
-from utils.training.precision import Precision
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})  # of a checkpoint, where there is none
 
 
-def outputs_of(args: argparse.Namespace, saved: Mapping[str, Any]) -> Outputs:
-    """What the command line and the checkpoint of ``--resume`` say of the network's outputs.
+@dataclass(frozen=True)
+class NetworkSpec:
+    """Which network, for which images.
 
-    For ``-e`` the weights say how many there are.
+    Args:
+        arch: a registered architecture.
+        img_size: side of the square input in pixels.
+        cardinality: groups of the 3x3 convolutions; None: the architecture's own.
+        base_width: width of each group; None: the architecture's own.
+    """
+
+    arch: str = "resnet18"
+    img_size: int = 224
+    cardinality: int | None = None
+    base_width: int | None = None
+
+
+def choose_network(
+    arch: str | None,
+    img_size: int | None,
+    cardinality: int | None,
+    base_width: int | None,
+    saved: Mapping[str, Any] = NOTHING,
+    source: str = "",
+) -> NetworkSpec:
+    """Complete what the command line says of a network by what a checkpoint says, or else by the defaults.
+
+    Prints what it takes from the checkpoint.
+
+    Args:
+        arch: the architecture; None, as in the others: the command line leaves it open.
+        img_size: side of the square input in pixels.
+        cardinality: groups of the 3x3 convolutions.
+        base_width: width of each group.
+        saved: the checkpoint that is evaluated; empty for a new network.
+        source: the file, as on the command line.
 
     Raises:
-        UserError: they contradict each other.
+        UserError: neither the command line nor the checkpoint says the architecture.
     """
-    count = args.num_classes
-    if count is None and args.evaluate:
-        pretrained = None if is_own(args.arch) else labels.IMAGENET_CLASSES
-        count = fitting.outputs_in(saved["state_dict"], args.arch) if saved else pretrained
-    known = tuple(saved.get("classes", ()))
-    listed: tuple[str, ...] = ()
-    if args.class_list:
-        listed = labels.read_class_list(args.class_list, count)
-        labels.check_agreement(listed, known, args.class_list)
-    started = checkpoint.load(args.finetune, "--finetune").get("classes", ()) if args.finetune else ()
-    unnamed = f"--resume {args.resume}" if args.resume else "--pretrained" * args.evaluate
-    return Outputs(count, listed, known, tuple(started), unnamed)
+    given = {"arch": arch, "img_size": img_size, "cardinality": cardinality, "base_width": base_width}
+    taken = _left_open(given, saved, f"--resume {source}") if saved else {}
+    if taken:
+        flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in taken.items())
+        print(f"as in {source}: {flags}")
+    return _spec(given, taken)
 
 
-def class_count(requested: int | None, outputs: Outputs, classes: tuple[str, ...]) -> int:
-    """The number of outputs: ``--num-classes``, those of evaluated weights, or as many as there are classes.
+def _spec(given: Mapping[str, Any], taken: Mapping[str, Any]) -> NetworkSpec:
+    known = {name: value for name, value in given.items() if value is not None}
+    return NetworkSpec(**known, **taken)
+
+
+def _left_open(given: Mapping[str, Any], saved: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return what a checkpoint says of that which is None in ``given``."""
+    arch, says = given["arch"], saved.get("arch")
+    if arch is None and says not in list_models():
+        raise UserError(f"{source} {_how_to_name(saved['state_dict'], source)}")
+    said = {**saved.get("arguments", {}), "arch": says}
+    if arch is not None and resolve(arch) != resolve(says or ""):
+        said = {"img_size": said.get("img_size")}  # the widths of another net
+    return {name: said[name] for name in given if given[name] is None and said.get(name) is not None}
+
+
+def _how_to_name(state: Mapping[str, Tensor], source: str) -> str:
+    """Say what to do with a file without an architecture. It is not guessed: several may fit."""
+    if detector := weights.of_a_detector(state):
+        return detector
+    print(f"{source} names no registered architecture; looking for the one that it fits", flush=True)
+    known = [f"-a {name}" for name in weights.fitting_architectures(state)] or ["-a ARCH"]
+    return f"does not say which architecture it holds: give {weights.alternatives(known)}"
+
+
+def check_architecture(name: str) -> str:
+    """Return the name of a registered architecture.
 
     Raises:
-        UserError: ``--num-classes`` is fewer than the class folders.
+        UserError: there is none of this name.
     """
-    if requested is not None and requested < len(classes):
-        raise UserError(f"--num-classes {requested} is too few: the data has {len(classes)} class folders")
-    return max(outputs.count or 0, len(classes))
+    names = list_models()
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(near)}?" if near else "see models.list_models()"
+    raise UserError(f"unknown architecture '{name}'; {hint}")
 
 
-def build_model(args: argparse.Namespace, classes: int) -> tuple[nn.Module, Complexity]:
-    """The network of ``-a`` and its size and cost at ``--img-size``.
+def build_model(
+    spec: NetworkSpec, classes: int, pretrained: bool = False, zero_gamma: bool = False
+) -> tuple[nn.Module, Complexity]:
+    """Build a network; return it with its size and its cost for one image.
+
+    Args:
+        spec: the network.
+        classes: outputs.
+        pretrained: start from torchvision's ImageNet weights.
+        zero_gamma: start residual branches at 0.
 
     Raises:
         UserError: the builder refuses the arguments, or there are no weights to download.
     """
-    kwargs: dict[str, Any] = {"num_classes": classes}
-    if args.cardinality is not None:
-        kwargs["groups"] = args.cardinality
-    if args.base_width is not None:
-        kwargs["width_per_group"] = args.base_width
-    if args.zero_gamma:
-        kwargs["zero_init_residual"] = True
+    options = {
+        "groups": spec.cardinality,
+        "width_per_group": spec.base_width,
+        "zero_init_residual": zero_gamma or None,
+    }
+    kwargs: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     try:
-        if args.pretrained:
+        if pretrained:
             instead = "give a file with --finetune or --resume"
-            kwargs |= imagenet_weights(args.arch, classes, "--pretrained", instead)
-        model = create_model(args.arch, **kwargs)
-        return model, count(model, (3, args.img_size, args.img_size))
+            kwargs |= imagenet_weights(spec.arch, classes, "--pretrained", instead)
+        model = create_model(spec.arch, num_classes=classes, **kwargs)
+        return model, count(model, (3, spec.img_size, spec.img_size))
     except (TypeError, ValueError, NotImplementedError, RuntimeError, AssertionError) as error:
-        given = (("--cardinality", args.cardinality), ("--base-width", args.base_width))
-        flags = [f"{flag} {value}" for flag, value in given if value is not None]
-        flags += ["--zero-gamma"] if args.zero_gamma else []
-        size = f"--img-size {args.img_size}"
-        raise UserError(f"-a {args.arch} does not take {' '.join([*flags, size])}: {error}") from None
+        flags = (("--cardinality", spec.cardinality), ("--base-width", spec.base_width))
+        given = [f"{flag} {value}" for flag, value in flags if value is not None]
+        given += ["--zero-gamma"] if zero_gamma else []
+        given += [f"--img-size {spec.img_size}"]
+        raise UserError(f"-a {spec.arch} does not take {' '.join(given)}: {error}") from None
     except OSError as error:
-        raise UserError(f"--pretrained: the weights of {args.arch} cannot be downloaded: {error}") from None
+        raise UserError(f"--pretrained: the weights of {spec.arch} cannot be downloaded: {error}") from None
 
 
 def imagenet_weights(arch: str, classes: int, flag: str, instead: str) -> dict[str, str]:
@@ -104,13 +160,17 @@ def imagenet_weights(arch: str, classes: int, flag: str, instead: str) -> dict[s
     return {"weights": "IMAGENET1K_V1"}
 
 
-def finetune(net: nn.Module, path: str) -> None:
-    """Start from the weights of ``--finetune`` that fit by name and shape; say which are new and left out.
+def finetune(net: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
+    """Load the weights of ``--finetune`` that fit by name and shape; print which are new and which left out.
+
+    Args:
+        net: the network.
+        state: the file's state dict.
+        path: the file.
 
     Raises:
-        UserError: the file cannot be read, or next to nothing of it fits.
+        UserError: next to nothing of it fits.
     """
-    state: Mapping[str, Tensor] = checkpoint.load(path, "--finetune")["state_dict"]
     own = net.state_dict()
     fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
     new, unused = ([key for key in keys if key not in fitting] for keys in (own, state))
@@ -126,67 +186,63 @@ def _listed(keys: list[str]) -> str:
     return f"{len(keys)} ({', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''})" if keys else "none"
 
 
-def load_weights(net: nn.Module, args: argparse.Namespace, saved: Mapping[str, Any]) -> None:
-    """Start from ``--finetune`` or ``--resume``: the evaluated weights for ``-e``, else those in training.
+def load_checkpoint(net: nn.Module, saved: Mapping[str, Any], arch: str, file: str, evaluate: bool) -> None:
+    """Load the weights of ``--resume``: the evaluated ones for ``-e``, else those in training.
+
+    The two differ where the run keeps a moving average of the weights (EMA).
 
     Raises:
         UserError: they do not fit.
     """
-    if args.finetune:
-        finetune(net, args.finetune)
-    if saved:
-        fitting.load_weights(net, saved, args.arch, args.resume)
-        if not args.evaluate and "training_state_dict" in saved:
-            training = {**saved, "state_dict": saved["training_state_dict"]}
-            fitting.load_weights(net, training, args.arch, args.resume)
+    weights.load_weights(net, saved, arch, file)
+    if not evaluate and "training_state_dict" in saved:
+        weights.load_weights(net, {**saved, "state_dict": saved["training_state_dict"]}, arch, file)
 
 
-def settle(args: argparse.Namespace, saved: Mapping[str, Any]) -> None:
-    """Set what the command line of ``-e`` leaves open to what the checkpoint says, and print what that is.
+def place(
+    net: nn.Module,
+    device: torch.device,
+    channels_last: bool = False,
+    sync_bn: bool = False,
+    compiled: bool = False,
+) -> nn.Module:
+    """Put a network on its device.
 
-    Image size and widths of a file that does not say them are the defaults; without a file, so is the
-    architecture.
+    Args:
+        net: the network.
+        device: where it is to be.
+        channels_last: whether its weights are laid out as NHWC.
+        sync_bn: compute the statistics of batch norm over all processes.
+        compiled: compile its blocks.
 
     Raises:
-        UserError: neither the command line nor the file says the architecture.
+        UserError: ``--sync-bn`` on a CPU.
     """
-    taken = _fill(args, saved, f"--resume {args.resume}") if saved else settings.fill(args, settings.NETWORK)
-    if taken:
-        print(f"as in {args.resume}: {taken}")
+    net = net.to(device).to(memory_format=layout(channels_last))
+    if sync_bn and device.type != "cuda":
+        raise UserError("--sync-bn: torch's SyncBatchNorm runs on CUDA only")
+    net = nn.SyncBatchNorm.convert_sync_batchnorm(net) if sync_bn else net
+    return compile_blocks(net) if compiled else net
 
 
-def _fill(args: argparse.Namespace, saved: Mapping[str, Any], source: str) -> str:
-    """Set what is None in ``args`` to what the checkpoint says; return that, as flags."""
-    says = saved.get("arch")
-    if args.arch is None and says not in list_models():
-        raise UserError(f"{source} {_which(saved['state_dict'], source)}")
-    said = {**saved.get("arguments", {}), "arch": says}
-    if args.arch is not None and resolve(args.arch) != resolve(says or ""):
-        said = {"img_size": said.get("img_size")}  # the widths of another net
-    return settings.fill(args, settings.NETWORK, said)
+def layout(channels_last: bool) -> torch.memory_format:
+    """Return the memory format of images and weights."""
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
-def _which(state: Mapping[str, Tensor], source: str) -> str:
-    """What to do with a file that does not say its architecture. It is not guessed: several may fit."""
-    if detector := fitting.of_a_detector(state):
-        return detector
-    print(f"{source} names no registered architecture; looking for the one that it fits", flush=True)
-    known = [f"-a {name}" for name in fitting.fitting_architectures(state)] or ["-a ARCH"]
-    return f"does not say which architecture it holds: give {fitting.alternatives(known)}"
-
-
-class Restored(NamedTuple):
+@dataclass(frozen=True)
+class Restored:
     """A network with a checkpoint's weights, in evaluation mode on the CPU."""
 
     net: nn.Module
     arch: str
-    saved: Mapping[str, Any]  # from :func:`checkpoint.load`
+    saved: Mapping[str, Any]  # the content of the checkpoint
     img_size: int  # side of the square input in pixels
     outputs: int
 
 
 def restore(path: str, arch: str | None, img_size: int | None, flag: str = "--resume") -> Restored:
-    """The network that a checkpoint holds; its weights say the number of outputs.
+    """Build the network that a checkpoint holds; its weights say the number of outputs.
 
     Args:
         path: the file.
@@ -198,124 +254,9 @@ def restore(path: str, arch: str | None, img_size: int | None, flag: str = "--re
         UserError: the file cannot be read, does not say what it holds, or does not fit ``arch``.
     """
     saved = checkpoint.load(path, flag)
-    args = argparse.Namespace(arch=arch, img_size=img_size, cardinality=None, base_width=None)
-    args.zero_gamma = args.pretrained = False
-    _fill(args, saved, f"{flag} {path}")
-    outputs = fitting.output_count(saved["state_dict"], args.arch)
-    net, _ = build_model(args, outputs)
-    fitting.load_weights(net, saved, args.arch, path, flag, "-a {arch}")
-    return Restored(net.eval(), args.arch, saved, args.img_size, outputs)
-
-
-def names_of_outputs(
-    restored: Restored, class_list: str | None, flag: str = "--class-list", distinct: bool = False
-) -> list[str]:
-    """The classes of a restored network's outputs: those of ``--class-list``, or as the checkpoint says.
-
-    Args:
-        restored: the network.
-        class_list: the file. Its names may be others than the checkpoint's, for readers of another language.
-        flag: what named it, for messages.
-        distinct: whether a name may stand in it once only.
-
-    Returns:
-        A name for each output; fewer, or none, if only the checkpoint says and does not say more.
-
-    Raises:
-        UserError: the list is no list of the outputs, or has the checkpoint's classes in another order.
-    """
-    known = tuple(restored.saved.get("classes", ()))[: restored.outputs]
-    if class_list is None:
-        return list(known)
-    listed = labels.read_class_list(class_list, restored.outputs, flag, distinct)
-    if sorted(listed) == sorted(known):
-        labels.check_agreement(listed, known, class_list, flag)
-    return list(listed)
-
-
-def names_to_show(
-    restored: Restored, path: str | None, class_list: str | None, flag: str = "--class-list"
-) -> tuple[list[str], str]:
-    """The same, and ImageNet's names for the 1,000 outputs of a checkpoint that says nothing.
-
-    Returns:
-        The names, and what the reader must be told of them, if anything.
-    """
-    names = names_of_outputs(restored, class_list, flag)
-    if names or not restored.saved or restored.outputs != labels.IMAGENET_CLASSES:
-        return names, ""
-    told = f"{path} names no classes: its outputs are taken for ImageNet's (--class-list FILE names others)"
-    return list(labels.imagenet_classes().values()), told
-
-
-def place(net: nn.Module, args: argparse.Namespace, device: torch.device) -> nn.Module:
-    """The network on its device, in its layout; on demand with batch norm over all processes, and compiled.
-
-    Raises:
-        UserError: ``--sync-bn`` on a CPU.
-    """
-    net = net.to(device).to(memory_format=layout(args))
-    if args.sync_bn and device.type != "cuda":
-        raise UserError("--sync-bn: torch's SyncBatchNorm runs on CUDA only")
-    net = nn.SyncBatchNorm.convert_sync_batchnorm(net) if args.sync_bn else net
-    return compile_blocks(net) if args.compile else net
-
-
-def layout(args: argparse.Namespace) -> torch.memory_format:
-    """Of images and weights."""
-    return torch.channels_last if args.channels_last else torch.contiguous_format
-
-
-def create_distillation(
-    args: argparse.Namespace, classes: int, names: Sequence[str], device: torch.device, precision: Precision
-) -> Distillation | None:
-    """What ``--teacher ARCH[:FILE]`` adds to the loss; without a file it has torchvision's ImageNet weights.
-
-    Args:
-        args: the command line.
-        classes: outputs of the network that learns.
-        names: of its classes, in the order of the outputs; the last outputs may have none.
-        device: where it learns.
-        precision: in which it learns.
-
-    Raises:
-        UserError: unknown architecture, no such file, or weights that do not fit ``classes`` or their order.
-    """
-    if args.teacher is None:
-        return None
-    teacher = place(_build_teacher(args.teacher, classes, names, args.img_size), args, device)
-    teacher = precision.prepare(teacher.eval().requires_grad_(False))
-    return Distillation(partial(precision.forward, teacher), args.distill_alpha, args.distill_temp)
-
-
-def _build_teacher(text: str, classes: int, names: Sequence[str], img_size: int) -> nn.Module:
-    name, _, path = text.partition(":")
-    try:
-        arch = architecture(name)
-    except argparse.ArgumentTypeError as error:
-        raise UserError(f"--teacher: {error}") from None
-    instead = f"give --teacher {arch}:FILE"
-    try:
-        weights = {} if path else imagenet_weights(arch, classes, f"--teacher {arch}", instead)
-        teacher = create_model(arch, num_classes=classes, **weights)
-        count(teacher, (3, img_size, img_size))
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--teacher {arch} does not take --img-size {img_size}: {error}") from None
-    except OSError as error:
-        raise UserError(f"--teacher {arch}: its weights cannot be downloaded: {error}") from None
-    saved = checkpoint.load(path, "--teacher") if path else {}
-    if path:
-        choice = "--teacher {arch}:FILE{classes}"
-        fitting.load_weights(teacher, saved, arch, path, "--teacher", choice)
-    _check_classes_of_teacher(text, saved.get("classes", ()), names, classes)
-    return teacher
-
-
-def _check_classes_of_teacher(text: str, theirs: Sequence[str], ours: Sequence[str], outputs: int) -> None:
-    """A teacher that speaks of other classes than the labels would teach what is wrong."""
-    remedy = "give this run --class-list FILE, a class per line in the order of the teacher's outputs"
-    if sorted(theirs) == sorted(ours) and list(theirs) != list(ours):
-        raise UserError(f"--teacher {text} has the classes in another order than the data; {remedy}")
-    if not theirs and len(ours) < outputs:
-        classes = f"{plural(outputs, 'output')}, and the data has {plural(len(ours), 'class')}"
-        raise UserError(f"--teacher {text} does not name the classes of its {classes}; {remedy}")
+    given = {"arch": arch, "img_size": img_size, "cardinality": None, "base_width": None}
+    spec = _spec(given, _left_open(given, saved, f"{flag} {path}"))
+    outputs = weights.output_count(saved["state_dict"], spec.arch)
+    net, _ = build_model(spec, outputs)
+    weights.load_weights(net, saved, spec.arch, path, flag, "-a {arch}")
+    return Restored(net.eval(), spec.arch, saved, spec.img_size, outputs)

@@ -8,7 +8,7 @@ published fields; ``images`` of the next epoch are done beside them. ``checksum`
 import math
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,39 +17,17 @@ import torch
 from torch import Tensor
 
 from utils.common.errors import UserError
-from utils.common.files import copy_atomically, write_atomically
+from utils.common.files import write_atomically
 from utils.networks import archive
 
-LAST = "checkpoint.pth.tar"
-BEST = "model_best.pth.tar"
 VERSION = 1  # of the format
-_SUMS = (0, 4, 5, 6)  # of an epoch: before any, of classification, of detectors without and with masks
 
-# Arguments that an evaluation goes on with.
+# Arguments in which an evaluation takes a checkpoint at its word.
 _SIZES = ("img_size", "min_size", "max_size", "cardinality", "base_width")
 
 # Parts that wrappers add to a parameter's name: DataParallel and DDP (published files have it),
 # torch.compile.
 _WRAPPERS = ("module", "_orig_mod")
-
-
-def kept(folder: Path) -> list[Path]:
-    """The checkpoints of a folder that are kept under the name of their position, the newest first."""
-    found = [(position_of(path), path) for path in folder.glob("checkpoint-*.pth.tar") if path.is_file()]
-    return [path for _, path in sorted((at, path) for at, path in found if at is not None)][::-1]
-
-
-def position_of(path: Path) -> tuple[int, int] | None:
-    """Epochs completed and images of the next one, by a kept file's name; None for other names."""
-    match = re.fullmatch(r"checkpoint-(\d+)-(\d+)\.pth\.tar", path.name)
-    return (int(match[1]), int(match[2])) if match else None
-
-
-def save(state: Mapping[str, Any], folder: Path) -> Path:
-    """Write a checkpoint under the name of its position, ``checkpoint-EPOCHS-IMAGES.pth.tar``."""
-    path = folder / f"checkpoint-{state['epoch']:04d}-{state['images']:07d}.pth.tar"
-    write(state, path)
-    return path
 
 
 def write(state: Mapping[str, Any], path: Path, zipped: bool = True) -> None:
@@ -60,48 +38,6 @@ def write(state: Mapping[str, Any], path: Path, zipped: bool = True) -> None:
     content = {**state, "version": VERSION}
     content["checksum"] = archive.checksum(content)
     write_atomically(path, lambda file: torch.save(content, file, _use_new_zipfile_serialization=zipped))
-
-
-def publish(path: Path, is_best: bool, keep: int) -> None:
-    """Give the newest checkpoint its plain names and remove the oldest of more than ``keep``.
-
-    At any moment each name leads to a whole checkpoint, the previous or the new one. The best comes first:
-    whoever continues from ``checkpoint.pth.tar`` then has the best of all epochs before it.
-    """
-    if is_best:
-        copy_atomically(path, path.parent / BEST)
-    copy_atomically(path, path.parent / LAST)
-    for old in kept(path.parent)[keep:]:
-        if old != path:
-            old.unlink()
-
-
-def candidates(folder: Path) -> list[Path]:
-    """All checkpoints of a folder, the newest first."""
-    return [path for path in (*kept(folder), folder / LAST, folder / BEST) if path.exists()]
-
-
-def newest(folder: Path) -> str | None:
-    """The newest checkpoint of a folder that can be read, or None in a folder without any.
-
-    A damaged one is named, and the one before it tried.
-
-    Raises:
-        UserError: there are some, and none can be read.
-    """
-    for path in candidates(folder):
-        try:
-            load(str(path), "--resume auto:")
-        except UserError as error:
-            print(f"note: {error}; trying the one before it", flush=True)
-        else:
-            return str(path)
-    if found := candidates(folder):
-        raise UserError(
-            f"--resume auto: none of the {len(found)} checkpoints in {folder} can be read; "
-            "start anew in another folder with -c"
-        )
-    return None
 
 
 def load(path: str, flag: str = "--resume") -> dict[str, Any]:
@@ -149,93 +85,86 @@ def _normalize(content: object, source: str) -> dict[str, Any]:
     return {**content, "state_dict": {_plain_key(key): value for key, value in state.items()}}
 
 
-def _is_count(value: object) -> bool:
+def _count(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
-def _is_number(value: object) -> bool:
-    """A finite one; a tensor of one, as published."""
+def _number(value: object) -> bool:
+    """A finite number, or a tensor of one, as published."""
     number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
     return isinstance(number, int | float) and math.isfinite(number)
 
 
-def _is_plain(value: object) -> bool:
+def _text(value: object) -> bool:
+    return isinstance(value, str) and "\n" not in value
+
+
+def _plain(value: object) -> bool:
     if isinstance(value, list):
-        return all(map(_is_plain, value))
+        return all(map(_plain, value))
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def _are_texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) and "\n" not in text for text in value)
+def _matches(value: object, schema: Any) -> bool:
+    """Whether a value is of a kind.
 
-
-def _are_sums(value: object) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(sums, list) and len(sums) in _SUMS and all(map(_is_number, sums)) for sums in value
-    )
-
-
-def _are_weights(value: object) -> bool:
-    return isinstance(value, dict) and _all_tensors(value)
-
-
-def _is_optimizer_state(value: object) -> bool:
-    state = value.get("state") if isinstance(value, dict) else None
-    groups = value.get("param_groups") if isinstance(value, dict) else None
-    return (
-        isinstance(state, dict)
-        and all(isinstance(of_parameter, dict) for of_parameter in state.values())
-        and isinstance(groups, list)
-        and all(map(_is_group, groups))
-    )
-
-
-def _is_group(value: object) -> bool:
-    """Of parameters, by number and, in our files, by name."""
-    params = value.get("params") if isinstance(value, dict) else None
-    if not isinstance(value, dict) or not isinstance(params, list):
+    Args:
+        value: anything.
+        schema: a type; a predicate; ``[schema]`` of a list's items; ``{"key": schema}`` of the keys that a
+            dict must have; ``{type: schema}`` of all values of a dict with such keys.
+    """
+    if isinstance(schema, list):
+        return isinstance(value, list) and all(_matches(item, schema[0]) for item in value)
+    if isinstance(schema, type):
+        return isinstance(value, schema)
+    if not isinstance(schema, dict):
+        return bool(schema(value))
+    if not isinstance(value, dict):
         return False
-    names = value.get("param_names", [""] * len(params))
-    return all(type(key) is int for key in params) and _are_texts(names) and len(names) == len(params)
+    if isinstance(next(iter(schema)), str):
+        return all(key in value and _matches(value[key], kind) for key, kind in schema.items())
+    [(of_keys, of_values)] = schema.items()
+    return all(_matches(key, of_keys) and _matches(item, of_values) for key, item in value.items())
 
 
-def _is_dict(value: object) -> bool:
-    return isinstance(value, dict)
+def _group(value: object) -> bool:
+    """A group of an optimizer's parameters: their numbers and, in our files, their names."""
+    if not isinstance(value, dict) or not _matches(value, {"params": [_count]}):
+        return False
+    names = value.get("param_names", [""] * len(value["params"]))
+    return _matches(names, [_text]) and len(names) == len(value["params"])
 
 
-def _are_versions(value: object) -> bool:
-    return isinstance(value, dict) and _is_plain([*value, *value.values()])
-
-
-def _are_arguments(value: object) -> bool:
-    """Of a command line; what an evaluation takes from it must be whole numbers from 1."""
+def _arguments(value: object) -> bool:
+    """The flags of a command line; the sizes that an evaluation takes from them are whole numbers from 1."""
     return (
-        isinstance(value, dict)
-        and _are_versions(value)
-        and all(_is_count(value[name]) and value[name] for name in _SIZES if value.get(name) is not None)
+        _matches(value, {str: _plain})
+        and isinstance(value, dict)
+        and all(_count(value[name]) and value[name] for name in _SIZES if value.get(name) is not None)
     )
 
 
-# What a run goes on from must be of its kind.
-_FIELDS: Mapping[str, Callable[[object], bool]] = MappingProxyType(
+# What a run that goes on from a checkpoint relies on.
+_SCHEMA: Mapping[str, Any] = MappingProxyType(
     {
-        **dict.fromkeys(("epoch", "images", "seed", "best_epoch", "averaged_steps"), _is_count),
-        **dict.fromkeys(("training_images", "images_per_step", "processes"), _is_count),
-        **dict.fromkeys(("acc", "best_acc"), _is_number),
-        **dict.fromkeys(("classes", "rows"), _are_texts),
-        "arch": lambda value: isinstance(value, str),
-        "sums": _are_sums,
-        "training_state_dict": _are_weights,
-        "optimizer": _is_optimizer_state,
-        "precision": _is_dict,
-        "versions": _are_versions,
-        "arguments": _are_arguments,
+        **dict.fromkeys(("epoch", "images", "seed", "best_epoch", "averaged_steps"), _count),
+        **dict.fromkeys(("training_images", "images_per_step", "processes"), _count),
+        **dict.fromkeys(("acc", "best_acc"), _number),
+        "classes": [_text],
+        "rows": [_text],
+        "arch": str,
+        "sums": [[_number]],
+        "training_state_dict": {str: Tensor},
+        "optimizer": {"state": {object: dict}, "param_groups": [_group]},
+        "precision": dict,
+        "versions": {object: _plain},
+        "arguments": _arguments,
     }
 )
 
 
 def _check_fields(content: Mapping[Any, Any], source: str) -> None:
-    wrong = [key for key, is_sound in _FIELDS.items() if key in content and not is_sound(content[key])]
+    wrong = [key for key, kind in _SCHEMA.items() if key in content and not _matches(content[key], kind)]
     if wrong:
         raise UserError(f"{source}: damaged ({' and '.join(wrong)} not of the kind expected)")
 

@@ -6,16 +6,16 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-# How many graphs one function may be compiled to. A block's forward has one for each shape of its input and
-# each mode of the network: in ResNet-50 more than torch's limit of 8, and what exceeds it runs uncompiled.
+# Limit of the graphs compiled for one function. A block's forward has one for each input shape and each mode
+# of the network: in ResNet-50 more than torch's limit of 8, beyond which blocks run uncompiled.
 GRAPHS = 1024
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def compile_blocks(net: nn.Module) -> nn.Module:
-    """Have each block of a network compiled at its first call, and return the network.
+    """Set each block of a network to be compiled at its first call, and return the network.
 
-    Blocks of the same shapes share what was compiled, so this takes a fraction of the time for the whole
+    Blocks of the same shapes share compiled code, so this takes a fraction of the time of compiling the whole
     network. It is also safer: the compiled backward pass of a whole SGE-ResNet-50 at 224 px crashes on a CPU
     (torch 2.14).
     """
@@ -27,10 +27,10 @@ def compile_blocks(net: nn.Module) -> nn.Module:
 
 
 def blocks(net: nn.Module) -> Iterator[nn.Module]:
-    """Yield the parts that a network is a sequence of, such as residual blocks, dense layers, stems.
+    """Yield the blocks of a network, such as residual blocks, dense layers and stems.
 
-    The search goes from the network down. It looks inside containers, and inside modules whose class the
-    network has only once, such as the encoder of a vision transformer, unless they consist of single layers.
+    The search goes down from the network. It looks inside containers, and inside modules whose class occurs
+    only once, such as the encoder of a vision transformer, unless they consist of single layers.
     """
     counts = Counter(type(module) for module in net.modules())
 
@@ -46,5 +46,5 @@ def blocks(net: nn.Module) -> Iterator[nn.Module]:
 
 
 def has_parts(module: nn.Module) -> bool:
-    """Whether a module has modules within it; a single layer, such as a convolution, has none."""
+    """Whether a module has child modules; a single layer, such as a convolution, has none."""
     return any(True for _ in module.children())

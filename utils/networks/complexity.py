@@ -2,8 +2,8 @@
 
 Per image, one multiply-accumulate counts 1. Convolutions count their bias, linear layers do not; batch norm
 counts 2 per input element (1 without affine); ReLU modules count their output, pooling modules their input.
-Whatever is computed by functions instead of modules counts nothing (sigmoid, softmax, sums, products, weight
-standardisation). A module called k times counts k times.
+Functions count 0 (sigmoid, softmax, sums, products, weight standardisation). A module called k times counts k
+times.
 """
 
 import copy
@@ -29,7 +29,7 @@ class Complexity(NamedTuple):
 
 
 def _cost(module: nn.Module, x: Tensor, out: Tensor) -> int:
-    """Multiply-adds of one call of a leaf module, for the whole batch."""
+    """Return the multiply-adds of one call of a leaf module, for the whole batch."""
     if isinstance(module, nn.Conv2d):
         fan_in = module.in_channels // module.groups * math.prod(module.kernel_size)
         return out.numel() * (fan_in + (module.bias is not None))
@@ -48,19 +48,19 @@ class Call(NamedTuple):
     """One call of a module in a forward pass for one image."""
 
     name: str  # of the module within the network
-    shape: tuple[int, ...]  # of the output, (1, ...), the first of several; empty if it is no tensor
-    multiply_adds: int  # of a module without children; those of others are their children's
+    shape: tuple[int, ...]  # of the output (1, ...) or the first of several; empty if it is not a tensor
+    multiply_adds: int  # 0 for a module with children, whose own calls count
 
 
 def trace(model: nn.Module, shape: tuple[int, ...], forward: str = "__call__") -> list[Call]:
-    """Every call of a module in one forward pass in evaluation mode, without computing it, as they end.
+    """List the module calls of one forward pass in evaluation mode, in the order in which they return.
 
     Args:
-        model: the network; it is left as it is.
+        model: the network; it is copied to the meta device, where nothing is computed.
         shape: of one image, (3, H, W).
         forward: the method to follow, such as ``forward_features``.
     """
-    twin = copy.deepcopy(model).to("meta").eval()  # shapes without values cost no time
+    copied = copy.deepcopy(model).to("meta").eval()
     calls: list[Call] = []
 
     def add(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
@@ -68,14 +68,15 @@ def trace(model: nn.Module, shape: tuple[int, ...], forward: str = "__call__") -
         first = output[0] if isinstance(output, tuple) and output else output
         calls.append(Call(name, tuple(first.shape) if isinstance(first, Tensor) else (), cost))
 
-    for name, module in twin.named_modules():
+    for name, module in copied.named_modules():
         module.register_forward_hook(partial(add, name))
     with torch.no_grad():
-        getattr(twin, forward)(torch.empty(1, *shape, device="meta", dtype=next(twin.parameters()).dtype))
+        dtype = next(copied.parameters()).dtype
+        getattr(copied, forward)(torch.empty(1, *shape, device="meta", dtype=dtype))
     return calls
 
 
 def count(model: nn.Module, shape: tuple[int, ...], forward: str = "__call__") -> Complexity:
-    """Count one forward pass in evaluation mode, without computing it; arguments as of :func:`trace`."""
+    """Count the parameters and the multiply-adds of one forward pass; arguments as for :func:`trace`."""
     total = sum(call.multiply_adds for call in trace(model, shape, forward))
     return Complexity(sum(p.numel() for p in model.parameters() if p.requires_grad), total)

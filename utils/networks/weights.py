@@ -1,4 +1,4 @@
-"""Whether a checkpoint fits a network: weights exactly, momentum by name or by the published order."""
+"""Loading weights, which must fit a network exactly; if they do not, finding the network that they fit."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -7,13 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
 from models import create_model, list_models, resolve
 from utils.common.errors import UserError
 from utils.common.text import plural
-from utils.networks import published
 
 CHOICE = "-a {arch}{groups}{classes}"  # how the training scripts choose a network
 Shapes = Mapping[str, tuple[int, ...]]  # by the key of a state dict
@@ -28,17 +26,18 @@ def load_weights(
     flag: str = "--resume",
     choice: str = CHOICE,
 ) -> None:
-    """Load a checkpoint's weights, which must fit exactly; nothing is filled in and nothing dropped.
+    """Load a checkpoint's weights, which must fit exactly; nothing is filled in or dropped.
 
     Args:
         model: the network, built as ``arch``.
         saved: from :func:`load`.
-        path: where the checkpoint came from, for messages.
-        flag: what named it, for messages.
+        arch: name of the architecture.
+        path: of the checkpoint, for messages.
+        flag: the flag that named it, for messages.
         choice: how a user chooses the network: ``{arch}``, and further flags, ``{groups}`` and ``{classes}``.
 
     Raises:
-        UserError: it does not fit; the message counts what differs and says what would fit.
+        UserError: it does not fit; the message counts the differences and says what would fit.
     """
     state = saved["state_dict"]
     if problems := differences(model, state):
@@ -51,13 +50,13 @@ def load_weights(
 
 
 def _is_other(saved: Mapping[str, Any], arch: str) -> bool:
-    """Whether a checkpoint says that it holds another registered architecture."""
+    """Whether a checkpoint names another registered architecture."""
     says = saved.get("arch")
     return says in list_models() and resolve(says) != resolve(arch)
 
 
 def _remedy(expected: Shapes, saved: Mapping[str, Any], arch: str, path: str, choice: str) -> str:
-    """What to give where a checkpoint does not fit a network of these shapes, built as ``arch``."""
+    """Say what to give if a checkpoint does not fit a network of these shapes, built as ``arch``."""
     state, says = saved["state_dict"], saved.get("arch")
     if detector := of_a_detector(state):
         return f"it {detector}"
@@ -82,27 +81,27 @@ def _remedy(expected: Shapes, saved: Mapping[str, Any], arch: str, path: str, ch
 
 
 def _group_flags(saved: Mapping[str, Any]) -> str:
-    """The flags of the run that change the shapes of its network, besides ``-a`` and ``--num-classes``."""
+    """The run's flags that change the shapes of its network, besides ``-a`` and ``--num-classes``."""
     given = saved.get("arguments", {})
     flags = (("--cardinality", given.get("cardinality")), ("--base-width", given.get("base_width")))
     return "".join(f" {flag} {value}" for flag, value in flags if value is not None)
 
 
 def _class_flag(theirs: int, ours: int) -> str:
-    """What to give for a file of ``theirs`` outputs in place of a network of ``ours``."""
+    """The flag for a file with ``theirs`` outputs where the network has ``ours``."""
     if theirs == ours:
         return ""
     return f" --num-classes {theirs}" + (" and data of no more classes" if theirs < ours else "")
 
 
 def alternatives(texts: Sequence[str]) -> str:
-    """What names networks of the same keys and shapes, to choose from."""
+    """Join the names of networks with the same keys and shapes, for the user to choose from."""
     why = " (same shapes, other mathematics: give the one that was trained)" if len(texts) > 1 else ""
     return " or ".join(texts) + why
 
 
 def of_a_detector(state: Mapping[str, Tensor]) -> str:
-    """What to do with the weights of a detector; empty for others."""
+    """Say what to do with the weights of a detector; empty for other weights."""
     detector = any(key.startswith(("rpn.", "roi_heads.")) for key in state)
     return "holds a whole detector: give it to detection/train.py with --resume" if detector else ""
 
@@ -110,15 +109,15 @@ def of_a_detector(state: Mapping[str, Tensor]) -> str:
 def load_other(
     model: nn.Module, saved: Mapping[str, Any], name: str, path: str, remedy: str, flag: str = "--resume"
 ) -> None:
-    """The same for a network that is in no registry, such as a detector.
+    """Load a checkpoint's weights into a network that is not registered, such as a detector.
 
     Args:
         model: the network.
         saved: from :func:`load`.
-        name: what the file must say that it holds.
-        path: where the checkpoint came from, for messages.
+        name: what the checkpoint's ``arch`` must be.
+        path: of the checkpoint, for messages.
         remedy: what to do if it holds something else.
-        flag: what named it, for messages.
+        flag: the flag that named it, for messages.
 
     Raises:
         UserError: it does not fit.
@@ -131,7 +130,7 @@ def load_other(
 
 
 def differences(model: nn.Module, state: Mapping[str, Tensor]) -> str:
-    """How the keys and shapes of a state dict differ from a network's, in words; empty if they do not."""
+    """Describe how the keys and shapes of a state dict differ from a network's; empty if they do not."""
     expected = model.state_dict()
     missing = [key for key in expected if key not in state]
     extra = [key for key in state if key not in expected]
@@ -148,10 +147,10 @@ def differences(model: nn.Module, state: Mapping[str, Tensor]) -> str:
 
 
 def fitting_architectures(state: Mapping[str, Tensor]) -> list[str]:
-    """The registered architectures with the keys and shapes of ``state``, whatever its number of outputs.
+    """List the registered architectures with the keys and shapes of ``state``, for any number of outputs.
 
-    Several may: a net and its weight-standardised form. They are in alphabetical order, which has the plain
-    net first, each by one name.
+    Several can fit: a net and its weight-standardised form. They are in alphabetical order, which puts the
+    plain net first, without aliases.
     """
     shapes = _shapes(state)
     fits: list[str] = []
@@ -175,14 +174,14 @@ def outputs_in(state: Mapping[str, Tensor], arch: str) -> int | None:
 
 
 def load_but_for_outputs(model: nn.Module, whole: nn.Module) -> None:
-    """Load the weights of a network that differs in its number of outputs; the classifier stays new."""
+    """Load the weights of a network with another number of outputs; the classifier keeps its own."""
     own = model.state_dict()
     known = {key: value for key, value in whole.state_dict().items() if value.shape == own[key].shape}
     model.load_state_dict({**own, **known})
 
 
 def _fits(expected: Shapes, shapes: Shapes) -> bool:
-    """Whether keys and shapes are the same but for the number of outputs."""
+    """Whether keys and shapes are the same except for the number of outputs."""
     weight = _classifier(expected)
     outputs = shapes.get(weight, ())[:1]
     classifier = expected.keys() & {weight, weight.removesuffix("weight") + "bias"}
@@ -190,7 +189,7 @@ def _fits(expected: Shapes, shapes: Shapes) -> bool:
 
 
 class _NoValues(TorchFunctionMode):
-    """Leaves tensors as they were made: on ``meta`` most of the time goes into giving them no values."""
+    """Skips initialisation, which takes most of the time on the meta device and has no effect there."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -201,7 +200,7 @@ class _NoValues(TorchFunctionMode):
 
 
 def _known_shapes(arch: str) -> dict[str, tuple[int, ...]]:
-    """The keys and shapes of any architecture."""
+    """Return the keys and shapes of any architecture."""
     try:
         return _shapes_of(arch)
     except NotImplementedError:  # RegNets compute their widths with tensors, which is impossible on meta
@@ -209,7 +208,7 @@ def _known_shapes(arch: str) -> dict[str, tuple[int, ...]]:
 
 
 def _shapes_of(arch: str, device: str = "meta") -> dict[str, tuple[int, ...]]:
-    """The keys and shapes of an architecture; on ``meta`` it takes no memory and is not initialised."""
+    """Return the keys and shapes of an architecture; on ``meta`` this allocates no memory."""
     with torch.device(device), _NoValues(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = create_model(arch)
@@ -221,80 +220,10 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _classifier(shapes: Shapes) -> str:
-    """The last matrix of every registered net. In a file it need not be the last: safetensors sorts keys."""
+    """The key of the classifier's weight: a net's last matrix (not a file's, as safetensors sorts keys)."""
     return [key for key, shape in shapes.items() if len(shape) >= 2][-1]
 
 
 def _outputs(expected: Shapes, shapes: Shapes) -> int | None:
     """The number of outputs that ``shapes`` have at the classifier of ``expected``."""
     return next(iter(shapes.get(_classifier(expected), ())), None)
-
-
-def load_optimizer(optimizer: Optimizer, saved: Mapping[str, Any] | None, net: nn.Module, path: str) -> None:
-    """Restore the momentum; rates and decay stay those of the command line.
-
-    Our files name the parameters. Published files number them, in one group or two: the grouping of the
-    published scripts that gives groups of these sizes and shapes says which is which.
-
-    Args:
-        optimizer: made with ``named_parameters``.
-        saved: its state dict in the checkpoint, if there is one.
-        net: whose parameters they are, all that are trained.
-        path: where the checkpoint came from, for messages.
-
-    Raises:
-        UserError: there is no state, or it cannot be told which parameters it belongs to.
-    """
-    remedy = "--fresh-optimizer goes on with fresh momentum"
-    if saved is None:
-        raise UserError(f"--resume {path}: it holds no optimizer state; {remedy}")
-    parameters = {name: value for name, value in net.named_parameters() if value.requires_grad}
-    ours = [name for group in optimizer.param_groups for name in group["param_names"]]
-    theirs = _order_of(saved, [group["param_names"] for group in optimizer.param_groups], parameters)
-    if theirs is None:
-        sizes = [len(group["params"]) for group in saved["param_groups"]]
-        raise UserError(
-            f"--resume {path}: it cannot be told to which of the {len(parameters)} parameters its optimizer "
-            f"state, groups of {sizes}, belongs; {remedy}"
-        )
-    state = {
-        i: {"momentum_buffer": _laid_out_as(theirs[name]["momentum_buffer"], parameters[name])}
-        for i, name in enumerate(ours)
-        if theirs[name].get("momentum_buffer") is not None
-    }
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _order_of(
-    saved: Mapping[str, Any], own: list[list[str]], parameters: Mapping[str, Tensor]
-) -> dict[str, Mapping[str, Any]] | None:
-    """The saved state of every parameter, by name; None if nothing or more than one thing fits."""
-    groups, state = saved["param_groups"], saved["state"]
-    keys = [key for group in groups for key in group["params"]]
-    named = all("param_names" in group for group in groups)
-    groupings = (
-        [[group["param_names"] for group in groups]] if named else [own, *published.groupings(parameters)]
-    )
-    fitting: list[dict[str, Mapping[str, Any]]] = []
-    for grouping in groupings:
-        names = [name for group in grouping for name in group]
-        sizes_fit = [len(group) for group in grouping] == [len(group["params"]) for group in groups]
-        if not sizes_fit or sorted(names) != sorted(parameters):
-            continue
-        found = {name: state.get(key, {}) for name, key in zip(names, keys, strict=True)}
-        if all(_shapes_fit(values, parameters[name]) for name, values in found.items()):
-            if grouping is own:
-                return found
-            fitting += [found] if all(list(found) != list(other) for other in fitting) else []
-    return fitting[0] if len(fitting) == 1 else None
-
-
-def _shapes_fit(values: Mapping[str, Any], parameter: Tensor) -> bool:
-    """SGD keeps nothing but the momentum; a kernel must not be given one of another shape."""
-    momentum = values.get("momentum_buffer")
-    return momentum is None or (isinstance(momentum, Tensor) and momentum.shape == parameter.shape)
-
-
-def _laid_out_as(value: Tensor, parameter: Tensor) -> Tensor:
-    """A tensor in the parameter's memory format: fused optimizers pair memory, not indices."""
-    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)

@@ -14,9 +14,8 @@ import numpy as np
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
 from utils.common.text import drawable, plural
-from utils.runs.log import LOG
+from utils.runs.log import CURVES, LOG
 
-CURVES = "curves.png"  # in a run's folder
 SEEDS = r"[-_.](?:seed|run|s)?\d+$"  # what the names of runs that differ by their seed end in
 BANDS = ("range", "error")
 _DECADES = 1.5  # values that span as much are drawn on a logarithmic axis

@@ -1,141 +1,233 @@
-"""The folder of a run: which it is, whether a run may write there, what it held before."""
+"""The folder of a run: its checkpoints and log.txt, and whatever an earlier run left there.
 
-import argparse
+Each checkpoint is written under the name of its position, ``checkpoint-EPOCHS-IMAGES.pth.tar``. The newest
+has the name ``checkpoint.pth.tar`` besides, the best ``model_best.pth.tar``.
+"""
+
 import fcntl
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from torch import Tensor
 
 from utils.common.errors import UserError
 from utils.common.files import copy_atomically, remove_leftovers
 from utils.networks import checkpoint
-from utils.networks.checkpoint import BEST, LAST
-from utils.runs.curves import CURVES
-from utils.runs.log import LOG, read_rows
+from utils.runs.log import CURVES, LOG, read_rows, write_log
+
+LAST = "checkpoint.pth.tar"
+BEST = "model_best.pth.tar"
 
 
-def choose_folder(args: argparse.Namespace) -> Path:
-    """``-c``, or the folder of ``--resume``, or ``checkpoint``."""
-    return Path(args.checkpoint or (Path(args.resume).parent if args.resume else "checkpoint"))
+def kept(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder that are named by their position, the newest first."""
+    found = [(position_of(path), path) for path in folder.glob("checkpoint-*.pth.tar") if path.is_file()]
+    return [path for _, path in sorted((at, path) for at, path in found if at is not None)][::-1]
 
 
-def continues(args: argparse.Namespace, folder: Path) -> bool:
-    """Whether the run goes on in ``folder`` where its last checkpoint left off."""
-    if not args.resume or Path(args.resume).resolve().parent != folder.resolve():
-        return False
-    newest = next(iter(checkpoint.kept(folder)), None)
-    return args.auto or Path(args.resume).name in (LAST, newest and newest.name)
+def position_of(path: Path) -> tuple[int, int] | None:
+    """Return the epochs completed and the images of the next one, by a checkpoint's name; None for others."""
+    match = re.fullmatch(r"checkpoint-(\d+)-(\d+)\.pth\.tar", path.name)
+    return (int(match[1]), int(match[2])) if match else None
 
 
-def check_folder(args: argparse.Namespace) -> None:
-    """Refuse a run that would write over another one, or cannot write.
+def candidates(folder: Path) -> list[Path]:
+    """Return all checkpoints of a folder, the newest first."""
+    return [path for path in (*kept(folder), folder / LAST, folder / BEST) if path.exists()]
+
+
+def newest(folder: Path) -> str | None:
+    """Return the newest checkpoint of a folder that can be read; None in a folder without any.
+
+    A damaged one is named in a note, and the one before it is tried.
 
     Raises:
-        UserError: so it is.
+        UserError: there are some, and none can be read.
+    """
+    for path in candidates(folder):
+        try:
+            checkpoint.load(str(path), "--resume auto:")
+        except UserError as error:
+            print(f"note: {error}; trying the one before it", flush=True)
+        else:
+            return str(path)
+    if found := candidates(folder):
+        raise UserError(
+            f"--resume auto: none of the {len(found)} checkpoints in {folder} can be read; "
+            "start anew in another folder with -c"
+        )
+    return None
+
+
+def save(content: Mapping[str, Any], folder: Path) -> Path:
+    """Write a checkpoint under the name of its position."""
+    path = folder / f"checkpoint-{content['epoch']:04d}-{content['images']:07d}.pth.tar"
+    checkpoint.write(content, path)
+    return path
+
+
+def publish(path: Path, is_best: bool, keep: int) -> None:
+    """Give the newest checkpoint its plain names and remove the oldest of more than ``keep``.
+
+    At any moment each name leads to a whole checkpoint, the previous or the new one. The best comes first:
+    whoever continues from ``checkpoint.pth.tar`` then has the best of all epochs before it.
+    """
+    if is_best:
+        copy_atomically(path, path.parent / BEST)
+    copy_atomically(path, path.parent / LAST)
+    for old in kept(path.parent)[keep:]:
+        if old != path:
+            old.unlink()
+
+
+def holds_run(folder: Path) -> bool:
+    """Return whether a folder has a checkpoint or a log.txt with epochs in it."""
+    return bool(candidates(folder) or read_rows(folder / LOG))
+
+
+def check_folder(folder: Path, goes_on: bool, overwrite: bool) -> None:
+    """Check that a run may write into a folder, and can.
+
+    Args:
+        folder: the run's; it need not exist.
+        goes_on: whether the run continues the one that the folder holds.
+        overwrite: whether it may replace that one.
+
+    Raises:
+        UserError: it may not, or cannot.
     """
     try:
-        _check(args, choose_folder(args))
+        if holds_run(folder) and not goes_on and not overwrite:
+            raise UserError(
+                f"-c {folder} holds a run already: go on with --resume {folder / LAST}, "
+                "choose another folder with -c, or give --overwrite"
+            )
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     except OSError as error:
-        raise UserError(f"-c {choose_folder(args)}: {error.strerror}") from None
-
-
-def _check(args: argparse.Namespace, folder: Path) -> None:
-    if holds_run(folder) and not continues(args, folder) and not args.overwrite:
-        raise UserError(
-            f"-c {folder} holds a run already: go on with --resume {folder / LAST}, "
-            "choose another folder with -c, or give --overwrite"
-        )
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        raise UserError(f"-c {folder}: {error.strerror}") from None
     if not existing.is_dir():
         raise UserError(f"-c {folder}: cannot make this folder ({existing} is a file)")
     if not os.access(existing, os.W_OK):
         raise UserError(f"-c {folder}: no permission to write there")
 
 
-def make_folder(folder: Path) -> IO[str]:
-    """Make a run's folder if it is not there and lock it against other processes.
+class RunFolder:
+    """A run's folder while the run writes to it, locked against other processes.
 
-    Returns:
-        The lock, held until it is closed or this process ends.
-
-    Raises:
-        UserError: another process trains into it, or it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"-c {folder}: cannot make this folder ({error.strerror})") from None
-    try:
-        # Not flock: data workers would inherit it, and outlive a killed run by some seconds.
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        raise UserError(f"-c {folder}: another process is training into it; choose another folder") from None
-    except OSError:  # a file system without locks
-        pass
-    return lock
-
-
-def holds_run(folder: Path) -> bool:
-    """Whether a folder has a checkpoint or a log.txt with epochs in it."""
-    names = (LAST, BEST)
-    return (
-        any((folder / name).exists() for name in names)
-        or bool(checkpoint.kept(folder))
-        or bool(read_rows(folder / LOG))
-    )
-
-
-class Predecessor:
-    """What a folder holds of another run until one that does not continue it writes its first checkpoint.
+    Checkpoints are written in a thread, one after the other; training waits for a copy in memory only. A
+    crash at any moment leaves a folder from which ``--resume auto`` goes on. What the folder holds of another
+    run stays until the first checkpoint of this one is written.
 
     Args:
-        args: the command line.
-        saved: the checkpoint that the new run goes on from, or nothing.
-        folder: the new run's.
+        path: the folder; made if it is not there.
+        goes_on: whether the run continues the one that the folder holds.
+        overwrite: whether it may replace that one.
+        keep: how many of the newest checkpoints stay.
+        best: the best checkpoint of the run that this one continues from another folder, to be copied.
+
+    Raises:
+        UserError: the folder holds another run, another process trains into it, or it cannot be made.
     """
 
-    def __init__(self, args: argparse.Namespace, saved: Mapping[str, Any], folder: Path) -> None:
-        self.folder, self.kept = folder, checkpoint.kept(folder)
-        self.others = [folder / name for name in (LAST, BEST, LOG) if (folder / name).exists()]
-        if holds_run(folder):
-            self.others += [*folder.glob("events.out.tfevents.*"), *folder.glob(CURVES)]
-        self.best = best_of(saved, Path(args.resume)) if args.resume else None
+    def __init__(
+        self, path: Path, goes_on: bool, overwrite: bool, keep: int = 2, best: Path | None = None
+    ) -> None:
+        self.path, self.keep, self.best = path, keep, best
+        self._lock()
+        check_folder(path, goes_on, overwrite)  # again: another run may have ended since the script looked
+        self.old_checkpoints, self.old_files = ([], []) if goes_on else _files_of_a_run(path)
+        self.replaces = bool(self.old_checkpoints or self.old_files)
+        self.unsaved = not goes_on
+        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saving")
+        self.writing: Future[None] | None = None
 
-    @property
-    def there(self) -> bool:
-        """Whether it holds anything."""
-        return bool(self.kept or self.others)
+    def _lock(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise UserError(f"-c {self.path}: cannot make this folder ({error.strerror})") from None
+        try:
+            # Not flock: data workers would inherit it, and outlive a killed run by some seconds.
+            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise UserError(
+                f"-c {self.path}: another process is training into it; choose another folder"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
 
-    def step_back(self) -> None:
-        """Before the first checkpoint: from then on it is the newest; until then LAST is the other run's."""
-        remove_leftovers(self.folder)
-        for path in self.kept:
-            path.unlink(missing_ok=True)
+    def save(self, content: Mapping[str, Any], is_best: bool) -> None:
+        """Begin to write a checkpoint, and its ``rows`` to log.txt; ``content`` may change afterwards.
 
-    def leave(self) -> None:
-        """After it: bring along the best of the run that is continued, and remove the rest."""
+        Raises:
+            OSError: the checkpoint before could not be written.
+        """
+        self.wait()
+        self.writing = self.thread.submit(self._write, _copy(content), is_best)
+
+    def wait(self) -> None:
+        """Wait until all is written.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        writing, self.writing = self.writing, None
+        if writing is not None:
+            writing.result()
+
+    def close(self) -> None:
+        """Let the thread end and others use the folder, after an error too."""
+        self.thread.shutdown()
+        self.lock.close()
+
+    def repair(self, path: Path, rows: Sequence[str], is_best: bool) -> None:
+        """Complete what a crash has left undone after ``path``, the newest whole checkpoint, was written."""
+        remove_leftovers(self.path)
+        for newer in kept(self.path):
+            if newer == path:
+                break
+            newer.unlink()  # damaged, and it would be kept in place of whole ones
+        write_log(self.path, rows)
+        publish(path, is_best, self.keep)
+
+    def _write(self, content: dict[str, Any], is_best: bool) -> None:
+        if self.unsaved:  # until the new one is written, checkpoint.pth.tar is the other run's
+            remove_leftovers(self.path)
+            for path in self.old_checkpoints:
+                path.unlink(missing_ok=True)
+        path = save(content, self.path)
+        if self.unsaved:
+            self._replace_old_run()
+            self.unsaved = False
+        write_log(self.path, content["rows"])
+        publish(path, is_best, self.keep)
+
+    def _replace_old_run(self) -> None:
+        """Copy the best checkpoint of the run that is continued, and remove what another run left here."""
         if self.best is not None and self.best.exists():
-            copy_atomically(self.best, self.folder / BEST)
-            self.others = [path for path in self.others if path.name != BEST]
-        for path in self.others:
+            copy_atomically(self.best, self.path / BEST)
+            self.old_files = [path for path in self.old_files if path.name != BEST]
+        for path in self.old_files:
             path.unlink(missing_ok=True)
 
 
-def best_of(saved: Mapping[str, Any], path: Path) -> Path | None:
-    """The file of the best epoch before the checkpoint ``path``: itself, or that beside it if it is it."""
-    if saved.get("best_epoch") == saved.get("epoch") and not saved.get("images", 0):
-        return path
-    beside = path.parent / BEST
-    if not beside.exists():
-        return None
-    try:
-        found = checkpoint.load(str(beside))
-    except UserError:
-        found = {}
-    wanted = {key: saved.get(key) for key in ("arch", "best_acc")} | {"epoch": saved.get("best_epoch")}
-    if all(found.get(key) == value for key, value in wanted.items() if value is not None) and found:
-        return beside
-    print(f"note: {beside} is not the best before {path}: not brought along")
-    return None
+def _files_of_a_run(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the checkpoints that a folder keeps by position, and the other files of a run in it."""
+    others = [folder / name for name in (LAST, BEST, LOG) if (folder / name).exists()]
+    if holds_run(folder):
+        others += [*folder.glob("events.out.tfevents.*"), *folder.glob(CURVES)]
+    return kept(folder), others
+
+
+def _copy(value: Any) -> Any:
+    """Copy nested dicts and lists, with all tensors, to the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,10 +1,10 @@
 """What a result can be traced back to: the command, the versions, the commit."""
 
-import argparse
 import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,22 +13,18 @@ import numpy
 import torch
 import torchvision
 
-# Arguments that say where and how a run is kept or run, not what it computes.
-_ELSEWHERE = {
-    "checkpoint", "data", "device", "evaluate", "gpu_id", "keep", "local_rank", "manualSeed", "max_bad",
-    "on_nan", "overwrite", "print_always", "print_freq", "resume", "fresh_optimizer", "save_every", "workers",
-    "finetune", "pretrained", "start_epoch", "test_batch", "auto", "seen", "cache", "dry_run", "backbone",
-    "recipe", "detections", "class_list",
-}  # fmt: skip
-
 _FLAGS = MappingProxyType({"wdall": "wd-all"})  # where an argument has another name than its flag
 
 
-def origin(args: argparse.Namespace) -> dict[str, Any]:
-    """The fields of a checkpoint that say where it comes from: plain strings, numbers and lists."""
+def origin(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a checkpoint that say where it comes from: plain strings, numbers and lists.
+
+    Args:
+        arguments: what the command line says of the computation, by the names of the arguments.
+    """
     return {
         "command": shlex.join(sys.argv),
-        "arguments": plain(vars(args)),
+        "arguments": {name: _plain(value) for name, value in arguments.items()},
         "versions": {
             "python": platform.python_version(),
             "torch": str(torch.__version__),
@@ -40,14 +36,12 @@ def origin(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def plain(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that decide what is computed, in types that a checkpoint may hold."""
-    kept = {name: value for name, value in arguments.items() if name not in _ELSEWHERE}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
-def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """``--lr 0.1 -> 0.2`` for every argument of both that differs."""
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return ``--lr 0.1 -> 0.2`` for every argument of both that differs."""
     return [
         f"--{_FLAGS.get(name, name).replace('_', '-')} {_text(before[name])} -> {_text(now[name])}"
         for name in sorted(set(before) & set(now))
@@ -60,7 +54,7 @@ def _text(value: object) -> str:
 
 
 def commit() -> str:
-    """The git commit of this code, with ``+`` after it where files differ from it; empty outside git."""
+    """Return the git commit of this code, with ``+`` after it where files differ; empty outside git."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return ""

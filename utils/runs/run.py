@@ -1,9 +1,8 @@
 """A training run: where it starts and stops, what it leaves behind."""
 
-import argparse
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,80 +14,85 @@ from utils.common.errors import UserError
 from utils.common.files import write_atomically
 from utils.common.signals import EXIT_CODES, Signals
 from utils.data.sampling import Position, TrainBatches
-from utils.networks import checkpoint
-from utils.networks.checkpoint import BEST, LAST
-from utils.runs.curves import CURVES, write_curves
-from utils.runs.folder import Predecessor, check_folder, choose_folder, continues, make_folder
-from utils.runs.log import LOG, Form, RunLog
-from utils.runs.provenance import origin
-from utils.runs.resume import differences, previous_rows, start_of_training
-from utils.runs.saving import Saver
-from utils.training.engine import Keeper
+from utils.runs.folder import BEST, LAST, RunFolder, position_of
+from utils.runs.log import CURVES, LOG, RunLog
+from utils.runs.resume import Resumed, differences
+from utils.training.engine import Step, Task, Trainer
 
 BAD_BATCH = "not_finite.txt"  # the files of a batch whose loss is not finite
 
 
-class Run(Keeper):
-    """The folder of a training run: log.txt, TensorBoard events and checkpoints; only rank 0 writes.
+class Run:
+    """A training run with its folder: log.txt, TensorBoard events and checkpoints; only rank 0 writes.
 
-    Nothing that the folder holds is touched before the first checkpoint. Within the block a signal that asks
-    to stop ends the run after the step, saved.
+    Nothing that the folder holds is touched before the first checkpoint. Within the block SIGTERM, SIGINT and
+    SIGUSR1 are noted, for the training loop to stop after the step.
 
     Args:
-        args: the command line.
-        saved: the checkpoint that it continues, or nothing.
-        batches: of its training.
-        fields: what every checkpoint of the run holds, beside what training has reached.
+        resumed: what it goes on from.
+        task: what is learned.
+        batches: those of training.
+        fields: what every checkpoint of the run holds: ``arch``, ``seed``, ``classes``, its origin.
         state: gives what training has reached: ``state_dict``, ``optimizer``, ...
-        form: of its log.
         ranks: the processes that train together.
+        epochs: epochs in all.
+        start_epoch: the first, from 0, unless the checkpoint says it.
+        save_every: steps between two checkpoints within an epoch; None: none there.
+        keep: how many of the newest checkpoints stay.
+        overwrite: whether the run may replace another one in its folder.
 
     Raises:
-        UserError: the run is finished, the folder holds another run, is in use, or cannot be written to.
+        UserError: the folder holds another run, is in use, or cannot be written to.
     """
 
     def __init__(
         self,
-        args: argparse.Namespace,
-        saved: Mapping[str, Any],
+        resumed: Resumed,
+        task: Task[Any],
         batches: TrainBatches,
         fields: Mapping[str, Any],
         state: Callable[[], Mapping[str, Any]],
-        form: Form,
         ranks: Ranks = ONE_PROCESS,
+        *,
+        epochs: int,
+        start_epoch: int = 0,
+        save_every: int | None = None,
+        keep: int = 2,
+        overwrite: bool = False,
     ) -> None:
-        self.args, self.ranks, self.state, self.form = args, ranks, state, form
-        self.folder = choose_folder(args)
-        self.reached = start_of_training(args, saved, ranks)
+        self.task, self.state, self.ranks = task, state, ranks
+        self.path, self.epochs, self.save_every = resumed.folder, epochs, save_every
+        saved = resumed.saved
         self.accuracy, self.best = float(saved.get("acc", 0.0)), float(saved.get("best_acc", -1.0))
         self.best_epoch = int(saved.get("best_epoch", 0))
         self.signals = Signals()
         self.unsaved = True
-        if ranks.main:
-            self._open(saved, batches, {**fields, **steps_of(batches, ranks), **origin(args)})
+        with ranks.agree():
+            count = len(task.meter(torch.device("cpu")).sums)
+            self.position = resumed.position(start_epoch, count, ranks)
+            if ranks.main:
+                self.fields = {**fields, **_steps_of(batches, ranks)}
+                self._open(resumed, batches, keep, overwrite)
 
-    def _open(self, saved: Mapping[str, Any], batches: TrainBatches, fields: dict[str, Any]) -> None:
-        """On rank 0 only: take the folder, begin the log."""
-        args, self.fields = self.args, fields
-        self.lock = make_folder(self.folder)
-        check_folder(args)  # again: another run may have ended since the script looked
-        if args.auto and checkpoint.candidates(self.folder) != args.seen:
-            raise UserError(f"-c {self.folder}: another process has trained into it meanwhile; start again")
-        rows = previous_rows(args, saved, self.reached.epoch)
-        steps = self.reached.epoch * batches.steps + self.reached.images // batches.samples_per_step
-        self.log = RunLog(self.folder, args.epochs, self.form.columns, rows, self.reached.epoch, steps)
-        goes_on = continues(args, self.folder)
-        before = None if goes_on else Predecessor(args, saved, self.folder)
-        self.in_the_way = before is not None and before.there
-        self.saver = Saver(self.folder, args.keep, before)
-        if goes_on and checkpoint.position_of(Path(args.resume)) == self.reached[:2]:
-            with one_line(self.folder):
-                self.saver.repair(Path(args.resume), self.log.rows, self._is_best)
-        if saved:
-            print(f"continuing {args.resume} {self.reached}")
-        for note in differences(saved, fields, self.reached):
+    def _open(self, resumed: Resumed, batches: TrainBatches, keep: int, overwrite: bool) -> None:
+        """On rank 0: take the folder, begin the log."""
+        in_place = resumed.in_place
+        self.folder = RunFolder(self.path, in_place, overwrite, keep)
+        resumed.check_unchanged()
+        rows = resumed.previous_rows(self.position.epoch)
+        first_step = self.position.epoch * batches.steps + self.position.images // batches.samples_per_step
+        columns = self.task.log_format.columns
+        self.log = RunLog(self.path, self.epochs, columns, rows, self.position.epoch, first_step)
+        if not in_place:
+            self.folder.best = resumed.best()
+        elif resumed.file and position_of(Path(resumed.file)) == self.position[:2]:
+            with _one_line(self.path):
+                self.folder.repair(Path(resumed.file), self.log.rows, self._is_best)
+        if resumed.file:
+            print(f"continuing {resumed.file} {self.position}")
+        for note in differences(resumed.saved, self.fields, self.position):
             print(f"note: {note}")
-        print(f"seed {fields['seed']}, writing to {self.folder}/")
+        print(f"seed {self.fields['seed']}, writing to {self.path}/")
         self.log.header()
 
     def __enter__(self) -> "Run":
@@ -98,123 +102,117 @@ class Run(Keeper):
     def __exit__(self, *error: object) -> None:
         self.signals.__exit__(*error)
         if self.ranks.main:
-            self.saver.close()
+            self.folder.close()
             self.log.close()
-            self.lock.close()
-
-    def epochs(self) -> Iterator[Position]:
-        """Where each epoch begins: the first where the resumed run stopped, perhaps in its middle."""
-        while self.reached.epoch < self.args.epochs:
-            yield self.reached
-        self._written()
 
     @property
-    def signal(self) -> int:
-        return self.signals.received
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return self.position.epoch >= self.epochs
 
-    def after_step(self, reached: Position, steps: int, signal: int) -> None:
-        """Save every ``--save-every`` steps, and stop on a signal."""
-        self.reached = reached
-        if signal:
-            self._stop(signal)
-        if self.args.save_every and steps % self.args.save_every == 0:
+    def after_step(self, step: Step) -> None:
+        """Log a step; save every ``save_every`` steps; end the run, saved, on an error or a signal."""
+        self.position = step.position
+        if step.point and self.ranks.main:
+            self.log.point(*step.point, wait=self.unsaved and self.folder.replaces)
+        if step.error:
+            self._give_up(step)
+        if step.signal:
+            self._stop(step.signal)
+        if self.save_every and step.number % self.save_every == 0:
             self._save()
 
-    def record(self, steps: int, loss: float, rate: float) -> None:
-        """Write a point to TensorBoard, but none beside the files of another run."""
-        if self.ranks.main:
-            self.log.point(steps, loss, rate, wait=self.unsaved and self.in_the_way)
+    def stop_if_asked(self) -> None:
+        """End the run, saved, on a signal to any process; the resumed run evaluates anew."""
+        (number,) = self.ranks.largest([self.signals.received])
+        if number:
+            self._stop(number)
 
-    def between_batches(self) -> None:
-        """Stop an evaluation on a signal; the resumed run evaluates anew."""
-        (signal,) = self.ranks.largest([self.signal])
-        if signal:
-            self._stop(signal)
-
-    def finish_epoch(
-        self, epoch: int, values: Sequence[float], score: float, images_per_second: float
-    ) -> None:
-        """Log an epoch, counted from 0, and save.
+    def finish_epoch(self, trainer: Trainer, validated: Any) -> None:
+        """Log an epoch and save.
 
         Args:
-            epoch: that is done.
-            values: of the columns.
-            score: of the evaluation.
-            images_per_second: of training.
+            trainer: has trained for it.
+            validated: the result of its evaluation.
         """
-        self.accuracy, self.reached = score, Position(epoch + 1)
+        epoch, score = self.position.epoch + 1, self.task.score(validated)
+        values = self.task.row(trainer.learning_rate, trainer.trained, validated)
+        self.accuracy, self.position = score, Position(epoch)
         if score > self.best:
-            self.best, self.best_epoch = score, epoch + 1
+            self.best, self.best_epoch = score, epoch
         if self.ranks.main:
             self.log.add(values)
         self._save()
         if self.ranks.main:
-            self.log.show(epoch + 1, values, images_per_second)
-
-    def give_up(self, reached: Position, why: str, files: Sequence[str]) -> NoReturn:
-        """Save what was reached before the step that is to blame, and the names of its images."""
-        self.reached = reached
-        self._save()
-        self._written()
-        with self._errors_in_one_line():
-            if self.ranks.main:
-                names = "".join(f"{file}\n" for file in files).encode("utf-8", "surrogateescape")
-                write_atomically(self.folder / BAD_BATCH, lambda file: file.write(names))
-        self.ranks.refuse(
-            f"{why}; all names are in {self.folder / BAD_BATCH}, the state before it is in "
-            f"{self.folder / LAST}: go on with --resume and a lower --lr, or with --on-nan skip"
-        )
+            self.log.show(epoch, values, trainer.images_per_second)
 
     def finish(self) -> None:
-        """Draw the curves, and say what was reached."""
+        """Wait for the last checkpoint, draw the curves, and print what was reached."""
+        self._wait()
         if self.ranks.main:
-            print(f"best {self.form.score}: {self.best:.2f} %", flush=True)
+            print(f"best {self.task.log_format.score}: {self.best:.2f} %", flush=True)
             if len(self.log.rows) > 2:  # one epoch is no curve
-                write_curves(self.folder)
-            files = [name for name in (LOG, CURVES, LAST, BEST) if (self.folder / name).exists()]
-            print(f"wrote {self.folder}/: {', '.join(files)}, TensorBoard events")
+                from utils.runs.curves import write_curves  # with it numpy's and matplotlib's time to import
+
+                write_curves(self.path)
+            files = [name for name in (LOG, CURVES, LAST, BEST) if (self.path / name).exists()]
+            print(f"wrote {self.path}/: {', '.join(files)}, TensorBoard events")
+
+    def _give_up(self, step: Step) -> NoReturn:
+        """Save what was reached before the step that is to blame, and the names of its images."""
+        self._save()
+        self._wait()
+        with self._errors_in_one_line():
+            if self.ranks.main:
+                names = "".join(f"{file}\n" for file in step.files).encode("utf-8", "surrogateescape")
+                write_atomically(self.path / BAD_BATCH, lambda file: file.write(names))
+        self.ranks.refuse(
+            f"{step.error}; all names are in {self.path / BAD_BATCH}, the state before it is in "
+            f"{self.path / LAST}: go on with --resume and a lower --lr, or with --on-nan skip"
+        )
 
     def _stop(self, number: int) -> NoReturn:
         self._save()
-        self._written()
+        self._wait()
         name = signal.Signals(number).name
-        print(f"stopped by {name}, {self.reached}: resume with --resume {self.folder / LAST}", flush=True)
+        print(f"stopped by {name}, {self.position}: resume with --resume {self.path / LAST}", flush=True)
         sys.exit(EXIT_CODES[signal.Signals(number)])
 
     def _save(self) -> None:
-        """Begin to save what was reached, on rank 0; the first checkpoint of a run is waited for."""
-        sums = self.ranks.gather([float(value) for value in self.reached.sums])
+        """Begin to save what was reached, on rank 0; wait for the first checkpoint of the run."""
+        sums = self.ranks.gather([float(value) for value in self.position.sums])
         with self._errors_in_one_line():
             if self.ranks.main:
                 state = self.state()
-                refuse_not_finite(state["state_dict"], self.folder)
-                reached = {"epoch": self.reached.epoch, "images": self.reached.images, "sums": sums}
+                _refuse_not_finite(state["state_dict"], self.path)
+                reached = {"epoch": self.position.epoch, "images": self.position.images, "sums": sums}
                 results = {"acc": self.accuracy, "best_acc": self.best, "best_epoch": self.best_epoch}
                 rows = {"rows": self.log.rows}
-                self.saver.save({**self.fields, **reached, **results, **rows, **state}, self._is_best)
+                self.folder.save({**self.fields, **reached, **results, **rows, **state}, self._is_best)
         if self.unsaved:
-            self._written()
+            self._wait()
             self.unsaved = False
 
-    def _written(self) -> None:
+    def _wait(self) -> None:
         """Wait until all is on the disk."""
         with self._errors_in_one_line():
             if self.ranks.main:
-                self.saver.wait()
+                self.folder.wait()
 
     @property
     def _is_best(self) -> bool:
-        return self.best_epoch > 0 and self.reached.images == 0 and self.best_epoch == self.reached.epoch
+        at = self.position
+        return self.best_epoch > 0 and at.images == 0 and self.best_epoch == at.epoch
 
     @contextmanager
     def _errors_in_one_line(self) -> Iterator[None]:
-        """A failure to write, on rank 0, ends all processes with one line."""
-        with self.ranks.agree(), one_line(self.folder):
+        """Let a failure to write, on rank 0, end all processes with one line."""
+        with self.ranks.agree(), _one_line(self.path):
             yield
 
 
 @contextmanager
-def one_line(folder: Path) -> Iterator[None]:
+def _one_line(folder: Path) -> Iterator[None]:
     """Turn a failure to write into a line for the user."""
     try:
         yield
@@ -225,17 +223,17 @@ def one_line(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def steps_of(batches: TrainBatches, ranks: Ranks) -> dict[str, Any]:
-    """What the steps of a run are made of."""
+def _steps_of(batches: TrainBatches, ranks: Ranks) -> dict[str, Any]:
+    """Return the fields of a checkpoint that say what the steps of the run are made of."""
     sizes = {"images_per_step": batches.samples_per_step, "training_images": batches.size}
     return {"processes": ranks.size, **sizes}
 
 
-def refuse_not_finite(weights: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Statistics of batch norm may overflow in half precision; nothing else may.
+def _refuse_not_finite(weights: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Check that weights are finite; statistics of batch norm may overflow in half precision.
 
     Raises:
-        UserError: a weight is not finite.
+        UserError: one is not.
     """
     for key, value in weights.items():
         if not key.endswith(("running_mean", "running_var")) and not torch.isfinite(value).all():

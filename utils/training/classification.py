@@ -6,18 +6,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from utils.common.distributed import ONE_PROCESS, Ranks
-from utils.data.loading import DeviceLoader
-from utils.data.sampling import EvalBatches
-from utils.runs.log import Column, Form, Progress
-from utils.training.engine import Keeper, Task
-from utils.training.losses import Distillation
-from utils.training.metrics import Meter, Metrics
+from utils.training.distillation import Distillation
+from utils.training.engine import Evaluation, Task
+from utils.training.metrics import Column, LogFormat, Meter, Metrics
 from utils.training.mixing import MixedBatch, Mixer
 from utils.training.precision import Precision
 
 # The first five columns of log.txt are as published.
-FORM = Form(
+LOG_FORMAT = LogFormat(
     (
         Column("Learning Rate", "learning_rate", "rate", 6),
         Column("Train Loss", "loss/train", "train loss", 4),
@@ -44,6 +40,7 @@ class Classification(Task[MixedBatch]):
     criterion: Callable[[Tensor, Tensor], Tensor]
     mixer: Mixer = field(default_factory=Mixer)
     distillation: Distillation | None = None
+    log_format = LOG_FORMAT
 
     def meter(self, device: torch.device, sums: Tensor | Sequence[float] = ()) -> Meter:
         return Meter(device, sums)
@@ -62,33 +59,27 @@ class Classification(Task[MixedBatch]):
         meter.add(loss.detach(), logits.detach(), batch.labels, batch.partners, batch.weight)
         return loss
 
+    def row(self, learning_rate: float, trained: Metrics, validated: Metrics) -> tuple[float, ...]:
+        losses, top1 = (trained.loss, validated.loss), (trained.top1, validated.top1)
+        return (learning_rate, *losses, *top1, trained.top5, validated.top5)
 
-def row(rate: float, trained: Metrics, validated: Metrics) -> tuple[float, ...]:
-    """In the order of ``FORM``."""
-    losses, top1 = (trained.loss, validated.loss), (trained.top1, validated.top1)
-    return (rate, *losses, *top1, trained.top5, validated.top5)
+    def score(self, validated: Metrics) -> float:
+        return validated.top1
 
 
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    loader: DeviceLoader[EvalBatches],
-    ranks: Ranks = ONE_PROCESS,
-    precision: Precision | None = None,
-    print_every: int | None = None,
-    keeper: Keeper | None = None,
-) -> Metrics:
-    """Cross-entropy and accuracy over every image, each once, whatever the batches and the processes."""
-    precision, keeper = precision or Precision(), keeper or Keeper()
-    model.eval()
-    meter = Meter(loader.device)
-    progress = Progress("evaluate", len(loader), ranks.size, print_every)
-    for images, labels in loader:
-        if len(labels):
-            logits = precision.forward(model, images)
-            meter.add(nn.functional.cross_entropy(logits, labels), logits, labels, labels, 1.0)
-        progress.step(meter, len(labels))
-        keeper.between_batches()
-    progress.close()
-    loader.report(ranks)
-    return meter.read(ranks)
+class ImageEvaluation(Evaluation):
+    """Cross-entropy and accuracy over every image."""
+
+    def begin(self) -> Meter:
+        self.meter = Meter(self.loader.device)
+        return self.meter
+
+    def count(self, images: Tensor, targets: Tensor) -> None:
+        """Add images (B, 3, H, W) and labels (B,)."""
+        if len(targets):
+            logits = self.precision.forward(self.model, images)
+            loss = nn.functional.cross_entropy(logits, targets)
+            self.meter.add(loss, logits, targets, targets, 1.0)
+
+    def result(self) -> Metrics:
+        return self.meter.read(self.ranks)

@@ -1,4 +1,4 @@
-"""The moving average of the weights (``--ema``), and what a checkpoint holds of it."""
+"""The exponential moving average (EMA) of the weights (``--ema``), and how a checkpoint stores it."""
 
 import copy
 from collections.abc import Mapping
@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 
 class Average(nn.Module):
-    """The exponential moving average of a network's parameters and buffers, updated after every step.
+    """The EMA of a network's parameters and buffers, updated after every step.
 
-    torch's ``AveragedModel`` counts steps on the device; the decay depends on the count, and reading it would
-    have every step wait for the device.
+    torch's ``AveragedModel`` counts steps on the device; the decay depends on the count, so every step would
+    have to wait for the device.
 
     Args:
-        net: the network in training; copied.
-        decay: from 0 to below 1. It grows, ``(1 + n) / (10 + n)`` at step n, until it is this: otherwise the
-            first weights would outweigh all others for ``1 / (1 - decay)`` steps.
+        net: the network in training; it is copied.
+        decay: at least 0, less than 1. It grows as ``(1 + n) / (10 + n)`` at step n up to this value;
+            otherwise the first weights would dominate for ``1 / (1 - decay)`` steps.
     """
 
     def __init__(self, net: nn.Module, decay: float) -> None:
@@ -27,7 +27,7 @@ class Average(nn.Module):
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move towards the weights of ``model``, the network or a wrapper of it; counts are copied."""
+        """Move towards the weights of ``model``, the network or its wrapper; integer buffers are copied."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps)) if self.steps else 0.0
         values = [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
         pairs = list(zip((*self.module.parameters(), *self.module.buffers()), values, strict=True))
@@ -44,16 +44,16 @@ def _unzip(pairs: list[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tenso
 
 
 def create_average(net: nn.Module, decay: float | None, saved: Mapping[str, Any]) -> Average | None:
-    """The average of a network, begun anew or continued.
+    """Create the EMA of a network, or continue the one in a checkpoint.
 
     Args:
         net: the network in training.
-        decay: from 0 to below 1; None: no average.
-        saved: the resumed checkpoint, or nothing.
+        decay: at least 0, less than 1; None: no EMA.
+        saved: the resumed checkpoint, or empty.
     """
     if decay is None:
         if "averaged_steps" in saved:
-            print("note: without --ema the average of the resumed run, which its best top-1 is of, ends here")
+            print("note: without --ema the EMA of the resumed run ends here; its best top-1 was the EMA's")
         return None
     average = Average(net, decay)
     if "averaged_steps" in saved:
@@ -63,7 +63,7 @@ def create_average(net: nn.Module, decay: float | None, saved: Mapping[str, Any]
 
 
 def weights(net: nn.Module, average: Average | None) -> dict[str, Any]:
-    """What a checkpoint holds: ``state_dict`` is always the network that was evaluated."""
+    """Return the weights for a checkpoint: ``state_dict`` is always the network that was evaluated."""
     if average is None:
         return {"state_dict": net.state_dict()}
     return {

@@ -1,9 +1,9 @@
-"""One epoch of training."""
+"""Training and evaluation as loops: a trainer yields its steps, an evaluation its batches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,15 @@ from tqdm import tqdm
 from utils.common.distributed import ONE_PROCESS, Ranks
 from utils.common.errors import UserError
 from utils.common.randomness import derive_seed
+from utils.common.signals import Signals
 from utils.common.text import plural
 from utils.data.loading import DeviceLoader
-from utils.data.sampling import Position, TrainBatches
-from utils.runs.log import Progress
+from utils.data.sampling import EvalBatches, Position, TrainBatches
 from utils.training.ema import Average
-from utils.training.metrics import Recent, Sums
+from utils.training.metrics import LogFormat, Recent, Sums
 from utils.training.optim import EShiftedSGD, parameters, start_momentum
 from utils.training.precision import Precision
+from utils.training.progress import Progress
 from utils.training.schedule import Schedule, set_learning_rate
 from utils.training.snapshot import Snapshot, finite_later
 
@@ -29,42 +30,53 @@ Batch = TypeVar("Batch")
 SKIPPED_IN_A_ROW = 20  # steps whose loss is not finite; more will not come right by themselves
 
 
-class Keeper:
-    """What happens between two steps: here nothing, in ``utils.runs.run.Run`` a run is saved and stopped."""
-
-    @property
-    def signal(self) -> int:
-        """The number of the signal that asks this process to stop; 0: none."""
-        return 0
-
-    def after_step(self, reached: Position, steps: int, signal: int) -> None:
-        """``steps`` of the epoch are done; some process got ``signal``, if it is not 0."""
-
-    def record(self, steps: int, loss: float, rate: float) -> None:
-        """Keep a point of the curves: steps since training began, mean loss since the last point, rate."""
-
-    def between_batches(self) -> None:
-        """In an evaluation."""
-
-    def give_up(self, reached: Position, why: str, files: Sequence[str]) -> NoReturn:
-        """End with one line; ``files`` are those of the batch that is to blame."""
-        raise UserError(why)
-
-
 class Task(Generic[Batch]):
-    """What is learned: what a batch is made into, its loss, and what is counted of it."""
+    """What is learned: what a batch is made into, its loss, and what is logged of it."""
+
+    log_format: LogFormat
 
     def meter(self, device: torch.device, sums: Tensor | Sequence[float] = ()) -> Any:
-        """The :class:`Sums` of an epoch, to begin with those of an interrupted one."""
+        """Return the :class:`Sums` of an epoch, to begin with those of an interrupted one."""
         raise NotImplementedError
 
     def prepare(self, images: Any, targets: Any, seed: int) -> Batch:
-        """What is learned from; all that is random in it follows from ``seed``."""
+        """Return what is learned from; all that is random in it follows from ``seed``."""
         raise NotImplementedError
 
     def loss(self, model: nn.Module, precision: Precision, batch: Batch, meter: Any) -> Tensor:
-        """The mean loss of a batch, a scalar, which is counted in ``meter``."""
+        """Return the mean loss of a batch, a scalar, and count it in ``meter``."""
         raise NotImplementedError
+
+    def row(self, learning_rate: float, trained: Any, validated: Any) -> tuple[float, ...]:
+        """Return the values of an epoch in the order of the columns of ``log_format``."""
+        raise NotImplementedError
+
+    def score(self, validated: Any) -> float:
+        """Return the score by which epochs are compared, in percent."""
+        raise NotImplementedError
+
+
+class Point(NamedTuple):
+    """A point of the training curves."""
+
+    step: int  # steps since training began
+    loss: float  # mean since the point before
+    learning_rate: float
+
+
+class Step(NamedTuple):
+    """A training step.
+
+    After a step whose loss is not finite, ``error`` says why training cannot go on; the weights are those
+    before the step, ``position`` is where it began, and ``files`` are the images that it was computed on.
+    """
+
+    position: Position  # how far training is
+    number: int  # steps of the epoch that are done
+    signal: int = 0  # the signal that asked one of the processes to stop; 0: none
+    point: Point | None = None  # where one is due
+    error: str = ""
+    files: Sequence[str] = ()
 
 
 @dataclass
@@ -75,15 +87,15 @@ class Trainer:
         model: the network, in its wrappers.
         optimizer: of the network's parameters.
         task: what is learned.
-        schedule: the rate of every step.
+        schedule: the learning rate of every step.
         seed: the run's seed.
         ranks: the processes that train together.
         precision: types and loss scale.
         accumulate: batches per step.
         clip: largest norm of the gradient, over all parameters.
-        average: moving average of the weights, updated after every step.
+        average: moving average of the weights (EMA), updated after every step.
         print_every: batches between two lines of progress; None: ten seconds.
-        print_filters: say the spread of the filters after every step (of :class:`EShiftedSGD`).
+        print_filters: print the spread of the filters after every step (of :class:`EShiftedSGD`).
         skip_nan: leave out a step whose loss is not finite, in place of ending the run.
     """
 
@@ -100,7 +112,9 @@ class Trainer:
     print_every: int | None = None
     print_filters: bool = False
     skip_nan: bool = False
-    rate: float = field(init=False, default=0.0)  # of the last step
+    learning_rate: float = field(init=False, default=0.0)  # of the last step
+    trained: Any = field(init=False, default=None)  # the metrics of the last epoch
+    images_per_second: float = field(init=False, default=0.0)  # of the last epoch
 
     def __post_init__(self) -> None:
         start_momentum(self.optimizer)
@@ -108,94 +122,98 @@ class Trainer:
         self._skipped = 0  # steps in a row
 
     def epoch(
-        self, loader: DeviceLoader[TrainBatches], begin: Position, keeper: Keeper | None = None
-    ) -> tuple[Any, float]:
-        """Train on every batch of an epoch, or what an interrupted run left of it.
+        self, loader: DeviceLoader[TrainBatches], begin: Position, signals: Signals | None = None
+    ) -> Iterator[Step]:
+        """Train on every batch of an epoch, or what an interrupted run left of it; yield after each step.
+
+        At the end ``trained`` has the averages over the images as the network saw them (training mode,
+        mixed), read from the task's meter, and ``images_per_second`` the speed.
 
         Args:
             loader: the batches.
             begin: where the epoch, counted from 0, begins.
-            keeper: is called after every step.
-
-        Returns:
-            Averages over the images as the network saw them (training mode, mixed), as the task's meter
-            reads them, and images per second.
+            signals: those that may ask this process to stop.
 
         Raises:
-            UserError: a loss is not finite (unless ``skip_nan``), or files are missing.
+            UserError: the loop goes on after a step with an error, or files are missing.
         """
         self.model.train()
-        keeper, batches = keeper or Keeper(), loader.batches
+        batches = loader.batches
         batches.set_position(begin)
+        steps, first = batches.steps, batches.first_step
         meter: Sums = self.task.meter(loader.device, begin.sums)
         before = Snapshot([*self.model.buffers(), meter.sums])
-        steps, first = batches.steps, batches.first_step
-        done, total = first * self.accumulate, steps * self.accumulate
-        label = f"epoch {begin.epoch + 1}/{self.schedule.epochs}"
-        progress = Progress(label, total, self.ranks.size, self.print_every, done)
         recent = Recent(meter, begin.epoch * steps + first)
-        finite: list[Callable[[], bool]] = []
-        for position, (images, targets) in enumerate(loader, done):
-            step, part = divmod(position, self.accumulate)
-            if part == 0:
-                before.take()
-                finite.clear()
-                self._set_rate(begin.epoch, step, steps)
-            place = (begin.epoch, position, self.ranks.rank)
-            batch = self.task.prepare(images, targets, derive_seed(self.seed, "mix", *place))
-            if not self._buckets_settled:
-                self._settle_buckets(batch, loader.device)
-            torch.manual_seed(derive_seed(self.seed, "step", *place))  # dropout and the like
-            last = part == self.accumulate - 1
-            with nullcontext() if last else self._without_exchange():
-                loss = self.task.loss(self.model, self.precision, batch, meter)
-                finite.append(finite_later(loss))
-                self.precision.backward(loss / self.accumulate, self.optimizer)
-            if last:
-                images_before = begin.images + (step - first) * batches.samples_per_step
-                bad, signal = self.ranks.largest([not all(answer() for answer in finite), keeper.signal])
-                if bad:
-                    before.restore()
-                    reached = Position(begin.epoch, images_before, meter.sums)
-                    recent.step_back()
-                    self._leave_out(loader, reached, step, keeper)
-                else:
-                    self._update()
-                images_after = images_before + batches.samples_per_step
-                keeper.after_step(Position(begin.epoch, images_after, meter.sums), step + 1, signal)
-            if values := progress.step(meter, len(targets)):
-                whole = step + last  # steps that are done
-                if figures := recent.figures(begin.epoch * steps + whole, values):
-                    keeper.record(recent.steps, figures.loss, self.schedule(begin.epoch, whole - 1, steps))
-        self._set_rate(begin.epoch, max(steps, 1) - 1, max(steps, 1))
+        progress = self._progress(begin.epoch, steps, first)
+        data = iter(loader)
+        for number in range(first, steps):
+            before.take()
+            self._set_learning_rate(begin.epoch, number, steps)
+            images, finite = 0, []
+            for part in range(self.accumulate):
+                batch = next(data)
+                images += len(batch[1])
+                place = (begin.epoch, number * self.accumulate + part, self.ranks.rank)
+                finite.append(self._add_gradients(batch, meter, place, part == self.accumulate - 1))
+            asked = signals.received if signals else 0
+            bad, signal = self.ranks.largest([not all(answer() for answer in finite), asked])
+            if bad:
+                before.restore()
+                recent.step_back()
+                files = self._files(loader, number)
+                error = self._leave_out(files, f"epoch {begin.epoch + 1}, step {number + 1} of {steps}")
+            else:
+                self._update()
+                error, files = "", []
+            done = number + (0 if error else 1)
+            values = progress.step(meter, images, self.accumulate)
+            point = self._point(recent, values, begin.epoch, done, steps)
+            reached = begin.images + (done - first) * batches.samples_per_step
+            yield Step(Position(begin.epoch, reached, meter.sums), done, signal, point, error, files)
+            if error:
+                raise UserError(error)
+        self._set_learning_rate(begin.epoch, max(steps, 1) - 1, max(steps, 1))
         loader.report(self.ranks)
-        return meter.read(self.ranks), progress.close()
+        self.trained, self.images_per_second = meter.read(self.ranks), progress.close()
 
-    def _set_rate(self, epoch: int, step: int, steps: int) -> None:
-        self.rate = self.schedule(epoch, step, steps)
-        set_learning_rate(self.optimizer, self.rate)
+    def _progress(self, epoch: int, steps: int, first: int) -> Progress:
+        label, parts = f"epoch {epoch + 1}/{self.schedule.epochs}", self.accumulate
+        return Progress(label, steps * parts, self.ranks.size, self.print_every, first * parts)
 
-    def _leave_out(
-        self, loader: DeviceLoader[TrainBatches], reached: Position, step: int, keeper: Keeper
-    ) -> None:
-        """Forget a step whose loss is not finite, on all processes; end the run unless ``skip_nan``."""
-        self.optimizer.zero_grad()
-        self._skipped += 1
-        files = [file for part in self.ranks.gather(loader.files(step)) for file in part]
-        what = (
-            f"the loss is not finite in epoch {reached.epoch + 1}, step {step + 1} of "
-            f"{loader.batches.steps}, at learning rate {self.rate:g}, on "
-            f"{plural(len(files), 'image')} ({', '.join(files[:2])}, ...)"
-        )
-        weights = torch.stack([weight.isfinite().all() for weight in parameters(self.optimizer)])
-        if not weights.all():
-            keeper.give_up(reached, f"{what}; the weights are not finite either", files)
-        if not self.skip_nan or self._skipped > SKIPPED_IN_A_ROW:
-            keeper.give_up(reached, what, files)
-        tqdm.write(f"note: {what}: the step is left out")
+    def _set_learning_rate(self, epoch: int, step: int, steps: int) -> None:
+        self.learning_rate = self.schedule(epoch, step, steps)
+        set_learning_rate(self.optimizer, self.learning_rate)
+
+    def _add_gradients(
+        self, batch: tuple[Any, Any], meter: Sums, place: tuple[int, int, int], last: bool
+    ) -> Callable[[], bool]:
+        """Run a batch forward and backward.
+
+        Args:
+            batch: images and targets.
+            meter: counts its loss.
+            place: epoch, batch of the epoch, and rank, which fix what is random.
+            last: whether it is the last of the step, after which the processes average their gradients.
+
+        Returns:
+            A question to ask later: whether the loss is finite.
+        """
+        prepared = self.task.prepare(*batch, derive_seed(self.seed, "mix", *place))
+        if not self._buckets_settled:
+            self._settle_buckets(prepared, meter.sums.device)
+        torch.manual_seed(derive_seed(self.seed, "step", *place))  # dropout and the like
+        with nullcontext() if last else self._without_exchange():
+            loss = self.task.loss(self.model, self.precision, prepared, meter)
+            finite = finite_later(loss)
+            self.precision.backward(loss / self.accumulate, self.optimizer)
+        return finite
+
+    def _without_exchange(self) -> AbstractContextManager[None]:
+        """DistributedDataParallel averages the gradients in the last part of a step only."""
+        return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else nullcontext()
 
     def _settle_buckets(self, batch: Any, device: torch.device) -> None:
-        """Run a batch whose gradients are thrown away, at the start of a process of three or more.
+        """Run a batch whose gradients are thrown away, at the start of a job of three or more processes.
 
         DistributedDataParallel regroups the gradients after its first step; the order in which three or more
         processes add them up depends on the groups. Without this a resumed run would differ from the
@@ -207,10 +225,6 @@ class Trainer:
         self.optimizer.zero_grad()
         before.restore()
         self._buckets_settled = True
-
-    def _without_exchange(self) -> AbstractContextManager[None]:
-        """DistributedDataParallel averages the gradients in the last part of a step only."""
-        return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else nullcontext()
 
     def _update(self) -> None:
         self.precision.unscale(self.optimizer)
@@ -224,3 +238,95 @@ class Trainer:
         if self.print_filters and isinstance(self.optimizer, EShiftedSGD):
             stds = " ".join(f"{std:.3g}" for std in self.optimizer.filter_stds())
             tqdm.write(f"standard deviation of the filters: {stds}")
+
+    def _files(self, loader: DeviceLoader[TrainBatches], step: int) -> list[str]:
+        """The files that all processes have read for a step."""
+        return [file for part in self.ranks.gather(loader.files(step)) for file in part]
+
+    def _leave_out(self, files: Sequence[str], where: str) -> str:
+        """Forget a step whose loss is not finite, on all processes.
+
+        Returns:
+            Why the run cannot go on; empty if the step is skipped.
+        """
+        self.optimizer.zero_grad()
+        self._skipped += 1
+        what = (
+            f"the loss is not finite in {where}, at learning rate {self.learning_rate:g}, on "
+            f"{plural(len(files), 'image')} ({', '.join(files[:2])}, ...)"
+        )
+        weights = torch.stack([weight.isfinite().all() for weight in parameters(self.optimizer)])
+        if not weights.all():
+            return f"{what}; the weights are not finite either"
+        if not self.skip_nan or self._skipped > SKIPPED_IN_A_ROW:
+            return what
+        tqdm.write(f"note: {what}: the step is left out")
+        return ""
+
+    def _point(
+        self, recent: Recent, values: Sequence[float] | None, epoch: int, done: int, steps: int
+    ) -> Point | None:
+        """Return a point of the training curves after ``done`` steps of the epoch, if one is due."""
+        figures = recent.figures(epoch * steps + done, values) if values else None
+        if not figures:
+            return None
+        return Point(recent.steps, figures.loss, self.schedule(epoch, done - 1, steps))
+
+
+class Evaluation:
+    """A pass over the validation images; each counts once, whatever the batches and the processes.
+
+    To iterate is to evaluate batch by batch; afterwards :meth:`result` has the outcome.
+
+    Args:
+        model: gives what is evaluated.
+        loader: the images.
+        ranks: the processes that share them.
+        precision: in which the model computes.
+        print_every: batches between two lines of progress; None: ten seconds.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loader: DeviceLoader[EvalBatches],
+        ranks: Ranks = ONE_PROCESS,
+        precision: Precision | None = None,
+        print_every: int | None = None,
+    ) -> None:
+        self.model, self.loader, self.ranks = model, loader, ranks
+        self.precision, self.print_every = precision or Precision(), print_every
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the number of batches that are done, after each."""
+        self.model.eval()
+        meter = self.begin()
+        progress = Progress("evaluate", len(self.loader), self.ranks.size, self.print_every)
+        for done, (images, targets) in enumerate(self.loader, 1):
+            with torch.no_grad():
+                self.count(images, targets)
+            progress.step(meter, len(targets))
+            yield done
+        progress.close()
+        self.loader.report(self.ranks)
+
+    def run(self) -> Any:
+        """Evaluate without a stop and return the result."""
+        for _ in self:
+            pass
+        return self.result()
+
+    def begin(self) -> Sums:
+        """Begin anew; return the meter that :meth:`count` adds to."""
+        raise NotImplementedError
+
+    def count(self, images: Any, targets: Any) -> None:
+        """Evaluate a batch, which may be empty, and add it to the meter."""
+        raise NotImplementedError
+
+    def result(self) -> Any:
+        """Return the outcome over the images of all processes."""
+        raise NotImplementedError

@@ -1,6 +1,6 @@
-"""Averages over the images of a pass: loss, top-1 and top-5, or several losses."""
+"""Averages over the images of a pass over the data: loss, top-1 and top-5, or several losses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -8,6 +8,32 @@ import torch
 from torch import Tensor
 
 from utils.common.distributed import ONE_PROCESS, Ranks
+
+
+class Column(NamedTuple):
+    """A column of the log: one number per epoch."""
+
+    name: str  # in log.txt
+    tag: str  # in TensorBoard
+    title: str | None  # on the console; None: not there
+    decimals: int  # on the console
+
+    @property
+    def width(self) -> int:
+        """Characters on the console."""
+        return max(len(self.title or ""), self.decimals + 2, 6)
+
+    def shown(self, value: float) -> str:
+        """Return a number as the console shows it; one too large for its column has fewer digits."""
+        text = f"{value:.{self.decimals}f}"
+        return text if len(text) <= self.width else f"{value:.2g}"
+
+
+class LogFormat(NamedTuple):
+    """The columns of log.txt and of the console table, and the score by which epochs are compared."""
+
+    columns: Sequence[Column]
+    score: str  # what makes an epoch the best, in percent
 
 
 class Metrics(NamedTuple):
@@ -22,17 +48,17 @@ class Metrics(NamedTuple):
         return f"loss {self.loss:.4f}, top-1 {self.top1:.2f} %"
 
     def published(self) -> str:
-        """The line that an evaluation prints, as published, with top-5."""
+        """Return the line that an evaluation prints: the published one, with top-5 added."""
         return f" Test Loss:  {self.loss:.8f}, Test Acc:  {self.top1:.2f}, Top-5 Acc:  {self.top5:.2f}"
 
 
 class Sums:
-    """What is added up over a pass, kept on the device so that a step does not wait for it.
+    """Running sums over a pass, kept on the device so that no step waits for it.
 
     Args:
         device: of the sums.
-        count: how many.
-        sums: those of an interrupted pass to begin with.
+        count: number of sums.
+        sums: initial values, from an interrupted pass.
     """
 
     def __init__(self, device: torch.device, count: int, sums: Tensor | Sequence[float] = ()) -> None:
@@ -40,33 +66,33 @@ class Sums:
         self.sums = torch.tensor(values, dtype=torch.float64, device=device)
 
     def values(self, ranks: Ranks = ONE_PROCESS) -> list[float]:
-        """The sums so far, over all ``ranks``, that of the images first; waits for the device."""
+        """Return the sums so far over all ``ranks``, the number of images first; waits for the device."""
         return ranks.sum(self.sums).tolist()
 
     def figures(self, values: Sequence[float]) -> Any:
-        """What ``values``, or the difference of two of them, are on average over their images."""
+        """Return the averages per image of sums, or of the difference between two readings, ``values``."""
         raise NotImplementedError
 
     def read(self, ranks: Ranks = ONE_PROCESS) -> Any:
-        """The figures so far, over all ``ranks``; waits for the device."""
+        """Return the averages so far over all ``ranks``; waits for the device."""
         return self.figures(self.values(ranks))
 
 
 class Recent:
-    """The figures of a meter between points of a curve, over the steps of an epoch.
+    """The averages of a meter between two points of a curve, within an epoch.
 
     Args:
-        meter: is added up in.
-        steps: that were done before, since training began.
+        meter: the sums that the steps add to.
+        steps: steps done so far, since training began.
     """
 
     def __init__(self, meter: Sums, steps: int) -> None:
         self.meter, self.steps, self.values = meter, steps, meter.values()
 
     def figures(self, steps: int, values: Sequence[float]) -> Any:
-        """The meter's figures since the last point, now that it reads ``values``.
+        """Return the averages since the last point; ``values`` are the meter's sums now.
 
-        None where no step has been done since, or all have been left out.
+        None if no step has been done since, or if all were skipped.
         """
         if steps == self.steps or values[0] <= self.values[0]:
             return None
@@ -75,20 +101,20 @@ class Recent:
         return self.meter.figures(since)
 
     def step_back(self) -> None:
-        """The meter has forgotten a step; the last point may have counted a part of it."""
+        """Account for a step that the meter has undone; the last point may have counted part of it."""
         self.values = min(self.values, self.meter.values(), key=itemgetter(0))
 
 
 class Meter(Sums):
-    """Sums of images, loss, top-1 and top-5 hits."""
+    """Running sums of images, loss, top-1 and top-5 hits."""
 
     def __init__(self, device: torch.device, sums: Tensor | Sequence[float] = ()) -> None:
         super().__init__(device, 4, sums)
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor, partners: Tensor, weight: float) -> None:
-        """Count a batch: its mean loss, its logits (B, K), its labels (B,).
+        """Add a batch: its mean loss, its logits (B, K), its labels (B,).
 
-        A hit on the label counts ``weight``, one on the mixed-in partner's label (B,) the rest. With fewer
+        A hit on the label counts ``weight``, a hit on the mixed-in partner's label (B,) the rest. With fewer
         than five classes top-5 is 100 %.
         """
         ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
@@ -101,33 +127,3 @@ class Meter(Sums):
         images, loss, top1, top5 = values
         share = 1 / max(images, 1)
         return Metrics(loss * share, 100 * top1 * share, 100 * top5 * share, int(images))
-
-
-class Losses(NamedTuple):
-    """Averages over the images of a pass of losses that are added up."""
-
-    loss: float  # their sum
-    parts: list[float]
-
-    def __str__(self) -> str:
-        return f"loss {self.loss:.4f}"
-
-
-class LossMeter(Sums):
-    """Sums of the losses ``names`` over the images."""
-
-    def __init__(
-        self, names: Sequence[str], device: torch.device, sums: Tensor | Sequence[float] = ()
-    ) -> None:
-        super().__init__(device, 1 + len(names), sums)
-        self.names = names
-
-    def add(self, losses: Mapping[str, Tensor], images: int) -> None:
-        """Count the losses of a batch, each the mean over its images."""
-        parts = torch.stack([losses[name].detach().double() for name in self.names])
-        self.sums += torch.cat([torch.ones_like(parts[:1]), parts]) * images
-
-    def figures(self, values: Sequence[float]) -> Losses:
-        images, *sums = values
-        parts = [part / max(images, 1) for part in sums]
-        return Losses(sum(parts), parts)

@@ -1,7 +1,7 @@
-"""Mixup, CutMix and Cutout on a batch that is on the device already.
+"""Mixup, CutMix and Cutout on a batch that is already on the device.
 
-torchvision's MixUp and CutMix pair neighbours of the batch, cut another box and return dense labels; here are
-the published forms, a random permutation and the boxes of the published code.
+torchvision's MixUp and CutMix pair neighbours in the batch, cut another box and return dense labels; these
+are the published forms, with a random permutation and the boxes of the published code.
 """
 
 import math
@@ -15,7 +15,7 @@ Box = tuple[int, int, int, int]
 
 
 class MixedBatch(NamedTuple):
-    """Images (B, C, H, W): ``weight`` of them belongs to ``labels``, the rest to ``partners``, both (B,)."""
+    """Images (B, C, H, W); ``labels`` (B,) count ``weight`` in the loss, ``partners`` (B,) the rest."""
 
     images: Tensor
     labels: Tensor
@@ -24,7 +24,7 @@ class MixedBatch(NamedTuple):
 
 
 def square_box(sides: tuple[int, int], size: tuple[int, int], centre: tuple[int, int]) -> Box:
-    """The box of ``size`` around ``centre``, cut off at the image's ``sides``; an odd size loses a pixel.
+    """Return the box of ``size`` around ``centre``, clipped to the image; an odd size loses a pixel.
 
     Returns:
         First and last-plus-one index on the first axis ``x1, x2`` and the second ``y1, y2``, in the order
@@ -38,7 +38,7 @@ def square_box(sides: tuple[int, int], size: tuple[int, int], centre: tuple[int,
 
 
 def cutmix_box(sides: tuple[int, int], weight: float, centre: tuple[int, int]) -> tuple[Box, float]:
-    """The box that covers ``1 - weight`` of the image where it is not cut off, and the true weight outside.
+    """Return the box that covers ``1 - weight`` of the image, clipped to it, and the weight left outside.
 
     Yun et al., CutMix, arXiv 1905.04899, equation 2.
     """
@@ -48,7 +48,7 @@ def cutmix_box(sides: tuple[int, int], weight: float, centre: tuple[int, int]) -
 
 
 def mixup(images: Tensor, labels: Tensor, weight: float, order: Tensor) -> MixedBatch:
-    """``weight * x + (1 - weight) * x[order]``: Zhang et al., mixup, arXiv 1710.09412."""
+    """Return ``weight * x + (1 - weight) * x[order]``: Zhang et al., mixup, arXiv 1710.09412."""
     return MixedBatch(torch.lerp(images[order], images, weight), labels, labels[order], weight)
 
 
@@ -60,14 +60,14 @@ def cutmix(images: Tensor, labels: Tensor, box: Box, weight: float, order: Tenso
 
 
 class Mixer:
-    """Draws what happens to a batch; each draw is a function of the seed it is given.
+    """Mix or cut a batch at random, as a function of a seed.
 
-    With mixup and CutMix both on, a fair coin chooses between them for every batch.
+    With both mixup and CutMix, each batch takes one of them with probability 0.5.
 
     Args:
         mixup_alpha: parameter of mixup's Beta distribution; None: no mixup.
-        cutmix_prob: probability that a batch whose turn it is is cut and mixed; None: no CutMix.
-        cutout_size: side in pixels of the square set to the mean colour, one place per batch (DeVries and
+        cutmix_prob: probability that a batch assigned to CutMix is changed; None: no CutMix.
+        cutout_size: side in pixels of the square set to the mean colour, at one place per batch (DeVries and
             Taylor, arXiv 1708.04552); None: no Cutout.
     """
 
@@ -84,8 +84,8 @@ class Mixer:
         random = np.random.default_rng(seed)
         sides = (images.shape[2], images.shape[3])
         order = torch.from_numpy(random.permutation(len(images))).to(images.device)
-        turn_of_cutmix = self.cutmix_prob is not None and (self.mixup_alpha is None or random.random() < 0.5)
-        if turn_of_cutmix:
+        use_cutmix = self.cutmix_prob is not None and (self.mixup_alpha is None or random.random() < 0.5)
+        if use_cutmix:
             if random.random() < (self.cutmix_prob or 0):
                 weight, centre = random.beta(1, 1), tuple(random.integers(sides).tolist())
                 box, weight = cutmix_box(sides, weight, centre)

@@ -1,7 +1,7 @@
-"""Which parameters decay, and SGD with the e-shifted L2 regularizer."""
+"""The parameter groups of weight decay, and SGD with the e-shifted L2 regularizer."""
 
-import argparse
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -11,19 +11,19 @@ from torch.optim import SGD, Optimizer
 
 
 class Owned(NamedTuple):
-    """A parameter and what it is by the module that owns it."""
+    """A parameter and its kind, which follows from the module that owns it."""
 
     name: str
     parameter: nn.Parameter
-    kind: str  # conv, depthwise, fc, norm, bias, or own (its module declares that it takes no decay)
+    kind: str  # conv, depthwise, fc, norm, bias, or own (its module declares that it has no decay)
 
 
 def classify(net: nn.Module) -> list[Owned]:
-    """Every parameter of a network and its kind, in registration order.
+    """Return every parameter of a network with its kind, in registration order.
 
-    A module with a method ``no_weight_decay() -> set[str]`` declares parameters that take no decay, by their
-    names within the module; only ``--wd-all`` reaches them. What belongs to no convolution and no linear
-    layer scales or shifts channels (batch norm, LayerNorm, SGE's weight): kind ``norm``.
+    A module with a method ``no_weight_decay() -> set[str]`` names its parameters that have no weight decay;
+    only ``--wd-all`` decays them. Parameters of modules other than convolutions and linear layers scale or
+    shift channels (batch norm, LayerNorm, SGE's weight) and have kind ``norm``.
     """
     declared = {
         f"{prefix}.{name}" if prefix else name
@@ -47,86 +47,112 @@ def _kind(net: nn.Module, name: str) -> str:
     return "fc" if isinstance(module, nn.Linear | nn.MultiheadAttention) else "norm"
 
 
-def decaying_kinds(args: argparse.Namespace) -> set[str]:
-    """The kinds that decay under ``--wd-all`` and ``--nowd-bn``, ``--nowd-fc``, ``--nowd-conv``."""
-    if args.wdall:
-        return {"conv", "depthwise", "fc", "norm", "bias", "own"}
-    switched = {"norm": args.nowd_bn, "fc": args.nowd_fc, "conv": args.nowd_conv, "depthwise": args.nowd_conv}
-    return {kind for kind, off in switched.items() if not off}
+KINDS = frozenset({"conv", "depthwise", "fc", "norm", "bias", "own"})
 
 
-def create_optimizer(net: nn.Module, args: argparse.Namespace) -> SGD:
-    """SGD as the command line says, in the published groups; prints them as a table.
+def decaying_kinds(wd_all: bool, nowd_bn: bool, nowd_fc: bool, nowd_conv: bool) -> frozenset[str]:
+    """Return the kinds that decay under ``--wd-all``, ``--nowd-bn``, ``--nowd-fc`` and ``--nowd-conv``."""
+    if wd_all:
+        return KINDS
+    switched = {"norm": nowd_bn, "fc": nowd_fc, "conv": nowd_conv, "depthwise": nowd_conv}
+    return frozenset(kind for kind, off in switched.items() if not off)
 
-    The groups are, in this order, the parameters without and with decay; ``--wd-all`` makes one of all.
+
+@dataclass(frozen=True)
+class WeightDecay:
+    """What draws which parameters to 0 or, with e-shifted L2, to a sphere.
+
+    Args:
+        strength: weight decay of the kinds that decay.
+        kinds: those kinds, as :func:`classify` names them.
+        lam: strength of the e-shifted L2 on convolutions that are not depthwise; None: there is none.
+        shift: its e.
     """
-    owned, decaying = classify(net), decaying_kinds(args)
-    shifted = {"conv"} if args.el2 else set()
-    without = [one for one in owned if one.kind not in decaying]
-    with_decay = [one for one in owned if one.kind in decaying]
+
+    strength: float
+    kinds: frozenset[str] = KINDS
+    lam: float | None = None
+    shift: float = 0.0
+
+    def shifted(self, kind: str) -> bool:
+        """Whether a kind of parameters is under the e-shifted L2."""
+        return kind == "conv" and self.lam is not None
+
+    def text(self, kind: str) -> str:
+        """Describe what a kind of parameters is under."""
+        if self.shifted(kind):
+            return f"e-shifted L2, lambda {self.lam:g}, e {self.shift:g}"
+        return f"{self.strength:g}" if kind in self.kinds else "0"
+
+
+def create_optimizer(
+    net: nn.Module, decay: WeightDecay, lr: float, momentum: float, nesterov: bool = False
+) -> SGD:
+    """Create SGD with the published groups of parameters, and print these as a table.
+
+    The groups are, in this order, the parameters without and with decay; where all decay there is one group.
+    """
+    owned = classify(net)
+    without = [one for one in owned if one.kind not in decay.kinds]
+    with_decay = [one for one in owned if one.kind in decay.kinds]
     groups = [
         {
             "params": [(one.name, one.parameter) for one in members],
-            "weight_decay": decay,
-            "shifted": [one.kind in shifted for one in members],
+            "weight_decay": strength,
+            "shifted": [decay.shifted(one.kind) for one in members],
         }
-        for members, decay in ((without, 0.0), (with_decay, args.weight_decay))
+        for members, strength in ((without, 0.0), (with_decay, decay.strength))
         if members
     ]
-    print(describe_groups(owned, lambda kind: decay_text(kind, decaying, shifted, args)))
-    settings: dict[str, Any] = {"lr": args.lr, "momentum": args.momentum, "nesterov": args.nesterov}
-    if args.el2:
-        return EShiftedSGD(groups, lam=args.lam, shift=args.mineps, **settings)
+    print(describe_groups(owned, decay))
+    settings: dict[str, Any] = {"lr": lr, "momentum": momentum, "nesterov": nesterov}
+    if decay.lam is not None:
+        return EShiftedSGD(groups, lam=decay.lam, shift=decay.shift, **settings)
     return SGD(groups, fused=True, **settings)
 
 
 def parameters(optimizer: Optimizer) -> list[nn.Parameter]:
-    """All parameters of an optimizer."""
+    """Return all parameters of an optimizer."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def start_momentum(optimizer: Optimizer) -> None:
-    """Begin the momentum of every parameter at 0, which is what SGD's first step amounts to.
+    """Set the momentum of every parameter to 0, which gives the same first step as SGD without this.
 
-    Left to itself the fused kernel begins with uninitialised memory when an overflow skips its first step.
+    Otherwise the fused kernel starts from uninitialised memory when an overflow skips its first step.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"] if group.get("momentum") else ():
             optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
 
 
-def decay_text(kind: str, decaying: set[str], shifted: set[str], args: argparse.Namespace) -> str:
-    """What draws the parameters of a kind to 0 or to a sphere, in words."""
-    if kind in shifted:
-        return f"e-shifted L2, lambda {args.lam:g}, e {args.mineps:g}"
-    return f"{args.weight_decay:g}" if kind in decaying else "0"
-
-
-def describe_groups(owned: Iterable[Owned], decay: Callable[[str], str]) -> str:
-    """A table of the kinds of parameters: tensors, parameters, weight decay."""
+def describe_groups(owned: Iterable[Owned], decay: WeightDecay) -> str:
+    """Return a table of the kinds of parameters: tensors, parameters, weight decay."""
     kinds: dict[str, list[int]] = {}
     for one in owned:
         kinds.setdefault(one.kind, []).append(one.parameter.numel())
-    rows = [f"{kind:>10} {len(sizes):>8} {sum(sizes):>12,}   {decay(kind)}" for kind, sizes in kinds.items()]
+    rows = [
+        f"{kind:>10} {len(sizes):>8} {sum(sizes):>12,}   {decay.text(kind)}" for kind, sizes in kinds.items()
+    ]
     return "\n".join([f"{'kind':>10} {'tensors':>8} {'parameters':>12}   weight decay", *rows])
 
 
 class EShiftedSGD(SGD):
-    """SGD whose convolution filters are drawn to a sphere of standard deviation e, not to the origin.
+    """SGD that pulls convolution filters towards a sphere of standard deviation e rather than towards 0.
 
-    For a filter w with mean mu and (unbiased) standard deviation s over its n weights the gradient gains
-    ``lam * ((1 - e / s) * (w - mu) + mu)``, that of
-    ``lam / 2 * ((||w - mu|| - e * sqrt(n - 1))^2 + n * mu^2)``; e = 0 is plain L2.
+    For a filter w with mean mu and (unbiased) standard deviation s over its n weights, the penalty is
+    ``lam / 2 * ((||w - mu|| - e * sqrt(n - 1))^2 + n * mu^2)``; its gradient is
+    ``lam * ((1 - e / s) * (w - mu) + mu)``. e = 0 is plain L2.
 
     Li et al., Understanding the Disharmony between Weight Normalization Family and Weight Decay,
     arXiv 1911.05920.
 
     Args:
-        groups: parameter groups as torch takes them; in each a list ``shifted`` says which of its ``params``
-            are such weights (C_out, C_in / groups, ...), of at least two weights per filter. They must have
-            weight decay 0.
-        lam: strength, in place of weight decay.
-        shift: e, the standard deviation aimed at; a filter of less is pushed outwards.
+        groups: torch's parameter groups, each with a list ``shifted`` of bool that marks the regularized ones
+            of its ``params``: weights (C_out, C_in / groups, ...) with at least two entries per filter, and
+            with weight decay 0.
+        lam: strength of the regularizer, which replaces weight decay.
+        shift: e, the target standard deviation; a filter with less is pushed outwards.
         **settings: ``lr``, ``momentum``, ``nesterov``, ``dampening``.
     """
 
@@ -135,7 +161,7 @@ class EShiftedSGD(SGD):
         self.lam, self.shift = lam, shift
 
     def filters(self) -> list[nn.Parameter]:
-        """The convolution weights under the regularizer, in registration order."""
+        """Return the regularized convolution weights, in registration order."""
         return [
             parameter
             for group in self.param_groups
@@ -145,7 +171,7 @@ class EShiftedSGD(SGD):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Add the regularizer's gradient to that of the loss (in ``.grad``) and step."""
+        """Add the regularizer's gradient to the loss's gradient (in ``.grad``) and take a step."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -155,21 +181,22 @@ class EShiftedSGD(SGD):
         return loss
 
     def _regularize(self, weights: list[nn.Parameter]) -> None:
-        """Four passes over memory; torch.var_mean alone takes as long as eight on a CPU.
+        """Add the regularizer's gradient to ``.grad``.
 
-        The statistics of all filters are one vector, so that the small operations are few.
+        This takes four passes over memory; torch.var_mean alone takes as long as eight on a CPU. The
+        statistics of all filters are in one vector, so that there are few small operations.
         """
         counts = [weight[0].numel() for weight in weights]
         means, norms = [], []
-        for weight in weights:  # one after the other: the second finds the weights in the cache
+        for weight in weights:  # both per weight: the second then reads the weight from the cache
             means.append(weight.flatten(1).mean(dim=1))
             norms.append(torch.linalg.vector_norm(weight.flatten(1), dim=1))
         mean = torch.cat(means)
         torch._foreach_div_(norms, [count**0.5 for count in counts])
         square = torch.cat(norms).square_()
         variance = (square - mean * mean).clamp_min_(0)  # biased, corrected below
-        # e / s as e s / s^2. A filter of equal weights has no direction to be pushed in, and its variance is
-        # rounding, about eps of the mean square: it must not be divided by.
+        # e / s is computed as e s / s^2. In a filter of equal weights the variance is only rounding error,
+        # about eps times the mean square, and there is no direction to push: do not divide by it.
         rounding = torch.finfo(mean.dtype).eps * square + torch.finfo(mean.dtype).tiny
         pull = self.shift * variance.sqrt() / (variance + rounding)
         pulls = list(pull.split([len(weight) for weight in weights]))
@@ -185,7 +212,7 @@ class EShiftedSGD(SGD):
             at += len(weight)
 
     def filter_stds(self) -> list[float]:
-        """The mean standard deviation of each weight's filters, in registration order."""
+        """Return the mean standard deviation of each weight's filters, in registration order."""
         return torch.stack(
             [weight.detach().flatten(1).std(dim=1).mean() for weight in self.filters()]
         ).tolist()

@@ -1,7 +1,5 @@
-"""Mixed precision by the levels of NVIDIA Apex's amp, on torch.amp; or Apex itself where it still has amp."""
+"""Mixed precision by the levels of NVIDIA Apex's amp, on torch.amp."""
 
-import argparse
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -164,83 +162,51 @@ class HalfWeights(nn.Module):
         return functional_call(self.net, half, (x.to(self.dtype),))
 
 
-class ApexPrecision(Precision):
-    """The same levels by NVIDIA Apex's own amp and DistributedDataParallel (Apex up to May 2025).
+def choose_precision(
+    level: str,
+    device: str,
+    amp_dtype: str | None = None,
+    loss_scale: float | str | None = None,
+    keep_batchnorm: bool | None = None,
+) -> Precision:
+    """Return the precision of ``--opt-level`` and the flags that say more about it.
 
     Args:
         level: O0, O1, O2 or O3.
-        keep_batchnorm: for O2 and O3; None leaves Apex's default.
-        loss_scale: a number or ``"dynamic"``; None leaves Apex's default.
+        device: ``cpu`` or ``cuda``.
+        amp_dtype: the half type; None: float16 on CUDA, bfloat16 on a CPU.
+        loss_scale: a number, ``dynamic``, or None: dynamic for float16 in O1 and O2, otherwise 1.
+        keep_batchnorm: batch norm in float32; None: in O2.
 
     Raises:
-        UserError: no such Apex is installed.
+        UserError: a flag does not go with the level.
     """
-
-    def __init__(self, level: str, keep_batchnorm: bool | None, loss_scale: float | str | None) -> None:
-        super().__init__("O0")
-        self.apex_level, self.apex_keep, self.apex_scale = level, keep_batchnorm, loss_scale
-        try:
-            self.amp = importlib.import_module("apex.amp")
-            self.parallel = importlib.import_module("apex.parallel").DistributedDataParallel
-        except (ImportError, AttributeError):
-            raise UserError(
-                "--amp-backend apex: no NVIDIA Apex with amp is installed (Apex removed it in May 2025; the "
-                "package 'apex' on PyPI is another project); leave the flag out to use torch's own"
-            ) from None
-
-    def __str__(self) -> str:
-        return f"{self.apex_level} by Apex"
-
-    def prepare(self, net: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
-        settings = {"keep_batchnorm_fp32": self.apex_keep, "loss_scale": self.apex_scale}
-        prepared = self.amp.initialize(net, optimizer, opt_level=self.apex_level, **settings)
-        return prepared if optimizer is None else prepared[0]
-
-    def distribute(self, model: nn.Module, ranks: Ranks) -> nn.Module:
-        return self.parallel(model, delay_allreduce=True) if ranks.size > 1 else model
-
-    def backward(self, loss: Tensor, optimizer: Optimizer) -> None:
-        with self.amp.scale_loss(loss, optimizer) as scaled:
-            scaled.backward()
-
-    def unscale(self, optimizer: Optimizer) -> None:
-        """Apex has unscaled them in :meth:`backward`."""
-
-    def step(self, optimizer: Optimizer) -> None:
-        optimizer.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.amp.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if state:
-            self.amp.load_state_dict(dict(state))
+    check_flags(level, amp_dtype, loss_scale, keep_batchnorm)
+    half = getattr(torch, amp_dtype or ("float16" if device == "cuda" else "bfloat16"))
+    keep = level != "O3" if keep_batchnorm is None else keep_batchnorm
+    if loss_scale is None:
+        loss_scale = "dynamic" if half == torch.float16 and level in ("O1", "O2") else 1.0
+    if loss_scale == "dynamic" and level == "O3":
+        raise UserError("--loss-scale dynamic needs float32 weights: give a number in O3, or use O2")
+    return Precision(level, half, keep, loss_scale, device)
 
 
-def choose_precision(args: argparse.Namespace, device: str) -> Precision:
-    """What ``--opt-level`` and its companions mean on a device, ``cpu`` or ``cuda``.
+def check_flags(
+    level: str, amp_dtype: str | None, loss_scale: float | str | None, keep_batchnorm: bool | None
+) -> None:
+    """Check that flags have an effect in ``level``; arguments as of :func:`choose_precision`.
 
     Raises:
-        UserError: a flag does not go with the level, or Apex is asked for and absent.
+        UserError: one has none.
     """
-    level = args.opt_level = args.opt_level or ("O2" if device == "cuda" else "O0")  # checkpoints say it
-    flags = {"--loss-scale": args.loss_scale, "--amp-dtype": args.amp_dtype}
-    given = [flag for flag, value in flags.items() if value is not None]
+    given = [
+        flag
+        for flag, value in (("--loss-scale", loss_scale), ("--amp-dtype", amp_dtype))
+        if value is not None
+    ]
     if level == "O0" and given:
         raise UserError(f"{given[0]} does nothing in --opt-level O0, which computes in float32")
-    if level in ("O0", "O1") and args.keep_batchnorm_fp32 is not None:
+    if level in ("O0", "O1") and keep_batchnorm is not None:
         raise UserError(
             f"--keep-batchnorm-fp32 is for --opt-level O2 and O3; in {level} it is in float32 anyway"
         )
-    if args.amp_backend == "apex":
-        if args.amp_dtype == "bfloat16" or device == "cpu":
-            raise UserError("--amp-backend apex: Apex's amp computes in float16 on CUDA only")
-        return ApexPrecision(level, args.keep_batchnorm_fp32, args.loss_scale)
-    half = getattr(torch, args.amp_dtype or ("float16" if device == "cuda" else "bfloat16"))
-    keep = level != "O3" if args.keep_batchnorm_fp32 is None else args.keep_batchnorm_fp32
-    scale = args.loss_scale
-    if scale is None:
-        scale = "dynamic" if half == torch.float16 and level in ("O1", "O2") else 1.0
-    if scale == "dynamic" and level == "O3":
-        raise UserError("--loss-scale dynamic needs float32 weights: give a number in O3, or use O2")
-    return Precision(level, half, keep, scale, device)

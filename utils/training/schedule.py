@@ -1,4 +1,4 @@
-"""Learning rate as a pure function of the position in training, so that a resumed run cannot lose it."""
+"""Learning rate as a pure function of the position in training, so that a resumed run continues it."""
 
 import math
 from collections.abc import Sequence
@@ -11,22 +11,22 @@ from utils.common.text import plural
 
 @dataclass(frozen=True)
 class Schedule:
-    """The rate of every step: linear warm-up, then step decay or a cosine.
+    """The learning rate of every step: linear warm-up, then step decay or a cosine.
 
     Args:
-        base: rate after the warm-up.
-        epochs: epochs in all; the cosine ends there.
+        base: learning rate after the warm-up.
+        epochs: length of the run; the cosine ends there.
         warmup: epochs of linear warm-up.
-        milestones: epochs, from 0, at whose start the rate is multiplied by ``gamma``; those inside the
-            warm-up do not count.
-        gamma: the factor.
-        cosine: a cosine in place of the steps. Changing by the epoch it runs over all epochs (the rate after
-            the warm-up is below ``base``); changing by the iteration it begins after the warm-up and ends at
-            exactly 0. Both are the published forms.
-        per_iteration: warm-up and cosine change with every step, not with every epoch.
-        warmup_steps: first steps of the run, over which the rate rises linearly from ``warmup_from`` of what
-            it would be (detection's warm-up, as published).
-        warmup_from: a share.
+        milestones: epochs, from 0, at whose start the learning rate is multiplied by ``gamma``; those
+            inside the warm-up are ignored.
+        gamma: factor of the step decay.
+        cosine: a cosine instead of step decay. Per epoch, it runs over all epochs, so that the learning rate
+            after the warm-up is below ``base``; per iteration, it begins after the warm-up and ends at
+            exactly 0. Both forms are the published ones.
+        per_iteration: update warm-up and cosine at every step rather than every epoch.
+        warmup_steps: steps at the start of the run over which the learning rate is multiplied by a factor
+            that rises linearly from ``warmup_from`` to 1 (detection's published warm-up).
+        warmup_from: see ``warmup_steps``.
     """
 
     base: float
@@ -40,13 +40,14 @@ class Schedule:
     warmup_from: float = 1 / 3
 
     def __call__(self, epoch: int, step: int, steps: int) -> float:
-        """The rate of step ``step`` (from 0) of ``steps`` in epoch ``epoch`` (from 0)."""
+        """Return the learning rate of step ``step`` (from 0) of ``steps`` in epoch ``epoch`` (from 0)."""
         progress = min((epoch * steps + step) / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
-        return self._settled(epoch, step, steps) * (self.warmup_from + (1 - self.warmup_from) * progress)
+        factor = self.warmup_from + (1 - self.warmup_from) * progress
+        return factor * self._without_warmup_steps(epoch, step, steps)
 
-    def _settled(self, epoch: int, step: int, steps: int) -> float:
-        """Without the warm-up of the first steps."""
-        done = (step + 1) / steps if self.per_iteration else 1.0  # share of the epoch, this step included
+    def _without_warmup_steps(self, epoch: int, step: int, steps: int) -> float:
+        """Return the learning rate before ``warmup_steps`` scales it."""
+        done = (step + 1) / steps if self.per_iteration else 1.0  # share of the epoch, including this step
         if epoch < self.warmup:
             return self.base * (epoch + done) / self.warmup
         if not self.cosine:
@@ -65,11 +66,11 @@ class Schedule:
         if self.warmup >= self.epochs:
             warmup = f"{plural(self.warmup, 'epoch')} of warm-up (the run ends within them), "
         line = f"learning rate {self.base:g}, {warmup}{name}, by {'step' if self.per_iteration else 'epoch'}"
-        return f"{line}\n{self._without_effect}" if self._without_effect else line
+        return f"{line}\n{self._note}" if self._note else line
 
     @property
-    def _without_effect(self) -> str:
-        """A note on milestones of which none counts."""
+    def _note(self) -> str:
+        """A note if no milestone has an effect; otherwise empty."""
         counts = any(self.warmup <= milestone < self.epochs for milestone in self.milestones)
         if self.cosine or counts or self.warmup >= self.epochs:
             return ""
@@ -81,6 +82,6 @@ class Schedule:
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
-    """Give every parameter group the same rate."""
+    """Set the learning rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -1,4 +1,4 @@
-"""Going back to before a step, without waiting for the device on the way."""
+"""Undo a step whose loss turns out not to be finite, without waiting for the device at every step."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -8,31 +8,31 @@ from torch import Tensor
 
 
 class Snapshot:
-    """Copies of tensors that a step changes before it is known whether the step counts."""
+    """Copies of the tensors that a step changes, to undo the step if its loss is not finite."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        groups: dict[torch.dtype, list[Tensor]] = defaultdict(list)  # one kernel copies those of one type
+        groups: dict[torch.dtype, list[Tensor]] = defaultdict(list)  # one kernel per type
         for tensor in tensors:
             groups[tensor.dtype].append(tensor)
         self.pairs = [(group, [torch.empty_like(tensor) for tensor in group]) for group in groups.values()]
 
     @torch.no_grad()
     def take(self) -> None:
-        """Remember the values of now."""
+        """Copy the current values."""
         for originals, copies in self.pairs:
             torch._foreach_copy_(copies, originals)
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put the remembered values back."""
+        """Restore the copied values."""
         for originals, copies in self.pairs:
             torch._foreach_copy_(originals, copies)
 
 
 def finite_later(loss: Tensor) -> Callable[[], bool]:
-    """Ask whether a loss is finite; the call of the answer waits until the device has computed the loss.
+    """Return a function that says whether a loss is finite, and waits for the device only when it is called.
 
-    Asked for after the backward pass has been queued, the device has work while the answer is on its way.
+    Use it after the backward pass has been queued, so that the device is busy while the answer is copied.
     """
     finite = torch.isfinite(loss.detach())
     if finite.device.type != "cuda":

@@ -1,0 +1,93 @@
+"""What a process knows of its job before the processes have joined, from its environment; without torch."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from typing import NoReturn
+
+from utils.common.errors import UserError
+
+SECONDS_TO_SPEAK = 10.0  # more than processes differ in the time of their start
+
+
+def is_main_process() -> bool:
+    """Whether this is rank 0, or the only process, by its environment: before the processes have joined."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+
+
+def leave_quietly() -> NoReturn:
+    """End a process for which another one speaks; it must not be the first to end, or nobody would."""
+    time.sleep(SECONDS_TO_SPEAK)
+    sys.exit(2)
+
+
+def refuse_several_processes(script: str) -> None:
+    """For a script that is one process, whatever the GPUs.
+
+    Raises:
+        UserError: a launcher has started several.
+    """
+    if whole_number({"WORLD_SIZE": "1", **os.environ}, "WORLD_SIZE") == 1:
+        return
+    if not is_main_process():
+        leave_quietly()
+    raise UserError(f"{script} is one process for all GPUs: start it with python, or use imagenet_fast.py")
+
+
+def launch_environment(environment: Mapping[str, str], local_rank: int | None) -> dict[str, str]:
+    """RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, however the job was started.
+
+    torchrun and torch.distributed.launch set them; under srun they follow from SLURM's variables; without a
+    launcher there is one process.
+
+    Args:
+        environment: ``os.environ``.
+        local_rank: what the launcher gave as ``--local-rank``, if it did.
+
+    Raises:
+        UserError: SLURM's host names cannot be read, or variables are missing or no numbers.
+    """
+    if "WORLD_SIZE" in environment and "RANK" in environment:
+        if "LOCAL_RANK" not in environment and local_rank is None:
+            raise UserError("RANK is set but LOCAL_RANK is not: start with torchrun, or give --local-rank")
+        local = environment.get("LOCAL_RANK", str(local_rank))
+        names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        missing = [name for name in names if name not in environment]
+        if missing and environment["WORLD_SIZE"] != "1":
+            raise UserError(f"WORLD_SIZE is set but {' and '.join(missing)} not: start with torchrun")
+        return {name: environment[name] for name in names if name in environment} | {"LOCAL_RANK": local}
+    slurm = {"SLURM_STEP_NUM_TASKS": "1", "SLURM_JOB_ID": "0", **environment}
+    if whole_number(slurm, "SLURM_STEP_NUM_TASKS") > 1:  # set by srun, not in the batch script itself
+        return {
+            "RANK": environment["SLURM_PROCID"],
+            "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
+            "LOCAL_RANK": environment["SLURM_LOCALID"],
+            "MASTER_ADDR": environment.get("MASTER_ADDR") or _first_slurm_host(environment),
+            "MASTER_PORT": environment.get("MASTER_PORT")
+            or str(20000 + whole_number(slurm, "SLURM_JOB_ID") % 20000),
+        }
+    return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+
+
+def _first_slurm_host(environment: Mapping[str, str]) -> str:
+    hosts = environment["SLURM_STEP_NODELIST"]
+    if "[" not in hosts:
+        return hosts.split(",")[0]
+    try:
+        expanded = subprocess.run(
+            ["scontrol", "show", "hostnames", hosts], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        raise UserError(
+            f"cannot expand SLURM's host list {hosts}: set MASTER_ADDR to its first host"
+        ) from None
+    return expanded.stdout.split()[0]
+
+
+def whole_number(environment: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environment[name])
+    except ValueError:
+        raise UserError(f"{name}={environment[name]} in the environment is not a number") from None

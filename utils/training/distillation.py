@@ -1,0 +1,104 @@
+"""Knowledge distillation: a network also learns from the prediction of another one."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models import create_model, list_models
+from utils.common.errors import UserError
+from utils.common.text import plural
+from utils.networks import checkpoint
+from utils.networks.building import imagenet_weights
+from utils.networks.complexity import count
+from utils.networks.weights import load_weights
+from utils.training.precision import Precision
+
+
+class Distillation:
+    """Knowledge distillation: the student also learns from the softened prediction of a teacher.
+
+    ``(1 - alpha) * loss + alpha * T^2 * KL(softmax(teacher / T) || softmax(student / T))``: Hinton et al.,
+    arXiv 1503.02531; He et al., Bag of Tricks, arXiv 1812.01187, section 5.3 (T = 20).
+
+    Args:
+        teacher: maps images (B, 3, H, W) to logits (B, K).
+        alpha: weight of the teacher, from 0 to 1.
+        temperature: T, above 0.
+    """
+
+    def __init__(self, teacher: Callable[[Tensor], Tensor], alpha: float, temperature: float) -> None:
+        self.teacher, self.alpha, self.temperature = teacher, alpha, temperature
+
+    def __call__(self, loss: Tensor, logits: Tensor, images: Tensor) -> Tensor:
+        """Blend the loss on the labels with the loss on the teacher; logits (B, K) are of ``images``."""
+        with torch.no_grad():
+            target = F.log_softmax(self.teacher(images) / self.temperature, dim=1)
+        student = F.log_softmax(logits / self.temperature, dim=1)
+        divergence = F.kl_div(student, target, reduction="batchmean", log_target=True)
+        return (1 - self.alpha) * loss + self.alpha * self.temperature**2 * divergence
+
+
+def create_distillation(
+    teacher: str | None,
+    alpha: float,
+    temperature: float,
+    place: Callable[[nn.Module], nn.Module],
+    precision: Precision,
+    classes: int,
+    names: Sequence[str],
+    img_size: int,
+) -> Distillation | None:
+    """Build the teacher of ``--teacher ARCH[:FILE]``; without a file it has torchvision's ImageNet weights.
+
+    Args:
+        teacher: architecture and file; None: no distillation.
+        alpha: weight of the teacher, from 0 to 1.
+        temperature: T, above 0.
+        place: puts a network on the device of the one that learns, in its layout.
+        precision: in which that one learns.
+        classes: outputs of that one.
+        names: of its classes, in the order of the outputs; the last outputs may have none.
+        img_size: side of the square images in pixels.
+
+    Raises:
+        UserError: unknown architecture, no such file, or weights that do not fit ``classes`` or their order.
+    """
+    if teacher is None:
+        return None
+    net = place(_build_teacher(teacher, classes, names, img_size))
+    net = precision.prepare(net.eval().requires_grad_(False))
+    return Distillation(partial(precision.forward, net), alpha, temperature)
+
+
+def _build_teacher(text: str, classes: int, names: Sequence[str], img_size: int) -> nn.Module:
+    arch, _, path = text.partition(":")
+    if arch not in list_models():
+        raise UserError(f"--teacher: unknown architecture '{arch}'; see models.list_models()")
+    instead = f"give --teacher {arch}:FILE"
+    try:
+        weights = {} if path else imagenet_weights(arch, classes, f"--teacher {arch}", instead)
+        teacher = create_model(arch, num_classes=classes, **weights)
+        count(teacher, (3, img_size, img_size))
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--teacher {arch} does not take --img-size {img_size}: {error}") from None
+    except OSError as error:
+        raise UserError(f"--teacher {arch}: its weights cannot be downloaded: {error}") from None
+    saved = checkpoint.load(path, "--teacher") if path else {}
+    if path:
+        choice = "--teacher {arch}:FILE{classes}"
+        load_weights(teacher, saved, arch, path, "--teacher", choice)
+    _check_classes_of_teacher(text, saved.get("classes", ()), names, classes)
+    return teacher
+
+
+def _check_classes_of_teacher(text: str, theirs: Sequence[str], ours: Sequence[str], outputs: int) -> None:
+    """A teacher that speaks of other classes than the labels would teach what is wrong."""
+    remedy = "give this run --class-list FILE, a class per line in the order of the teacher's outputs"
+    if sorted(theirs) == sorted(ours) and list(theirs) != list(ours):
+        raise UserError(f"--teacher {text} has the classes in another order than the data; {remedy}")
+    if not theirs and len(ours) < outputs:
+        classes = f"{plural(outputs, 'output')}, and the data has {plural(len(ours), 'class')}"
+        raise UserError(f"--teacher {text} does not name the classes of its {classes}; {remedy}")
