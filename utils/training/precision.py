@@ -181,7 +181,14 @@ def choose_precision(
     Raises:
         UserError: a flag does not go with the level.
     """
-    check_flags(level, amp_dtype, loss_scale, keep_batchnorm)
+    flags = {"--loss-scale": loss_scale, "--amp-dtype": amp_dtype}
+    given = [flag for flag, value in flags.items() if value is not None]
+    if level == "O0" and given:
+        raise UserError(f"{given[0]} does nothing in --opt-level O0, which computes in float32")
+    if level in ("O0", "O1") and keep_batchnorm is not None:
+        raise UserError(
+            f"--keep-batchnorm-fp32 is for --opt-level O2 and O3; in {level} it is in float32 anyway"
+        )
     half = getattr(torch, amp_dtype or ("float16" if device == "cuda" else "bfloat16"))
     keep = level != "O3" if keep_batchnorm is None else keep_batchnorm
     if loss_scale is None:
@@ -189,24 +196,3 @@ def choose_precision(
     if loss_scale == "dynamic" and level == "O3":
         raise UserError("--loss-scale dynamic needs float32 weights: give a number in O3, or use O2")
     return Precision(level, half, keep, loss_scale, device)
-
-
-def check_flags(
-    level: str, amp_dtype: str | None, loss_scale: float | str | None, keep_batchnorm: bool | None
-) -> None:
-    """Check that flags have an effect in ``level``; arguments as of :func:`choose_precision`.
-
-    Raises:
-        UserError: one has none.
-    """
-    given = [
-        flag
-        for flag, value in (("--loss-scale", loss_scale), ("--amp-dtype", amp_dtype))
-        if value is not None
-    ]
-    if level == "O0" and given:
-        raise UserError(f"{given[0]} does nothing in --opt-level O0, which computes in float32")
-    if level in ("O0", "O1") and keep_batchnorm is not None:
-        raise UserError(
-            f"--keep-batchnorm-fp32 is for --opt-level O2 and O3; in {level} it is in float32 anyway"
-        )
