@@ -1,4 +1,4 @@
-"""Mixed precision by NVIDIA Apex itself, where an Apex is installed that still has amp (up to May 2025)."""
+"""Mixed precision by NVIDIA Apex, for installations that still have amp (up to May 2025)."""
 
 import importlib
 from collections.abc import Mapping
