@@ -1,4 +1,4 @@
-"""COCO's images and objects, from the annotation files to batches on the device.
+"""COCO's images and objects: reading annotation files.
 
 Sets of one's own have the same form: ``annotations/instances_NAME.json`` and the images in ``NAME/``.
 Categories have any ids (COCO's 80 have 1 to 90); labels count them from 1 in the order of their ids, 0 is the
@@ -90,7 +90,7 @@ def read_coco(
 
 
 def find_annotations(root: Path, split: str) -> Path:
-    """The annotation file of a split: of this very name, or the only one that begins with it.
+    """Find the annotation file of a split: the one with this name, or the only one that begins with it.
 
     Raises:
         UserError: there is none, or there are several.
@@ -104,7 +104,7 @@ def find_annotations(root: Path, split: str) -> Path:
 
 
 def parse(file: Path, folder: Path, training: bool, masks: bool) -> CocoSplit:
-    """The content of an annotation file whose images are in ``folder``; as in :func:`read_coco`.
+    """Parse an annotation file whose images are in ``folder``; arguments as of :func:`read_coco`.
 
     Raises:
         ValueError: an annotation is of an unknown image or category, or has no mask and is to be evaluated;
@@ -144,7 +144,7 @@ def parse(file: Path, folder: Path, training: bool, masks: bool) -> CocoSplit:
 
 
 def corners(box: Sequence[float], width: int, height: int) -> tuple[float, ...]:
-    """Of a box given as corner, width, height both corners, within the image; none if it has no area."""
+    """Return both corners of a box (corner, width, height), clipped to the image; none without area."""
     x, y, across, down = map(float, box)
     left, right = (min(max(edge, 0.0), width) for edge in (x, x + across))
     top, bottom = (min(max(edge, 0.0), height) for edge in (y, y + down))
@@ -153,7 +153,7 @@ def corners(box: Sequence[float], width: int, height: int) -> tuple[float, ...]:
 
 
 def run_lengths(segmentation: Any, width: int, height: int) -> bytes:
-    """A mask, given as polygons or run lengths, as compressed run lengths; none if it cannot be one."""
+    """Convert polygons or run lengths to compressed run lengths; return none if that is impossible."""
     try:
         text = isinstance(segmentation, dict) and isinstance(segmentation["counts"], str)
         runs = segmentation if text else rle_masks.frPyObjects(segmentation, height, width)
@@ -164,7 +164,7 @@ def run_lengths(segmentation: Any, width: int, height: int) -> bytes:
 
 
 def decode_masks(masks: Sequence[bytes], width: int, height: int) -> Tensor:
-    """N masks of compressed run lengths as (N, H, W), uint8."""
+    """Decode N masks of compressed run lengths to (N, H, W), uint8."""
     if not masks:
         return torch.zeros(0, height, width, dtype=torch.uint8)
     decoded = rle_masks.decode([{"size": [height, width], "counts": counts} for counts in masks])

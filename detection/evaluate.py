@@ -1,4 +1,4 @@
-"""How good detections are: COCO's average precision and recall, computed by pycocotools.
+"""COCO's average precision and recall of detections, computed by pycocotools.
 
 Lin et al., "Microsoft COCO: Common Objects in Context", arXiv 1405.0312; cocodataset.org/#detection-eval.
 """
@@ -46,14 +46,14 @@ class Scores(NamedTuple):
 
     @property
     def best(self) -> float:
-        """By which epochs are compared: AP of the boxes, 0 where it is nan."""
+        """The score by which epochs are compared: AP of the boxes, 0 where it is nan."""
         return 0.0 if math.isnan(self.box["AP"]) else self.box["AP"]
 
 
 def to_results(
     detections: Sequence[Mapping[str, Tensor]], image_ids: Sequence[int], ids: Sequence[int]
 ) -> Results:
-    """Detections as COCO's records, which are also what its server takes.
+    """Convert detections to COCO's records, which its evaluation server takes.
 
     Args:
         detections: of each image ``boxes`` (N, 4) as x1, y1, x2, y2 in pixels, ``labels`` (N,) from 1,
@@ -73,7 +73,7 @@ def to_results(
 
 
 def _run_lengths(masks: Tensor) -> list[dict[str, Any]]:
-    """Masks (N, 1, H, W) of probabilities, cut at .5, as compressed run lengths in text."""
+    """Convert masks (N, 1, H, W) of probabilities, cut at 0.5, to compressed run lengths in text."""
     binary = (masks[:, 0] > 0.5).to(torch.uint8).permute(1, 2, 0).cpu()
     runs = rle_masks.encode(np.asfortranarray(binary.numpy()))
     return [{**run, "counts": run["counts"].decode()} for run in runs]
@@ -94,7 +94,7 @@ def write_results(results: Results, path: Path) -> None:
 def score(
     annotations: Path, results: Results, kinds: Sequence[str] = ("bbox",), image_ids: Sequence[int] = ()
 ) -> Scores:
-    """COCO's numbers of detections.
+    """Compute COCO's numbers for detections.
 
     Args:
         annotations: the file that says what the images show.
@@ -119,7 +119,7 @@ def score(
 
 
 def _indexed(data: dict[str, Any], objects: Results) -> COCO:
-    """Objects or detections on the images of ``data``, as pycocotools compares them.
+    """Index objects or detections on the images of ``data`` for pycocotools.
 
     It takes an object of the number 0 for no object and of two with one number the first for the second, and
     needs ``area`` and ``iscrowd`` of each: they are numbered anew, and where nothing is said, the area of the

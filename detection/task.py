@@ -56,7 +56,7 @@ class Detection(Task[Batch]):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the losses."""
+        """The names of the losses."""
         return (*_LOSSES, "loss_mask") if self.masks else _LOSSES
 
     def meter(self, device: torch.device, sums: Tensor | Sequence[float] = ()) -> LossMeter:

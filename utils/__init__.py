@@ -1,7 +1,9 @@
-"""What the training scripts share, one idea per file; a file imports only from those named after it.
+"""What the scripts share, in rooms; each imports only from those below it.
 
-arguments, run, resume, saving, folder, rehearsal, network, classification, engine, averaging, fitting,
-published, checkpoint, archive, curves, logger, events, metrics, ragged, data, splits, labels, index,
-transforms, decoding, digits, sampling, precision, optim, losses, mixing, compilation, complexity, schedule,
-randomness, cli, distributed, rendezvous, snapshot, signals, settings, provenance, files, text, errors
+command_line  the flags in groups, and what is refused at once; only it and the scripts know ``args``
+runs          a training run: its folder, checkpoints, log, and how it goes on
+training      a step and an epoch: tasks, losses, optimizer, precision, metrics
+networks      building a network, and reading and writing its weights
+data          from a folder of images to batches on the device
+common        what all stand on: processes, devices, randomness, files, errors
 """

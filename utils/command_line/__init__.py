@@ -1,0 +1,1 @@
+"""The command line: a parser, the flags in groups, combinations that are refused."""

@@ -37,169 +37,103 @@ def architecture(name: str) -> str:
 def decoder(name: str) -> str:
     """An argparse type: a decoder that is installed; ``auto`` is the fastest of these."""
     if name not in DECODERS:
-        raise argparse.ArgumentTypeError(f"is one of {', '.join(DECODERS)}, not '{name}'")
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(DECODERS)}, not '{name}'")
     try:
         return choose_decoder(name)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def loss_scale(text: str) -> float | str:
+    """An argparse type: a factor above 0, or ``dynamic``."""
+    return text if text == "dynamic" else positive(text)
+
+
 def add_data_arguments(parser: Parser) -> None:
     """Add where the images are and how they are read."""
     group = parser.add_argument_group("data")
-    group.add_argument(
-        "-d",
-        "--data",
-        required=True,
-        type=name_of_file,
-        metavar="PATH",
-        help="folder with train/ and val/ (or valf/, valid/, validation/), a folder per class in each; "
-        "'digits' is embedded: 1,797 handwritten digits, written to data/digits on first use",
-    )
+    text = "folder with train/ and val/ (or valf/, valid/, validation/), in each a folder per class; "
+    text += "'digits' is embedded: 1,797 handwritten digits, written to data/digits on first use"
+    group.add_argument("-d", "--data", required=True, type=name_of_file, metavar="PATH", help=text)
     add_reading_arguments(group)
-    group.add_argument(
-        "--no-cache",
-        action="store_false",
-        dest="cache",
-        help="list the images at every start; else the list is kept in ~/.cache/pytorch-insight until a "
-        "folder changes",
-    )
-    group.add_argument(
-        "--class-list",
-        type=name_of_file,
-        metavar="FILE",
-        help="the class folders in the order of the network's outputs, one per line (default: as the "
-        "checkpoint says, or sorted)",
-    )
+    text = "list the images at every start; else the list is kept in ~/.cache/pytorch-insight"
+    group.add_argument("--no-cache", action="store_false", dest="cache", help=text)
+    text = "the class folders in the order of the outputs, a line each (default: as the checkpoint says)"
+    group.add_argument("--class-list", type=name_of_file, metavar="FILE", help=text)
 
 
 def add_reading_arguments(group: Group) -> None:
     """Add how files are read, whatever is learned from them."""
-    group.add_argument(
-        "-j",
-        "--workers",
-        type=whole,
-        default=min(32, os.cpu_count() or 1),
-        help="processes that decode images; does not change the result (default: one per core, at most 32)",
-    )
-    group.add_argument(
-        "--max-bad",
-        type=fraction,
-        default=0.01,
-        metavar="SHARE",
-        help="share of the images that may be undecodable before the run stops (default: 0.01)",
-    )
-    group.add_argument(
-        "--test-batch", type=count_of, help="images per batch of evaluation (default: %(default)s)"
-    )
+    text = "processes that decode images; does not change the result (default: one per core, at most 32)"
+    group.add_argument("-j", "--workers", type=whole, default=min(32, os.cpu_count() or 1), help=text)
+    text = "share of the images that may be undecodable before the run stops (default: 0.01)"
+    group.add_argument("--max-bad", type=fraction, default=0.01, metavar="SHARE", help=text)
+    text = "images per batch of evaluation (default: %(default)s)"
+    group.add_argument("--test-batch", type=count_of, help=text)
 
 
 def add_image_arguments(parser: Parser) -> Group:
     """Add what is made of an image; return the group."""
     group = parser.add_recorded_group("images")
-    group.add_argument(
-        "--decoder",
-        type=decoder,
-        metavar="{" + ",".join(DECODERS) + "}",
-        default="auto",
-        help="pil decodes and resizes as published; the others are faster and within one level of it "
-        "(default: simplejpeg if it is installed)",
-    )
-    group.add_argument(
-        "--img-size",
-        type=count_of,
-        help="side of the square input in pixels (default: 224; with -e as the checkpoint was trained)",
-    )
-    group.add_argument(
-        "--scale",
-        type=fraction,
-        nargs=2,
-        metavar=("LEAST", "MOST"),
-        help="share of the image's area that a training crop covers (default: 0.08 1)",
-    )
+    text = "pil resizes as published, the others within one level of it (default: simplejpeg if installed)"
+    names = "{" + ",".join(DECODERS) + "}"
+    group.add_argument("--decoder", type=decoder, metavar=names, default="auto", help=text)
+    text = "side of the square input in pixels (default: 224; with -e as the checkpoint was trained)"
+    group.add_argument("--img-size", type=count_of, help=text)
+    text = "share of the image's area that a training crop covers (default: 0.08 1)"
+    group.add_argument("--scale", type=fraction, nargs=2, metavar=("LEAST", "MOST"), help=text)
     add_flip(group)
-    group.add_argument(
-        "--auto-augment",
-        choices=AUTO_AUGMENT,
-        help="ra: RandAugment, ta: TrivialAugment, imagenet: AutoAugment's policy for ImageNet",
-    )
-    group.add_argument(
-        "--random-erase",
-        type=fraction,
-        default=0.0,
-        metavar="P",
-        help="probability of random erasing (default: 0)",
-    )
+    text = "ra: RandAugment, ta: TrivialAugment, imagenet: AutoAugment's policy for ImageNet"
+    group.add_argument("--auto-augment", choices=AUTO_AUGMENT, help=text)
+    text = "probability of random erasing (default: 0)"
+    group.add_argument("--random-erase", type=fraction, default=0.0, metavar="P", help=text)
     return group
 
 
 def add_flip(group: Group) -> None:
     """Add the horizontal flip."""
-    group.add_argument(
-        "--hflip",
-        type=fraction,
-        default=0.5,
-        help="probability of a horizontal flip in training (default: 0.5)",
-    )
+    text = "probability of a horizontal flip in training (default: 0.5)"
+    group.add_argument("--hflip", type=fraction, default=0.5, help=text)
 
 
 def add_model_arguments(parser: Parser) -> None:
     """Add which network, and what its weights start from."""
     group = parser.add_recorded_group("model")
-    group.add_argument(
-        "-a",
-        "--arch",
-        type=architecture,
-        help="see models/ and torchvision.models (default: resnet18; with -e that of the checkpoint)",
-    )
+    text = "see models/ and torchvision.models (default: resnet18; with -e that of the checkpoint)"
+    group.add_argument("-a", "--arch", type=architecture, help=text)
     group.add_argument("--cardinality", type=count_of, help="groups of the 3x3 convolutions (resnext: 32)")
     group.add_argument("--base-width", type=count_of, help="width of each group (resnext: 4)")
-    group.add_argument(
-        "--num-classes", type=count_of, help="outputs of the network (default: the number of class folders)"
-    )
+    text = "outputs of the network (default: the number of class folders)"
+    group.add_argument("--num-classes", type=count_of, help=text)
     group.add_argument("--zero-gamma", action="store_true", help="residual branches start at 0")
     group = parser.add_argument_group("start")
     group.add_argument("--pretrained", action="store_true", help="start from torchvision's ImageNet weights")
-    group.add_argument(
-        "--finetune",
-        type=name_of_file,
-        metavar="FILE",
-        help="start from this checkpoint's weights, where they fit",
-    )
+    text = "start from this checkpoint's weights, where they fit"
+    group.add_argument("--finetune", type=name_of_file, metavar="FILE", help=text)
 
 
 def add_training_arguments(parser: Parser) -> None:
     """Add how long, in which batches, by which optimizer."""
     group = parser.add_recorded_group("training")
     group.add_argument("--epochs", type=count_of, help="(default: %(default)s)")
-    group.add_argument(
-        "--train-batch",
-        type=count_of,
-        default=256,
-        help="images per batch: in imagenet.py over all GPUs, in the others of each process "
-        "(default: %(default)s)",
+    text = (
+        "images per batch: in imagenet.py over all GPUs, in the others of each process (default: %(default)s)"
     )
-    group.add_argument(
-        "--lr",
-        "--learning-rate",
-        type=positive,
-        default=0.1,
-        help="learning rate; in imagenet_fast.py and imagenet_mobile.py for 256 images per step, in "
+    group.add_argument("--train-batch", type=count_of, default=256, help=text)
+    text = "learning rate; in imagenet_fast.py and imagenet_mobile.py for 256 images per step, in "
+    text += (
         "detection/train.py for 16, scaled linearly with the images of all processes and of --accum-steps "
-        "(default: %(default)s)",
     )
-    group.add_argument(
-        "--schedule",
-        type=whole,
-        nargs="+",
-        metavar="EPOCH",
-        help="epochs, from 0, at whose start the learning rate is multiplied by --gamma; those within "
-        "--warmup do not count (default: 150 225 in imagenet.py, 30 60 90 in imagenet_fast.py, cosine in "
-        "imagenet_mobile.py, 16 22 in detection/train.py)",
+    text += "(default: %(default)s)"
+    group.add_argument("--lr", "--learning-rate", type=positive, default=0.1, help=text)
+    text = (
+        "epochs, from 0, at whose start the learning rate is multiplied by --gamma; those within --warmup do "
     )
-    group.add_argument(
-        "--gamma", type=positive, default=0.1, help="the factor at each epoch of --schedule (default: 0.1)"
-    )
+    text += "not count (default: 150 225 in imagenet.py, 30 60 90 in imagenet_fast.py, cosine in "
+    text += "imagenet_mobile.py, 16 22 in detection/train.py)"
+    group.add_argument("--schedule", type=whole, nargs="+", metavar="EPOCH", help=text)
+    text = "the factor at each epoch of --schedule (default: 0.1)"
+    group.add_argument("--gamma", type=positive, default=0.1, help=text)
     group.add_argument("--momentum", type=below_one, default=0.9, help="(default: 0.9)")
     group.add_argument("--weight-decay", "--wd", type=non_negative, default=1e-4, help="(default: 1e-4)")
 
@@ -207,69 +141,38 @@ def add_training_arguments(parser: Parser) -> None:
 def add_run_arguments(parser: Parser) -> Group:
     """Add where the run is kept, how it continues, what it runs on; return the group."""
     group = parser.add_argument_group("run")
-    group.add_argument(
-        "-c",
-        "--checkpoint",
-        type=name_of_file,
-        metavar="DIR",
-        help="folder of the run's files (default: checkpoint; with --resume, that file's folder)",
-    )
+    text = "folder of the run's files (default: checkpoint; with --resume, that file's folder)"
+    group.add_argument("-c", "--checkpoint", type=name_of_file, metavar="DIR", help=text)
     group.add_argument("--overwrite", action="store_true", help="replace the run that DIR holds already")
-    group.add_argument(
-        "--resume",
-        type=name_of_file,
-        metavar="FILE",
-        help="checkpoint to continue from or to evaluate; 'auto': the newest of DIR, or a start without any",
+    text = "checkpoint to continue from or to evaluate; 'auto': the newest of DIR, or a start without any"
+    group.add_argument("--resume", type=name_of_file, metavar="FILE", help=text)
+    text = "first epoch, from 0; where a resumed checkpoint says it, that is taken (default: 0)"
+    group.add_argument("--start-epoch", type=whole, default=0, help=text)
+    text = "resume the weights but not the momentum"
+    group.add_argument("--fresh-optimizer", action="store_true", help=text)
+    text = "save every N steps, besides after every epoch; the resumed run is exact (default: epochs only)"
+    group.add_argument("--save-every", type=count_of, metavar="N", help=text)
+    text = "newest checkpoints that are kept (default: 2)"
+    group.add_argument("--keep", type=count_of, default=2, metavar="N", help=text)
+    text = "at a step whose loss is not finite: stop, saved as before it, or skip it (default: stop)"
+    group.add_argument("--on-nan", choices=("stop", "skip"), default="stop", help=text)
+    text = (
+        "show steps, learning rate, memory, speed and the hours to be expected, and train nothing; with -c "
     )
-    group.add_argument(
-        "--start-epoch",
-        type=whole,
-        default=0,
-        help="first epoch, from 0; where a resumed checkpoint says it, that is taken (default: 0)",
-    )
-    group.add_argument(
-        "--fresh-optimizer", action="store_true", help="resume the weights but not the momentum"
-    )
-    group.add_argument(
-        "--save-every",
-        type=count_of,
-        metavar="N",
-        help="save every N steps, besides after every epoch; the resumed run is exact (default: epochs only)",
-    )
-    group.add_argument(
-        "--keep", type=count_of, default=2, metavar="N", help="newest checkpoints that are kept (default: 2)"
-    )
-    group.add_argument(
-        "--on-nan",
-        choices=("stop", "skip"),
-        default="stop",
-        help="at a step whose loss is not finite: stop, saved as before it, or skip it (default: stop)",
-    )
-    group.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="show steps, learning rate, memory, speed and the hours to be expected, and train nothing; with "
-        "-c the learning rate is drawn there",
-    )
+    text += "the learning rate is drawn there"
+    group.add_argument("--dry-run", action="store_true", help=text)
     group.add_argument("-e", "--evaluate", action="store_true", help="evaluate only: writes nothing")
-    group.add_argument(
-        "--manualSeed", type=seed, help="seed of everything random (default: drawn, and printed)"
-    )
-    group.add_argument(
-        "-p",
-        "--print-freq",
-        type=count_of,
-        metavar="N",
-        help="batches between two lines of progress, each a point in TensorBoard (default: ten seconds)",
-    )
-    group.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if there is one"
-    )
+    text = "seed of everything random (default: drawn, and printed)"
+    group.add_argument("--manualSeed", type=seed, help=text)
+    text = "batches between two lines of progress, each a point in TensorBoard (default: ten seconds)"
+    group.add_argument("-p", "--print-freq", type=count_of, metavar="N", help=text)
+    text = "auto: CUDA if there is one"
+    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help=text)
     return group
 
 
 def add_local_rank(group: Group) -> None:
-    """Add what ``python -m torch.distributed.launch`` of old gives each process."""
+    """Add what ``python -m torch.distributed.launch`` gives each process."""
     group.add_argument("--local-rank", "--local_rank", type=whole, help=argparse.SUPPRESS)
 
 
@@ -277,41 +180,30 @@ def add_schedule_arguments(parser: Parser) -> None:
     """Add how the learning rate changes, beyond ``--schedule``."""
     group = parser.add_recorded_group("schedule")
     group.add_argument("--cos", action="store_true", help="cosine in place of the steps of --schedule")
-    group.add_argument(
-        "--warmup", "--wp", type=whole, default=5, help="epochs of linear warm-up (default: 5)"
-    )
-    group.add_argument(
-        "--per-iter",
-        action=argparse.BooleanOptionalAction,
-        help="warm-up and cosine change with every step, not with every epoch (default: %(default)s)",
-    )
+    text = "epochs of linear warm-up (default: 5)"
+    group.add_argument("--warmup", "--wp", type=whole, default=5, help=text)
+    text = "warm-up and cosine change with every step, not with every epoch (default: %(default)s)"
+    group.add_argument("--per-iter", action=argparse.BooleanOptionalAction, help=text)
 
 
 def add_decay_arguments(group: Group) -> None:
     """Add which parameters decay, and how."""
-    group.add_argument(
-        "--wd-all", dest="wdall", action="store_true", help="everything decays (default: biases do not)"
-    )
+    text = "everything decays (default: biases do not)"
+    group.add_argument("--wd-all", dest="wdall", action="store_true", help=text)
     for kind, what in (("bn", "norm layers'"), ("fc", "linear layers'"), ("conv", "convolutions'")):
         group.add_argument(f"--nowd-{kind}", action="store_true", help=f"{what} weights do not decay")
-    group.add_argument(
-        "--el2", action="store_true", help="e-shifted L2 on convolutions in place of decay; with --nowd-conv"
-    )
+    text = "e-shifted L2 on convolutions in place of decay; with --nowd-conv"
+    group.add_argument("--el2", action="store_true", help=text)
     group.add_argument("--mineps", type=non_negative, help="e of --el2 (default: 1e-3, mobile: 1e-8)")
     group.add_argument("--lam", type=non_negative, help="strength of --el2 (default: 1e-4, mobile: 4e-5)")
 
 
 def add_step_arguments(group: Group) -> None:
     """Add what a step consists of."""
-    group.add_argument(
-        "--clip-grad",
-        type=positive,
-        metavar="NORM",
-        help="largest norm of the gradient (default: any; in detection/train.py 35)",
-    )
-    group.add_argument(
-        "--accum-steps", type=count_of, default=1, metavar="N", help="batches per step (default: 1)"
-    )
+    text = "largest norm of the gradient (default: any; in detection/train.py 35)"
+    group.add_argument("--clip-grad", type=positive, metavar="NORM", help=text)
+    text = "batches per step (default: 1)"
+    group.add_argument("--accum-steps", type=count_of, default=1, metavar="N", help=text)
 
 
 def add_optimizer_arguments(parser: Parser) -> None:
@@ -320,88 +212,47 @@ def add_optimizer_arguments(parser: Parser) -> None:
     add_decay_arguments(group)
     group.add_argument("--nesterov", action="store_true", help="Nesterov momentum")
     add_step_arguments(group)
-    group.add_argument(
-        "--ema",
-        type=below_one,
-        nargs="?",
-        const=0.9999,
-        metavar="DECAY",
-        help="evaluate and save a moving average of the weights (0.9999; less in the first steps)",
-    )
-
-
-def loss_scale(text: str) -> float | str:
-    """An argparse type: a factor above 0, or ``dynamic``."""
-    return text if text == "dynamic" else positive(text)
+    text = "evaluate and save a moving average of the weights (0.9999; less in the first steps)"
+    group.add_argument("--ema", type=below_one, nargs="?", const=0.9999, metavar="DECAY", help=text)
 
 
 def add_half_arguments(group: Group) -> None:
     """Add the half type and its loss scale."""
-    group.add_argument(
-        "--amp-dtype",
-        choices=("float16", "bfloat16"),
-        help="the half type (default: float16 on CUDA, bfloat16 on a CPU)",
-    )
-    group.add_argument(
-        "--loss-scale",
-        type=loss_scale,
-        help="a number, or 'dynamic' (default: dynamic for float16 in O1 and O2, otherwise 1)",
-    )
+    text = "the half type (default: float16 on CUDA, bfloat16 on a CPU)"
+    group.add_argument("--amp-dtype", choices=("float16", "bfloat16"), help=text)
+    text = "a number, or 'dynamic' (default: dynamic for float16 in O1 and O2, otherwise 1)"
+    group.add_argument("--loss-scale", type=loss_scale, help=text)
 
 
 def add_precision_arguments(parser: Parser) -> None:
     """Add what is computed in which type."""
     group = parser.add_recorded_group("precision")
-    group.add_argument(
-        "--opt-level",
-        choices=("O0", "O1", "O2", "O3"),
-        help="O0: float32, O1: autocast, O2: half with float32 batch norm and master weights, O3: half "
-        "(default: O2 on CUDA, O0 on a CPU)",
-    )
+    text = "O0: float32, O1: autocast, O2: half with float32 batch norm and master weights, O3: half "
+    text += "(default: O2 on CUDA, O0 on a CPU)"
+    group.add_argument("--opt-level", choices=("O0", "O1", "O2", "O3"), help=text)
     add_half_arguments(group)
-    group.add_argument(
-        "--keep-batchnorm-fp32",
-        action=argparse.BooleanOptionalAction,
-        help="batch norm in float32, in O2 and O3 (default: in O2)",
-    )
-    group.add_argument(
-        "--amp-backend",
-        choices=("native", "apex"),
-        default="native",
-        help="apex: NVIDIA Apex's amp, where an Apex that still has it is installed",
-    )
+    text = "batch norm in float32, in O2 and O3 (default: in O2)"
+    group.add_argument("--keep-batchnorm-fp32", action=argparse.BooleanOptionalAction, help=text)
+    text = "apex: NVIDIA Apex's amp, where an Apex that still has it is installed"
+    group.add_argument("--amp-backend", choices=("native", "apex"), default="native", help=text)
 
 
 def add_loss_arguments(parser: Parser) -> None:
     """Add what the network is to learn of which images."""
     group = parser.add_recorded_group("loss and mixing")
-    group.add_argument(
-        "--label-smoothing",
-        "--ls",
-        type=below_one,
-        default=0.1,
-        help="share of a label given to the other classes; the training loss is then the divergence from the "
-        "smoothed label (default: 0.1)",
-    )
+    text = "share of a label given to the other classes; the training loss is then the divergence from the "
+    text += "smoothed label (default: 0.1)"
+    group.add_argument("--label-smoothing", "--ls", type=below_one, default=0.1, help=text)
     group.add_argument("--mixup", action="store_true", help="mix pairs of images")
     group.add_argument("--alpha", type=non_negative, help="of mixup's Beta distribution (default: 0.2)")
     group.add_argument("--cutmix", action="store_true", help="paste a box of another image")
-    group.add_argument(
-        "--cutmix_prob", "--cutmix-prob", type=fraction, help="probability for a batch (default: 1)"
-    )
+    text = "probability for a batch (default: 1)"
+    group.add_argument("--cutmix_prob", "--cutmix-prob", type=fraction, help=text)
     group.add_argument("--cutout", action="store_true", help="set a square to the mean colour")
-    group.add_argument(
-        "--cutout_size",
-        "--cutout-size",
-        type=count_of,
-        help="its side in pixels (default: half of --img-size)",
-    )
-    group.add_argument(
-        "--teacher",
-        type=name_of_file,
-        metavar="ARCH[:FILE]",
-        help="distil from this network (no FILE: torchvision's weights)",
-    )
+    text = "its side in pixels (default: half of --img-size)"
+    group.add_argument("--cutout_size", "--cutout-size", type=count_of, help=text)
+    text = "distil from this network (no FILE: torchvision's weights)"
+    group.add_argument("--teacher", type=name_of_file, metavar="ARCH[:FILE]", help=text)
     group.add_argument("--distill-alpha", type=fraction, help="the teacher's weight (default: 0.5)")
     group.add_argument("--distill-temp", type=positive, help="temperature (default: 20)")
 
@@ -410,12 +261,10 @@ def add_running_arguments(parser: Parser) -> None:
     """Add how the network runs."""
     group = parser.add_recorded_group("running")
     group.add_argument("--sync-bn", action="store_true", help="batch norm over all processes (CUDA only)")
-    group.add_argument(
-        "--compile",
-        action="store_true",
-        help="compile each block of the network with torch.compile; for GPUs, on a CPU slower than without",
-    )
-    group.add_argument("--channels-last", action="store_true", help="NHWC layout of images and weights")
+    text = "compile each block of the network with torch.compile; for GPUs, on a CPU slower than without"
+    group.add_argument("--compile", action="store_true", help=text)
+    text = "NHWC layout of images and weights"
+    group.add_argument("--channels-last", action="store_true", help=text)
     add_determinism(group)
 
 

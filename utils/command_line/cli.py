@@ -1,4 +1,4 @@
-"""Command lines: a parser and argument types whose complaints are one clear line."""
+"""A parser and argument types whose errors are one clear line."""
 
 import argparse
 import difflib
@@ -27,7 +27,7 @@ _SHARED_MEMORY = ("unable to allocate shared memory", "workers are out of shared
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line (argparse prints the usage of fifty flags before it).
+    """An ArgumentParser that reports an error in one line, without the usage of fifty flags.
 
     Flags are not to be abbreviated. Blank arguments that are no value of a flag are ignored, with a note. Of
     several processes only rank 0 speaks.
@@ -88,14 +88,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def _least_values(flag: argparse.Action) -> int:
-    """How many of the words after a flag are its values, whatever they are."""
+    """Return how many of the words after a flag are certainly its values."""
     if isinstance(flag.nargs, int):
         return flag.nargs
     return 1 if flag.nargs in (None, "+") else 0
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Call a script's ``main``; a mistake of the user ends in one line on stderr and exit code 2."""
+    """Call a script's ``main``; end with one line on stderr and exit code 2 on a UserError."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files need not be text
             stream.reconfigure(errors="backslashreplace")
@@ -126,7 +126,7 @@ def _complain(message: str) -> None:
 
 
 def _explain(error: BaseException | None) -> str | None:
-    """A line for what is no fault of the program; torch reports a killed worker wherever it interrupts it."""
+    """Return a line for errors that are not the program's fault, such as a killed data worker; else None."""
     while error is not None:
         text = str(error)
         first = text.splitlines()[0].strip() if text else ""
@@ -179,7 +179,7 @@ seed = number(int, lambda value: 0 <= value < 2**63, "a whole number from 0 to b
 
 
 def check_output(path: Path, flag: str = "", overwrite: bool = True) -> None:
-    """Refuse at once what would fail after the work: a file that cannot be written.
+    """Check before the work that an output file can be written.
 
     Args:
         path: the file.
@@ -202,7 +202,7 @@ def check_output(path: Path, flag: str = "", overwrite: bool = True) -> None:
 
 
 def check_libraries(what: str, *names: str) -> None:
-    """Refuse at once what would fail after the work: libraries that ``what`` needs and few others do.
+    """Check before the work that the libraries of ``what`` are installed.
 
     Raises:
         UserError: one is not installed.
@@ -213,7 +213,7 @@ def check_libraries(what: str, *names: str) -> None:
 
 
 def name_of_file(text: str) -> str:
-    """An argparse type: a path; an empty one is a variable of the shell that was not set."""
+    """An argparse type: a path, not empty as that of an unset shell variable."""
     if not text:
         raise argparse.ArgumentTypeError("is empty")
     return text

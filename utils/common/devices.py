@@ -9,16 +9,16 @@ from utils.common.text import plural
 
 
 def gpu_count() -> int:
-    """GPUs that this process can use."""
+    """Return the number of GPUs that this process can use."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def process_device(device: str, local: int, under_slurm: bool) -> torch.device:
-    """What one of a machine's processes computes on.
+    """Choose the device of one of a machine's processes.
 
     Args:
         device: ``auto`` (CUDA when there is one), ``cpu`` or ``cuda``.
-        local: the process among those of its machine, from 0.
+        local: its number among the processes of this machine, from 0.
         under_slurm: whether srun started it, which may show every process its own GPU only.
 
     Raises:
@@ -37,7 +37,7 @@ def process_device(device: str, local: int, under_slurm: bool) -> torch.device:
 
 
 def select_devices(device: str, gpu_ids: str) -> tuple[torch.device, list[int]]:
-    """The main device and the GPUs of a DataParallel run.
+    """Choose the main device and the GPUs of a DataParallel run.
 
     Args:
         device: ``auto`` (CUDA when there is one), ``cpu`` or ``cuda``.
@@ -71,7 +71,7 @@ def parallelize(model: nn.Module, gpu_ids: list[int]) -> nn.Module:
 
 
 def describe(device: torch.device, gpu_ids: list[int]) -> str:
-    """The devices in words, for the first lines of a run."""
+    """Describe the devices, for the first lines of a run."""
     if device.type == "cpu":
         return f"CPU ({plural(torch.get_num_threads(), 'thread')})"
     return f"{max(len(gpu_ids), 1)} x {torch.cuda.get_device_name(device)}"

@@ -33,7 +33,7 @@ _PAUSE = 0.02  # seconds between two looks into the store
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a job, as one of them sees it. The default is a job of one process.
+    """The processes of a job, as one of them sees them; by default a job of one process.
 
     Args:
         rank: this process, from 0.
@@ -55,14 +55,14 @@ class Ranks:
         return processes + describe(self.device, [])
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of a tensor over all processes, the same on each."""
+        """Return the sum of a tensor over all processes."""
         if self.size > 1:
             values = values.clone()
             dist.all_reduce(values)
         return values
 
     def largest(self, values: Sequence[int]) -> list[int]:
-        """The largest of each of some small numbers over all processes, exchanged between the CPUs."""
+        """Return the largest of each number over all processes; they are exchanged between the CPUs."""
         if self.size == 1:
             return list(values)
         shared = torch.tensor(values)
@@ -70,7 +70,7 @@ class Ranks:
         return shared.tolist()
 
     def gather(self, value: T) -> list[T]:
-        """The values of all processes, by rank."""
+        """Return the values of all processes, by rank."""
         values: list[Any] = [value]
         if self.size > 1:
             values = [None] * self.size
@@ -78,7 +78,7 @@ class Ranks:
         return values
 
     def wrap(self, net: nn.Module) -> nn.Module:
-        """A network whose gradients are averaged over the processes; all start with rank 0's weights.
+        """Wrap a network so that its gradients are averaged; all processes start with rank 0's weights.
 
         Batch-norm statistics stay each process's own until :meth:`share_buffers`.
         """
@@ -97,7 +97,7 @@ class Ranks:
 
     @contextmanager
     def agree(self) -> Iterator[None]:
-        """A user's mistake in the block, on any process, ends all of them; rank 0 says it.
+        """End all processes if a UserError is raised in the block on any of them; rank 0 prints it.
 
         The block must not communicate.
         """
@@ -111,13 +111,13 @@ class Ranks:
                 self.refuse(f"rank {rank}: {text}" if rank else text)
 
     def refuse(self, message: str) -> NoReturn:
-        """End all processes, which have all come here, with one line."""
+        """End all processes with one line; all must call this."""
         if self.main:
             raise UserError(message)
         leave_quietly()
 
     def same(self, value: object, what: str) -> None:
-        """Refuse to go on when a value differs between the processes."""
+        """End all processes if a value differs between them."""
         values = self.gather(value)
         for rank, other in enumerate(values):
             if other != values[0]:
@@ -129,7 +129,7 @@ ONE_PROCESS = Ranks()
 
 @contextmanager
 def start(device: str, local_rank: int | None) -> Iterator[Ranks]:
-    """Join the job's processes for the block; on all but rank 0 standard output goes nowhere.
+    """Join the job's processes for the block; all but rank 0 print nothing.
 
     Args:
         device: ``auto`` (CUDA when there is one), ``cpu`` or ``cuda``.
@@ -157,7 +157,7 @@ def start(device: str, local_rank: int | None) -> Iterator[Ranks]:
 
 @contextmanager
 def _losses_in_one_line(rank: int) -> Iterator[None]:
-    """The end of another process is no error of this one."""
+    """Turn the errors that follow from the end of another process into one line."""
     try:
         yield
     except RuntimeError as error:
@@ -174,7 +174,7 @@ def _losses_in_one_line(rank: int) -> Iterator[None]:
 
 @contextmanager
 def silence(wanted: bool) -> Iterator[None]:
-    """Within the block ``print`` says nothing; errors are still heard."""
+    """Discard what the block prints; standard error stays."""
     if not wanted:
         yield
         return
@@ -187,7 +187,7 @@ def silence(wanted: bool) -> Iterator[None]:
 
 
 def fresh_store(timeout: timedelta) -> tuple[dist.Store, int, int]:
-    """A store that only the processes of this attempt write to, this process's rank, and their number.
+    """Return a store for the processes of this attempt only, this process's rank, and their number.
 
     Raises:
         RuntimeError: the others do not come within ``timeout``.
@@ -199,7 +199,7 @@ def fresh_store(timeout: timedelta) -> tuple[dist.Store, int, int]:
 
 
 def _lead(store: dist.Store, size: int, deadline: float) -> str:
-    """Rank 0 names the attempt, and answers whatever name it finds for a rank until that rank confirms."""
+    """As rank 0, name the attempt and send its name to each rank until the rank confirms."""
     attempt = uuid.uuid4().hex
     missing = set(range(1, size))
     while missing:
@@ -214,7 +214,7 @@ def _lead(store: dist.Store, size: int, deadline: float) -> str:
 
 
 def _follow(store: dist.Store, rank: int, deadline: float) -> str:
-    """Any other rank takes a name that no earlier process had, and waits for rank 0's answer to it."""
+    """As another rank, take a name that no earlier process had and wait for rank 0's answer to it."""
     name = uuid.uuid4().hex
     store.set(f"name/{rank}", name)
     while not store.check([f"answer/{name}"]):

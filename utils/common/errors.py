@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Something the user can mend: its message is one line that names the fix.
+    """A mistake that the user can fix; the message is one line that names the fix.
 
     ``utils.command_line.cli.run`` prints it on stderr and exits with code 2, without a traceback.
     """

@@ -34,7 +34,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def copy_atomically(source: Path, path: Path) -> None:
-    """Make ``path`` a second name of the file ``source``; a copy where there are no hard links."""
+    """Make ``path`` a hard link to the file ``source``, or a copy where there are no hard links."""
     temporary = path.with_name(f".{path.name}{_MARK}{uuid.uuid4().hex[:8]}")
     try:
         os.link(source, temporary)
@@ -50,7 +50,7 @@ def copy_atomically(source: Path, path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of processes that were killed; no other may be writing there."""
+    """Remove the temporary files of killed processes; no other process may be writing there."""
     for path in folder.glob(f".*{_MARK}????????"):
         path.unlink(missing_ok=True)
 

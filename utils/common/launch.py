@@ -1,4 +1,4 @@
-"""What a process knows of its job before the processes have joined, from its environment; without torch."""
+"""What the environment says of a job before its processes have joined. Imports no torch."""
 
 import os
 import subprocess
@@ -13,18 +13,18 @@ SECONDS_TO_SPEAK = 10.0  # more than processes differ in the time of their start
 
 
 def is_main_process() -> bool:
-    """Whether this is rank 0, or the only process, by its environment: before the processes have joined."""
+    """Return whether this is rank 0 or the only process, according to the environment."""
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def leave_quietly() -> NoReturn:
-    """End a process for which another one speaks; it must not be the first to end, or nobody would."""
+    """End a process later than rank 0, which prints the message; launchers stop all after the first end."""
     time.sleep(SECONDS_TO_SPEAK)
     sys.exit(2)
 
 
 def refuse_several_processes(script: str) -> None:
-    """For a script that is one process, whatever the GPUs.
+    """Refuse to run a one-process script in several processes.
 
     Raises:
         UserError: a launcher has started several.
@@ -37,7 +37,7 @@ def refuse_several_processes(script: str) -> None:
 
 
 def launch_environment(environment: Mapping[str, str], local_rank: int | None) -> dict[str, str]:
-    """RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, however the job was started.
+    """Return RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, however the job was started.
 
     torchrun and torch.distributed.launch set them; under srun they follow from SLURM's variables; without a
     launcher there is one process.

@@ -15,10 +15,10 @@ from torch import Tensor
 
 
 def configure_torch(deterministic: bool, seed: int, one_size: bool = True) -> None:
-    """Seed the initial weights; choose fast algorithms, or those that always add in the same order.
+    """Seed the initial weights, and choose between fast and deterministic algorithms.
 
     Args:
-        deterministic: the latter.
+        deterministic: use algorithms that always add in the same order.
         seed: the run's seed.
         one_size: whether all batches are of one size, for which the fastest convolutions are then searched.
     """
@@ -30,7 +30,7 @@ def configure_torch(deterministic: bool, seed: int, one_size: bool = True) -> No
 
 
 def derive_seed(seed: int, purpose: str, *position: int) -> int:
-    """A 63-bit seed for one draw.
+    """Return a 63-bit seed for one draw.
 
     Args:
         seed: the run's seed, non-negative.
@@ -42,14 +42,14 @@ def derive_seed(seed: int, purpose: str, *position: int) -> int:
 
 
 def permutation(size: int, seed: int, purpose: str, *position: int) -> Tensor:
-    """A random order of ``range(size)``: (size,), int64."""
+    """Return a random order of ``range(size)``: (size,), int64."""
     generator = torch.Generator().manual_seed(derive_seed(seed, purpose, *position))
     return torch.randperm(size, generator=generator)
 
 
 @contextmanager
 def seeded_cpu(seed: int) -> Iterator[None]:
-    """Seed torch's CPU generator inside the block and put its state back afterwards.
+    """Seed torch's CPU generator for the block, and restore its state afterwards.
 
     Leaves CUDA generators alone: a data worker must not touch them.
     """

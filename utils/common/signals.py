@@ -12,7 +12,7 @@ _PATIENCE = 2.0  # seconds; under torchrun one Ctrl-C arrives twice, from the te
 
 
 class Signals:
-    """Notes SIGTERM, SIGINT and SIGUSR1 within the block instead of ending the process.
+    """Record SIGTERM, SIGINT and SIGUSR1 within the block instead of ending the process.
 
     A second Ctrl-C, two seconds after the first or later, ends it at once.
     """
@@ -38,13 +38,13 @@ class Signals:
 
 
 def ignore_signals(_: int = 0) -> None:
-    """For a data worker: a signal to the whole job must not take the images from the step to be finished."""
+    """Ignore signals in a data worker: after a signal to the job, the current step still needs its images."""
     for number in EXIT_CODES:
         signal.signal(number, signal.SIG_IGN)
 
 
 def end_workers() -> None:
-    """At the end of a process: Python would wait for ever for workers that ignore its signal to end."""
+    """Kill the data workers at exit: they ignore signals, and Python would wait for them for ever."""
     if workers := multiprocessing.active_children():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes their end for a failure
         for worker in workers:

@@ -1,0 +1,1 @@
+"""Data: from a folder of images to batches on the device."""

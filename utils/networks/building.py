@@ -1,4 +1,4 @@
-"""The network of a run: chosen, built, started from other weights, put on its device."""
+"""Choosing and building a network, loading the weights that it starts from, placing it on a device."""
 
 import difflib
 from collections.abc import Mapping
@@ -72,7 +72,7 @@ def _spec(given: Mapping[str, Any], taken: Mapping[str, Any]) -> NetworkSpec:
 
 
 def _left_open(given: Mapping[str, Any], saved: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Return what a checkpoint says of that which is None in ``given``."""
+    """Return the checkpoint's values for what is None in ``given``."""
     arch, says = given["arch"], saved.get("arch")
     if arch is None and says not in list_models():
         raise UserError(f"{source} {_how_to_name(saved['state_dict'], source)}")
@@ -142,7 +142,7 @@ def build_model(
 
 
 def imagenet_weights(arch: str, classes: int, flag: str, instead: str) -> dict[str, str]:
-    """The keyword that makes torchvision's builders download weights.
+    """Return the keyword that makes torchvision's builders download weights.
 
     Args:
         arch: the architecture.

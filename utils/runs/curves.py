@@ -1,4 +1,4 @@
-"""The curves of one or many runs, from their log.txt: loss, top-1 or AP, and rate over the epochs."""
+"""The curves of one or many runs, from their log.txt: loss, top-1 or AP, and learning rate."""
 
 import io
 import math
@@ -27,7 +27,7 @@ _STYLES = ("--", "-")  # of training and of validation
 
 
 class Kind(NamedTuple):
-    """What is drawn of a run."""
+    """The panels that are drawn of a run, and its score."""
 
     panels: Sequence[tuple[str, Sequence[str]]]  # titles and columns
     column: str  # the epoch of its largest value is the best
@@ -47,7 +47,7 @@ _DETECTION = Kind((("loss", ("Train Loss",)), ("AP (%)", ("AP",))), "AP", "AP")
 
 
 class RunCurves(NamedTuple):
-    """What a log.txt holds: by the name of its column a value per epoch, NaN where there is none."""
+    """The content of a log.txt: for each column a value per epoch, NaN where there is none."""
 
     name: str
     columns: dict[str, np.ndarray]
@@ -59,7 +59,7 @@ class RunCurves(NamedTuple):
 
     @property
     def best(self) -> tuple[float, int]:
-        """The best score in percent and its epoch, from 1; NaN and 0 if none is finite."""
+        """Return the best score in percent and its epoch, from 1; NaN and 0 if none is finite."""
         score = self.columns[self.kind.column]
         if not np.isfinite(score).any():
             return math.nan, 0
@@ -87,7 +87,7 @@ class Group:
 
     @property
     def label(self) -> str:
-        """For the legend."""
+        """Return the text of the legend."""
         name = drawable(self.name)
         if len(name) > _LABEL:  # names may differ at either end
             name = f"{name[: _LABEL // 2 - 3]}...{name[-_LABEL // 2 :]}"
@@ -97,7 +97,7 @@ class Group:
         return f"{name} (mean of {plural(len(self.runs), 'run')}, shade: {shade})"
 
     def curve(self, column: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Mean, lower and upper end of the band, a value per epoch each."""
+        """Return the mean and the lower and upper end of the band, with a value per epoch each."""
         values = np.stack([run.columns[column][: self.epochs] for run in self.runs])
         mean = values.mean(0)
         if self.band == "range" or len(values) == 1:
@@ -107,7 +107,7 @@ class Group:
 
 
 def read_curves(path: Path, name: str) -> RunCurves:
-    """A log.txt, of ours or as published: tab-separated under a header, perhaps with tabs at the ends.
+    """Read a log.txt, ours or published: tab-separated below a header.
 
     Raises:
         UserError: it cannot be read, holds no epoch, or is something else.
@@ -137,7 +137,7 @@ def _values(line: str, places: Sequence[int], where: str) -> list[float]:
 
 
 def grouped(runs: Sequence[RunCurves], seeds: str, band: str = "range") -> list[Group]:
-    """Runs whose names are the same without what the regular expression ``seeds`` finds, drawn as one.
+    """Group runs whose names are equal once the matches of the regular expression ``seeds`` are removed.
 
     A run that is alone keeps its whole name; an empty expression leaves every run alone.
     """
@@ -148,13 +148,13 @@ def grouped(runs: Sequence[RunCurves], seeds: str, band: str = "range") -> list[
 
 
 def spans_decades(values: np.ndarray) -> bool:
-    """Whether values are for a logarithmic axis: all are above 0 and they differ by factors."""
+    """Return whether values need a logarithmic axis: all are above 0, and they differ by factors."""
     finite = values[np.isfinite(values)]
     return bool(finite.size) and finite.min() > 0 and math.log10(finite.max() / finite.min()) >= _DECADES
 
 
 def draw(groups: Sequence[Group]) -> Any:
-    """A matplotlib figure of three panels, the legend below them.
+    """Draw a matplotlib figure of three panels with the legend below.
 
     Raises:
         UserError: some runs are of classification and some of detection.
@@ -204,7 +204,7 @@ def _colours(count: int) -> list[Any]:
 def _draw_panel(
     axes: Any, title: str, names: Sequence[str], groups: Sequence[Group], colours: Sequence[Any]
 ) -> None:
-    """The columns ``names`` of all groups."""
+    """Draw the columns ``names`` of all groups."""
     drawn = []
     for group, colour in zip(groups, colours, strict=True):
         epochs = np.arange(1, group.epochs + 1)
@@ -229,7 +229,7 @@ def _draw_panel(
 
 
 def rendered(figure: Any, kind: str = "png") -> bytes:
-    """The content of a file of a figure; the same figure gives the same PNG."""
+    """Return a figure as the bytes of a file; the same figure gives the same PNG."""
     buffer = io.BytesIO()
     metadata = {"Date": None} if kind == "svg" else None
     with warnings.catch_warnings():
@@ -239,7 +239,7 @@ def rendered(figure: Any, kind: str = "png") -> bytes:
 
 
 def write_curves(folder: Path) -> None:
-    """Draw a run's log.txt into ``curves.png`` beside it; a failure is a note, the run has ended well."""
+    """Draw a run's log.txt into ``curves.png`` beside it; print a note if that fails."""
     try:
         figure = draw([Group(folder.resolve().name, [read_curves(folder / LOG, folder.name)])])
         content = rendered(figure)

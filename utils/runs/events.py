@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 
 class Events:
-    """Writes scalars at once; on a disk that fails it says so once and goes on without.
+    """Write scalars at once; if the disk fails, print a note and write no more.
 
     tensorboardX's ``SummaryWriter`` writes in a thread; were that to end with an error, the run would wait
     for it for ever.
@@ -31,7 +31,7 @@ class Events:
             self._give_up(error)
 
     def add(self, values: Mapping[str, float], step: int, when: float) -> None:
-        """Write a value for every tag; where there is none (nan), as of sizes that no object has, nothing.
+        """Write the value of every tag, except where it is nan, as of sizes that no object has.
 
         ``when`` is in seconds, as of ``time.time()``.
         """

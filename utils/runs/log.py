@@ -25,7 +25,7 @@ def write_log(folder: Path, rows: Sequence[str]) -> None:
 
 
 class RunLog:
-    """Rows of log.txt, TensorBoard events and the console table of one run; no file before the first of them.
+    """The log of one run: rows of log.txt, TensorBoard events and the console table.
 
     log.txt is tab-separated, every field ends in a tab (the published format). It holds nothing that depends
     on the clock, so two identical runs write identical files.
@@ -59,7 +59,7 @@ class RunLog:
         self.waiting: list[tuple[Mapping[str, float], int, float]] = []  # values, step, time
 
     def header(self) -> None:
-        """Begin the console table."""
+        """Print the header of the console table."""
         self._print("epoch", *(column.title or "" for column in self.columns), "img/s", "time", "ETA")
 
     def add(self, values: Sequence[float]) -> None:
@@ -97,7 +97,7 @@ class RunLog:
         self.waiting.clear()
 
     def _print(self, epoch: str, *cells: str) -> None:
-        """A line of the console table, of 100 characters at most; ``cells`` end in speed, time and ETA."""
+        """Print a line of the table, 100 characters at most; ``cells`` end in speed, time and ETA."""
         titled = [
             f"{cell:>{column.width}}"
             for column, cell in zip(self.columns, cells[:-3], strict=True)

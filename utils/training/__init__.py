@@ -1,0 +1,1 @@
+"""Training and evaluation: the loops, tasks, losses, optimizer, precision, metrics."""

@@ -1,4 +1,4 @@
-"""Mixed precision by NVIDIA Apex itself, where an Apex is installed that still has amp (up to May 2025)."""
+"""Mixed precision by NVIDIA Apex, for installations that still have amp (up to May 2025)."""
 
 import importlib
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from utils.common.distributed import Ranks
 from utils.common.errors import UserError
-from utils.training.precision import Precision, check_flags
+from utils.training.precision import Precision, choose_precision
 
 
 class ApexPrecision(Precision):
@@ -77,7 +77,7 @@ def choose_apex(
     Raises:
         UserError: Apex is absent, or cannot do what the flags say.
     """
-    check_flags(level, amp_dtype, loss_scale, keep_batchnorm)
+    choose_precision(level, device, amp_dtype, loss_scale, keep_batchnorm)  # refuses the same flags
     if amp_dtype == "bfloat16" or device == "cpu":
         raise UserError("--amp-backend apex: Apex's amp computes in float16 on CUDA only")
     return ApexPrecision(level, keep_batchnorm, loss_scale)

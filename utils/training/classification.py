@@ -1,4 +1,4 @@
-"""What the three training scripts teach: a class for each image."""
+"""The task of the three training scripts: a class for each image."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

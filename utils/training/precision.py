@@ -16,7 +16,7 @@ from utils.training.optim import parameters
 
 
 class Precision:
-    """What is computed in which type, and how the loss is scaled.
+    """The types in which a network computes, and the scale of the loss.
 
     ======  ==================  ===========================  =================================
     level   weights             activations                  batch norm
@@ -63,7 +63,7 @@ class Precision:
         return 1.0 if isinstance(self.loss_scale, str) else self.loss_scale
 
     def prepare(self, net: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
-        """The network to call, around ``net``, whose weights stay those to save; load them before."""
+        """Return the network to call; ``net`` keeps the weights to save. Load weights before."""
         if self.level == "O2":
             return HalfWeights(net, self.half, self.keep_batchnorm)
         if self.level == "O3":
@@ -76,12 +76,12 @@ class Precision:
         return ranks.wrap(model)
 
     def forward(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Logits (B, K) in float32."""
+        """Return logits (B, K) in float32."""
         with self.autocast():
             return model(images).float()
 
     def autocast(self) -> torch.autocast:
-        """Within it O1 computes in half where that is safe; for networks that are more than logits."""
+        """Return the context in which O1 computes in half, for networks that return more than logits."""
         return torch.autocast(self.device, self.half, enabled=self.level == "O1")
 
     def backward(self, loss: Tensor, optimizer: Optimizer) -> None:
@@ -96,16 +96,16 @@ class Precision:
             torch._foreach_mul_([p.grad for p in parameters(optimizer) if p.grad is not None], 1 / self.scale)
 
     def step(self, optimizer: Optimizer) -> None:
-        """Step on unscaled gradients; with a dynamic scale a step that overflowed is left out."""
+        """Step with unscaled gradients; with a dynamic scale, skip a step that overflowed."""
         self.scaler.step(optimizer)
         self.scaler.update()
 
     def state_dict(self) -> dict[str, Any]:
-        """The dynamic loss scale, to continue exactly; empty if there is none."""
+        """Return the dynamic loss scale, to resume exactly; empty if there is none."""
         return self.scaler.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue with a saved loss scale; nothing to do where none was saved or none is used."""
+        """Restore a saved loss scale, if one was saved and one is used."""
         if state and self.scaler.is_enabled():
             wanted = self.scaler.state_dict()
             if set(state) != set(wanted) or not all(isinstance(v, int | float) for v in state.values()):
@@ -114,7 +114,7 @@ class Precision:
 
 
 def cast_weights(net: nn.Module, half: torch.dtype, keep_batchnorm: bool) -> None:
-    """Store the weights in half precision, those of batch norm only on demand."""
+    """Cast the weights to half precision, those of batch norm unless ``keep_batchnorm``."""
     net.to(half)
     if keep_batchnorm:
         for module in net.modules():
@@ -134,7 +134,7 @@ class HalfInput(nn.Module):
 
 
 class HalfWeights(nn.Module):
-    """A network of float32 weights that computes with their half-precision values.
+    """A network with float32 weights that computes with their half-precision values.
 
     The cast is part of the graph, so the float32 weights ("master weights") are what gradients arrive at and
     what the optimizer, the averages and the checkpoints see.
@@ -181,7 +181,14 @@ def choose_precision(
     Raises:
         UserError: a flag does not go with the level.
     """
-    check_flags(level, amp_dtype, loss_scale, keep_batchnorm)
+    flags = {"--loss-scale": loss_scale, "--amp-dtype": amp_dtype}
+    given = [flag for flag, value in flags.items() if value is not None]
+    if level == "O0" and given:
+        raise UserError(f"{given[0]} does nothing in --opt-level O0, which computes in float32")
+    if level in ("O0", "O1") and keep_batchnorm is not None:
+        raise UserError(
+            f"--keep-batchnorm-fp32 is for --opt-level O2 and O3; in {level} it is in float32 anyway"
+        )
     half = getattr(torch, amp_dtype or ("float16" if device == "cuda" else "bfloat16"))
     keep = level != "O3" if keep_batchnorm is None else keep_batchnorm
     if loss_scale is None:
@@ -189,24 +196,3 @@ def choose_precision(
     if loss_scale == "dynamic" and level == "O3":
         raise UserError("--loss-scale dynamic needs float32 weights: give a number in O3, or use O2")
     return Precision(level, half, keep, loss_scale, device)
-
-
-def check_flags(
-    level: str, amp_dtype: str | None, loss_scale: float | str | None, keep_batchnorm: bool | None
-) -> None:
-    """Check that flags have an effect in ``level``; arguments as of :func:`choose_precision`.
-
-    Raises:
-        UserError: one has none.
-    """
-    given = [
-        flag
-        for flag, value in (("--loss-scale", loss_scale), ("--amp-dtype", amp_dtype))
-        if value is not None
-    ]
-    if level == "O0" and given:
-        raise UserError(f"{given[0]} does nothing in --opt-level O0, which computes in float32")
-    if level in ("O0", "O1") and keep_batchnorm is not None:
-        raise UserError(
-            f"--keep-batchnorm-fp32 is for --opt-level O2 and O3; in {level} it is in float32 anyway"
-        )

@@ -23,13 +23,13 @@ def clock(seconds: float) -> str:
 
 
 class Turn:
-    """Says after which batches something is due: every so many, or after so many seconds."""
+    """Tells whether something is due: every so many batches, or after so many seconds."""
 
     def __init__(self, now: float, every: int | None, seconds: float, done: int = 0) -> None:
         self.last, self.every, self.seconds, self.done = now, every, seconds, done
 
     def __call__(self, now: float, done: int) -> bool:
-        """Whether it is due now that ``done`` batches are done; a step may be several batches."""
+        """Return whether it is due now that ``done`` batches are done; a step may be several batches."""
         due = now - self.last >= self.seconds
         if self.every:
             due = done // self.every > self.done // self.every
@@ -88,7 +88,7 @@ class Progress:
         print(f"{self.label}: batch {self.done}/{self.steps}, {text}, ETA {left}", flush=True)
 
     def speed(self) -> float:
-        """Images per second since the start."""
+        """Return the images per second since the start."""
         return self.images / max(time.perf_counter() - self.started, 1e-9)
 
     def close(self) -> float:
