@@ -37,7 +37,7 @@ SUBCOMMANDS = {
 }
 
 
-def create_parser() -> argparse.ArgumentParser:
+def create_parser() -> cli.Parser:
     lines = argparse.RawDescriptionHelpFormatter
     parser = cli.Parser(description=__doc__, formatter_class=lines)
     kinds = parser.add_subparsers(dest="kind", required=True, parser_class=cli.Parser)

@@ -35,12 +35,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from utils.command_line import cli
+from utils.command_line import arguments, cli
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
 from utils.common.text import plural
 from utils.networks import archive, checkpoint, published
 from utils.networks import building as network
+from utils.networks.outputs import names_of_outputs
 
 FIELDS = ("arch", "classes", "epoch", "acc", "seed", "command", "arguments", "versions", "commit")
 SUFFIXES = (".pth", ".safetensors")
@@ -182,7 +183,7 @@ def convert(
         restored = network.restore(sources[0], arch, None, "IN")  # refuses weights that do not fit
         fields["arch"] = restored.arch
         if class_list:
-            fields["classes"] = network.names_of_outputs(restored, class_list, distinct=True)
+            fields["classes"] = names_of_outputs(restored, class_list, distinct=True)
     if to_published:
         parameters = dict(restored.net.named_parameters())
         fields |= fields_of_published(fields if average else loaded[0], parameters)
@@ -210,7 +211,7 @@ def create_parser() -> cli.Parser:
     what = "write a .pth.tar or .pth file that the published scripts read"
     parser.add_argument("--published", action="store_true", help=what)
     what = "check that the weights are of this architecture, and store its name in OUT"
-    parser.add_argument("-a", "--arch", type=cli.architecture, help=what)
+    parser.add_argument("-a", "--arch", type=arguments.architecture, help=what)
     what = "classes to store in OUT, one a line, in the order of the outputs (default: as IN says)"
     parser.add_argument("--class-list", type=cli.name_of_file, metavar="FILE", help=what)
     parser.add_argument("--overwrite", action="store_true", help="replace OUT")

@@ -25,12 +25,13 @@ from torch.export import Dim, ExportedProgram
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from utils.command_line import cli
+from utils.command_line import arguments, cli
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
 from utils.data.transforms import MEAN, STD
 from utils.networks import building as network
 from utils.networks.building import Restored
+from utils.networks.outputs import names_of_outputs
 
 SUFFIXES = (".onnx", ".pt2")
 NOTES = "network.json"  # the extra file of .pt2
@@ -149,7 +150,7 @@ def create_parser() -> cli.Parser:
     parser.add_argument("out", type=cli.name_of_file, metavar="OUT", help="an .onnx or .pt2 file")
     parser.add_argument("--resume", required=True, type=cli.name_of_file, metavar="FILE", help="checkpoint")
     what = "its architecture (default: what the checkpoint says)"
-    parser.add_argument("-a", "--arch", type=cli.architecture, help=what)
+    parser.add_argument("-a", "--arch", type=arguments.architecture, help=what)
     what = "names of the classes, one a line, in the order of the outputs (default: as the checkpoint says)"
     parser.add_argument("--class-list", type=cli.name_of_file, metavar="FILE", help=what)
     what = "S, the side of the input in pixels (default: as in training; 224 if the checkpoint does not say)"
@@ -164,7 +165,7 @@ def main() -> None:
     out = Path(args.out)
     check_out(out, args.overwrite)
     restored = network.restore(args.resume, args.arch, args.img_size)
-    classes = network.names_of_outputs(restored, args.class_list)
+    classes = names_of_outputs(restored, args.class_list)
     if not export_checked(restored, classes, out):
         sys.exit(1)
 

@@ -30,17 +30,18 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.lib.data_files import find_images
 from scripts.lib.data_reading import listed
-from utils.command_line import cli
-from utils.common.distributed import Ranks, select_devices
+from utils.command_line import arguments, cli
+from utils.common.devices import select_devices
+from utils.common.distributed import Ranks
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
 from utils.common.text import plural, shown
-from utils.data.decoding import DECODERS, choose_decoder
-from utils.data.loading import Broken, DeviceLoader, validation_loader
+from utils.data.loading import Broken, DeviceLoader, Reading, validation_loader
 from utils.data.sampling import EvalBatches
 from utils.data.splits import ImageSplit
 from utils.networks import building as network
 from utils.networks.building import Restored
+from utils.networks.outputs import names_to_show
 
 TOP = 5  # classes for an image
 
@@ -65,7 +66,7 @@ def class_names(restored: Restored, checkpoint: str, listed: str | None, flag: s
     Raises:
         UserError: that file cannot be read, or does not have one line for each output.
     """
-    names, told = network.names_to_show(restored, checkpoint, listed, flag)
+    names, told = names_to_show(restored, checkpoint, listed, flag)
     if len(names) < restored.outputs:
         which = "names no classes" if not names else f"names only {len(names)} of {restored.outputs} classes"
         told = f"{checkpoint} {which}: the others are numbers from 0 (--class-list FILE names all)"
@@ -160,7 +161,7 @@ def create_parser() -> cli.Parser:
     parser.add_argument("images", nargs="+", type=cli.name_of_file, metavar="IMAGE", help="files or folders")
     parser.add_argument("--resume", required=True, type=cli.name_of_file, metavar="FILE", help="checkpoint")
     what = "its architecture (default: what the checkpoint says)"
-    parser.add_argument("-a", "--arch", type=cli.architecture, help=what)
+    parser.add_argument("-a", "--arch", type=arguments.architecture, help=what)
     what = f"classes for an image (default: {TOP}, or all if there are fewer)"
     parser.add_argument("-k", type=cli.count_of, help=what)
     names = parser.add_mutually_exclusive_group()
@@ -180,8 +181,8 @@ def create_parser() -> cli.Parser:
     cores = min(32, os.cpu_count() or 1)
     parser.add_argument("-j", "--workers", type=cli.whole, default=cores, metavar="N", help=what)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
-    parser.add_argument("--decoder", choices=DECODERS, default="auto", help="(default: the fastest)")
-    parser.set_defaults(max_bad=1.0)  # each is listed at the end
+    what = "(default: the fastest that is installed)"
+    parser.add_argument("--decoder", type=arguments.decoder, default="auto", help=what)
     return parser
 
 
@@ -189,7 +190,6 @@ def main() -> None:
     args = create_parser().parse_args()
     warnings.simplefilter("ignore")  # PIL warns of odd metadata; workers inherit the filter
     check_outputs(args.csv, args.json, args.overwrite)
-    args.decoder = choose_decoder(args.decoder)
     device, _ = select_devices(args.device, "0")
     paths, dead = find_images(args.images)
     restored = network.restore(args.resume, args.arch, args.img_size)
@@ -197,9 +197,9 @@ def main() -> None:
     names = class_names(restored, args.resume, listed_in, flag)
     if args.k is not None and args.k > restored.outputs:
         raise UserError(f"-k {args.k} is too many: the network has {plural(restored.outputs, 'class')}")
-    args.img_size = restored.img_size
     split = ImageSplit([(path, file) for file, path in enumerate(paths)], ())
-    loader = validation_loader(split, args, 0, Ranks(device=device), upright=True)
+    reading, ranks = Reading(args.workers, decoder=args.decoder), Ranks(device=device)
+    loader = validation_loader(split, restored.img_size, args.test_batch, reading, ranks, upright=True)
     found = predict(restored.net.to(device), loader, args.k or min(TOP, restored.outputs))
     broken = sorted(loader.broken) + dead
     if args.json:

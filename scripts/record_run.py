@@ -23,7 +23,7 @@ from utils.command_line import cli
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
 from utils.networks import checkpoint
-from utils.networks.checkpoint import LAST
+from utils.runs.folder import LAST
 
 LOGS = Path(__file__).resolve().parent.parent / "pretrain_log"
 FACTS = ("arch", "seed", "classes", "training_images", "command", "commit", "versions")

@@ -22,20 +22,24 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from imagenet_fast import DEFAULTS, create_mixer, create_parser
+from imagenet_fast import DEFAULTS, create_parser
 from scripts.lib.pictures import check_picture, picture_file, write_picture
-from utils.command_line import arguments, cli
+from utils.command_line import cli
+from utils.command_line.checks import check, check_tricks
 from utils.common.distributed import Ranks
 from utils.common.errors import UserError
 from utils.common.randomness import derive_seed
 from utils.common.text import drawable, plural
-from utils.data.loading import DeviceLoader, training_loader
+from utils.data.loading import DeviceLoader, Reading, training_loader
 from utils.data.sampling import Position, TrainBatches
 from utils.data.splits import open_data
 from utils.data.transforms import MEAN, STD, TrainTransform
-from utils.networks import building as network
+from utils.networks import checkpoint
+from utils.networks.building import choose_network, layout
+from utils.networks.outputs import outputs_of
 from utils.runs.curves import rendered
-from utils.runs.resume import choose_seed, resumed, start_of_training
+from utils.runs.resume import choose_seed, find_checkpoint
+from utils.training.metrics import Meter
 from utils.training.mixing import MixedBatch, Mixer
 
 COLUMNS = 8  # of the grid
@@ -62,8 +66,8 @@ def parse_arguments() -> argparse.Namespace:
         "-o", dest="output", type=picture_file, default=Path("batch.png"), metavar="FILE", help=what
     )
     args = parser.parse_args()
-    arguments.check(parser, args)
-    arguments.check_tricks(parser, args, DEFAULTS["mineps"], DEFAULTS["lam"])
+    check(parser, args)
+    check_tricks(parser, args, DEFAULTS["mineps"], DEFAULTS["lam"])
     if args.evaluate:
         parser.error("-e trains on no batch: leave it out")
     if args.rank >= args.processes:
@@ -162,23 +166,30 @@ def main() -> None:
     args = parse_arguments()
     check_picture(args.output)
     ranks = Ranks(args.rank, args.processes)
-    saved = resumed(args)
-    splits = open_data(args.data, False, network.outputs_of(args, saved), args.cache)
-    assert splits.train is not None  # it is missing in evaluation only
-    seed = choose_seed(args.manualSeed, saved.get("seed"))
-    args.workers = 0  # they would read further batches
-    transform = TrainTransform(args, args.scale or (0.08, 1.0))
-    layout = network.layout(args)
-    loader = training_loader(splits.train, transform, args, seed, ranks, layout, args.accum_steps)
-    start = start_of_training(args, saved, ranks)
+    resumed = find_checkpoint(args.resume, args.checkpoint)
+    seed = choose_seed(args.manualSeed, resumed.saved.get("seed"))
+    spec = choose_network(args.arch, args.img_size, args.cardinality, args.base_width)
+    started = checkpoint.load(args.finetune, "--finetune") if args.finetune and resumed.file is None else {}
+    classes = (spec.arch, args.num_classes, args.class_list)
+    outputs = outputs_of(*classes, False, resumed.saved, started, resumed.file)
+    split = open_data(args.data, False, outputs, args.cache).train
+    assert split is not None  # it is missing in evaluation only
+    scale = args.scale or (0.08, 1.0)
+    transform = TrainTransform(spec.img_size, scale, args.hflip, args.auto_augment, args.random_erase)
+    reading = Reading(0, args.max_bad, args.decoder)  # data workers would read further batches
+    batches = (args.train_batch, seed, reading, ranks, layout(args.channels_last), args.accum_steps)
+    loader = training_loader(split, transform, *batches)
+    start = resumed.position(args.start_epoch, len(Meter(ranks.device).sums), ranks)
     begin, step = chosen_step(start, loader.batches, args.show_epoch, args.show_step)
     steps = loader.batches.steps
     size = loader.batches.batch * args.accum_steps
     where = f"epoch {begin.epoch + 1}, step {step + 1} of {steps:,}, seed {seed}"
     print(f"{where}: reading {plural(size, 'image')}", flush=True)
-    mixed = batches_of_step(loader, create_mixer(args), seed, begin, step)
+    mixup, cutmix = args.alpha if args.mixup else None, args.cutmix_prob if args.cutmix else None
+    mixer = Mixer(mixup, cutmix, args.cutout_size if args.cutout else None)
+    mixed = batches_of_step(loader, mixer, seed, begin, step)
     tiles = torch.cat([pixels(batch.images) for batch in mixed])[: args.images]
-    texts = [text for batch in mixed for text in captions(batch, splits.train.classes)][: args.images]
+    texts = [text for batch in mixed for text in captions(batch, split.classes)][: args.images]
     of = f"process {args.rank} of {args.processes}, " if args.processes > 1 else ""
     title = f"{drawable(args.data)}, {where}, {of}{len(tiles)} of {plural(size, 'image')}"
     content = rendered(draw(tiles, texts, title), args.output.suffix[1:].lower())

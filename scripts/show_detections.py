@@ -12,6 +12,7 @@ import argparse
 import io
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,12 +25,12 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from detection.backbone import create_backbone
 from detection.detectors import create_detector
-from detection.options import DETECTOR, settle
+from detection.options import DetectorSpec, choose_detector
 from scripts.lib.data_files import find_images
 from scripts.lib.detections_draw import Found, drawn
 from scripts.lib.pictures import Entry, make_folder, picture_name, write_page, write_picture
 from utils.command_line import cli
-from utils.common.distributed import select_devices
+from utils.common.devices import select_devices
 from utils.common.errors import UserError
 from utils.common.text import drawable, plural, shown
 from utils.data.decoding import decode
@@ -52,12 +53,11 @@ def restore(path: str) -> Detector:
         UserError: the file cannot be read, or is no such checkpoint.
     """
     saved = checkpoint.load(path)
-    args = argparse.Namespace(resume=path, **dict.fromkeys(DETECTOR))
-    settle(args, saved)
+    spec = choose_detector(dict.fromkeys(field.name for field in fields(DetectorSpec)), saved, path)
     if "classes" not in saved:
         raise UserError(f"--resume {path} names no classes: give a checkpoint of detection/train.py")
-    backbone, classes = create_backbone(args.arch, None, False), saved["classes"]
-    net = create_detector(args.model, backbone, 1 + len(classes), args.min_size, args.max_size)
+    backbone, classes = create_backbone(spec.arch, None, False), saved["classes"]
+    net = create_detector(spec.model, backbone, 1 + len(classes), spec.min_size, spec.max_size)
     fitting.load_other(net, saved, saved["arch"], path, "it is damaged")
     return Detector(net.eval(), saved["arch"], classes)
 

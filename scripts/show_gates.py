@@ -26,12 +26,13 @@ from models import create_model
 from scripts.lib.gates_draw import draw, ranges_of
 from scripts.lib.gates_record import Gate, Recorded, last_of_each_stage, record
 from scripts.lib.pictures import Entry, make_folder, picture_name, write_page, write_picture
-from utils.command_line import cli
+from utils.command_line import arguments, cli
 from utils.common.errors import UserError
 from utils.common.text import drawable, plural
 from utils.data.decoding import decode
 from utils.data.transforms import MEAN, STD, ValTransform
 from utils.networks import building as network
+from utils.networks.outputs import names_to_show
 from utils.runs.curves import rendered
 
 TOP = 3  # predictions that are shown
@@ -95,7 +96,7 @@ def create_parser() -> cli.Parser:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", type=cli.name_of_file, nargs="+", metavar="IMAGE", help="an image file")
     what = "the network, see models/ (default: what the checkpoint says)"
-    parser.add_argument("-a", "--arch", type=cli.architecture, help=what)
+    parser.add_argument("-a", "--arch", type=arguments.architecture, help=what)
     weights = parser.add_mutually_exclusive_group()
     what = "checkpoint of the network (default: random weights)"
     weights.add_argument("--resume", type=cli.name_of_file, metavar="FILE", help=what)
@@ -119,7 +120,7 @@ def main() -> None:
     cli.check_libraries("pictures", "matplotlib")
     folder = Path(args.output)
     opened = open_network(args.resume, args.arch, args.img_size, args.num_classes or 1000)
-    names, told = network.names_to_show(opened, args.resume, args.class_list)
+    names, told = names_to_show(opened, args.resume, args.class_list)
     if told:
         print(f"note: {told}")
     called = f"{opened.arch}, {args.resume or 'random weights'}"

@@ -10,7 +10,7 @@ not modules are not counted. The flags of weight decay are those of imagenet_fas
 import argparse
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,9 +18,10 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from utils.command_line import arguments, cli
-from utils.networks import building as network
+from utils.command_line.checks import check_decay
+from utils.networks.building import NetworkSpec, build_model
 from utils.networks.complexity import trace
-from utils.training.optim import Owned, classify, decay_text, decaying_kinds, describe_groups
+from utils.training.optim import Owned, WeightDecay, classify, decaying_kinds, describe_groups
 
 WIDTH, KIND = 110, 20  # characters of a line, and of the kind in it at most
 E_SHIFT, E_LAMBDA = 1e-3, 1e-4  # as in imagenet_fast.py
@@ -40,14 +41,14 @@ class Row(NamedTuple):
         return (*self[:3], f"{self.parameters:,}", f"{self.multiply_adds:,}", self.decay)
 
 
-def rows_of(net: nn.Module, arch: str, img_size: int, decay: Callable[[str], str]) -> Iterator[Row]:
+def rows_of(net: nn.Module, arch: str, img_size: int, decay: WeightDecay) -> Iterator[Row]:
     """Yield the layers in the order in which the network defines them.
 
     Args:
         net: the network.
         arch: its name.
         img_size: side of the square input in pixels.
-        decay: describes the weight decay of a kind of parameters.
+        decay: of the training.
     """
     calls = defaultdict(list)
     for call in trace(net, (3, img_size, img_size)):
@@ -72,9 +73,9 @@ def rows_of(net: nn.Module, arch: str, img_size: int, decay: Callable[[str], str
             )
 
 
-def decay_of(owned: Sequence[Owned], decay: Callable[[str], str]) -> str:
+def decay_of(owned: Sequence[Owned], decay: WeightDecay) -> str:
     """Return the kinds of a layer's parameters and their weight decay: ``conv 0.0001, bias 0``."""
-    texts = {one.kind: decay(one.kind).split(",")[0] for one in owned}
+    texts = {one.kind: decay.text(one.kind).split(",")[0] for one in owned}
     return ", ".join(f"{kind} {text}" for kind, text in texts.items())
 
 
@@ -106,7 +107,7 @@ def line_of(cells: Sequence[str], widths: Sequence[int]) -> str:
 def create_parser() -> cli.Parser:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = "see models/ and torchvision.models"
-    parser.add_argument("-a", "--arch", required=True, type=cli.architecture, help=what)
+    parser.add_argument("-a", "--arch", required=True, type=arguments.architecture, help=what)
     what = "side of the square input in pixels (default: 224)"
     parser.add_argument("--img-size", type=cli.count_of, default=224, metavar="S", help=what)
     what = "outputs of the network (default: 1000)"
@@ -118,20 +119,17 @@ def create_parser() -> cli.Parser:
     group = parser.add_argument_group("weight decay")
     group.add_argument("--weight-decay", "--wd", type=cli.non_negative, default=1e-4, help="(default: 1e-4)")
     arguments.add_decay_arguments(group)
-    parser.set_defaults(pretrained=False, zero_gamma=False)
     return parser
 
 
 def main() -> None:
     parser = create_parser()
     args = parser.parse_args()
-    arguments.check_decay(parser, args, E_SHIFT, E_LAMBDA)
-    net, complexity = network.build_model(args, args.num_classes)
-    decaying, shifted = decaying_kinds(args), {"conv"} if args.el2 else set()
-
-    def decay(kind: str) -> str:
-        return decay_text(kind, decaying, shifted, args)
-
+    check_decay(parser, args, E_SHIFT, E_LAMBDA)
+    spec = NetworkSpec(args.arch, args.img_size, args.cardinality, args.base_width)
+    net, complexity = build_model(spec, args.num_classes)
+    kinds = decaying_kinds(args.wdall, args.nowd_bn, args.nowd_fc, args.nowd_conv)
+    decay = WeightDecay(args.weight_decay, kinds, args.lam if args.el2 else None, args.mineps)
     print(*table(list(rows_of(net, args.arch, args.img_size, decay))), sep="\n")
     print(f"\n{describe_groups(classify(net), decay)}")
     print(f"\n{args.arch}: {complexity} at {args.img_size} px, {args.num_classes} classes")

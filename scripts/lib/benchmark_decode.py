@@ -13,11 +13,12 @@ import time
 from scripts.lib import benchmark_images as images
 from scripts.lib import benchmark_measure as measure
 from scripts.lib.benchmark_report import Result, Table
+from utils.command_line import cli
 from utils.common.errors import UserError
 from utils.data.splits import ImageSplit
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: cli.Parser) -> None:
     images.add_arguments(parser)
     measure.add_round_arguments(parser, rounds=5)
 

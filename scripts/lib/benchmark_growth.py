@@ -17,14 +17,13 @@ import numpy as np
 from PIL import Image
 
 from scripts.lib import benchmark_images as images
-from scripts.lib.benchmark_loader import CROP
 from scripts.lib.benchmark_report import Result, Table
 from utils.command_line import cli
 from utils.common.distributed import ONE_PROCESS
 from utils.common.errors import UserError
 from utils.data.decoding import choose_decoder
 from utils.data.index import Index
-from utils.data.loading import training_loader
+from utils.data.loading import Reading, training_loader
 from utils.data.sampling import Position
 from utils.data.splits import ImageSplit
 from utils.data.transforms import TrainTransform
@@ -33,7 +32,7 @@ FILES, SIDE = 64, 48  # pixels
 CLASSES = 1000
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: cli.Parser) -> None:
     text = "numbers of images (default: 10000 100000 1281167)"
     sizes = [10_000, 100_000, 1_281_167]
     parser.add_argument("--images", type=cli.count_of, nargs="+", default=sizes, metavar="N", help=text)
@@ -66,20 +65,29 @@ def private_megabytes(process: int | str) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private")) / 1024
 
 
-def epochs(args: argparse.Namespace, folder: Path, size: int) -> Iterator[tuple[float, float, float]]:
-    """Seconds of an epoch, and the megabytes of the main process and of the largest worker after it."""
+def measure_epochs(
+    folder: Path, size: int, epochs: int, read: int, workers: int
+) -> Iterator[tuple[float, float, float]]:
+    """Yield each epoch's seconds, and the MB of the main process and of the largest worker after it.
+
+    Args:
+        folder: the JPEGs.
+        size: images of the index.
+        epochs: how many.
+        read: images of each epoch that are read.
+        workers: processes that decode.
+    """
     split = ImageSplit(index_of(folder, size), tuple(map(str, range(CLASSES))))
-    settings = {**CROP, "img_size": 32, "train_batch": 100, "max_bad": 0.0, "workers": args.workers}
-    whole = argparse.Namespace(**settings, decoder=choose_decoder("auto"))
-    loader = training_loader(split, TrainTransform(whole, (0.08, 1.0)), whole, 0, ONE_PROCESS)
-    for epoch in range(args.epochs):
-        loader.batches.set_position(Position(epoch, max(size - args.read, 0)))
+    reading = Reading(workers, max_bad=0.0, decoder=choose_decoder("auto"))
+    loader = training_loader(split, TrainTransform(32), 100, 0, reading, ONE_PROCESS)
+    for epoch in range(epochs):
+        loader.batches.set_position(Position(epoch, max(size - read, 0)))
         began = time.perf_counter()
         for _ in loader:
             pass
         seconds = time.perf_counter() - began
-        workers = Path("/proc/self/task").joinpath(Path("/proc/self").resolve().name, "children")
-        sizes = [private_megabytes(child) for child in workers.read_text().split()]
+        children = Path("/proc/self/task").joinpath(Path("/proc/self").resolve().name, "children")
+        sizes = [private_megabytes(child) for child in children.read_text().split()]
         yield seconds, private_megabytes("self"), max(sizes, default=0.0)
 
 
@@ -90,7 +98,8 @@ def main(args: argparse.Namespace) -> list[Table]:
     with tempfile.TemporaryDirectory() as temporary:
         write_files(Path(temporary))
         for size in args.images:
-            rounds = list(epochs(args, Path(temporary), size))
+            settings = (args.epochs, args.read, args.workers)
+            rounds = list(measure_epochs(Path(temporary), size, *settings))
             after_one, last = rounds[min(1, len(rounds) - 1)], rounds[-1]
             further: dict[str, float | None] = {
                 "main MB": last[1],

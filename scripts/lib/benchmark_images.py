@@ -1,6 +1,5 @@
 """The images that benchmarks read, and the decoders that can read them."""
 
-import argparse
 import os
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ SYNTHETIC_FILES = 64
 SYNTHETIC_SIDES = (500, 375)  # pixels, the most frequent of ImageNet
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: cli.Parser) -> None:
     """Add the flags that say which files are read."""
     text = "folder with train/ and a folder per class in it, or 'digits'"
     parser.add_argument("folder", nargs="?", type=cli.name_of_file, metavar="FOLDER", help=text)
@@ -29,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=cli.count_of, default=512, metavar="N", help=text)
 
 
-def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
+def add_worker_arguments(parser: cli.Parser) -> None:
     """Add the flag that says how many processes read."""
     text = "processes that decode (default: one per core, at most 32)"
     workers = min(32, os.cpu_count() or 1)

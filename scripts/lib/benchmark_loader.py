@@ -30,16 +30,15 @@ from scripts.lib.benchmark_report import Result, Table
 from utils.command_line import cli
 from utils.common.distributed import ONE_PROCESS
 from utils.common.signals import ignore_signals
-from utils.data.loading import training_loader
+from utils.data.loading import Reading, training_loader
 from utils.data.sampling import Position
 from utils.data.splits import ImageSplit
 from utils.data.transforms import TrainTransform
 
-CROP = {"scale": (0.08, 1.0), "hflip": 0.5, "auto_augment": None, "random_erase": 0.0}
 Pil = tuple[Image.Image, int]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: cli.Parser) -> None:
     images.add_arguments(parser)
     images.add_worker_arguments(parser)
     text = "images of a batch (default: 64)"
@@ -123,17 +122,18 @@ def published(split: ImageSplit, size: int, batch: int, workers: int) -> Candida
     return Candidate("published", loader, lambda turn: None)
 
 
-def by_decoder(split: ImageSplit, args: argparse.Namespace, decoder: str) -> Candidate:
-    own = argparse.Namespace(**{**CROP, **vars(args), "max_bad": 1.0, "decoder": decoder})
-    loader = training_loader(split, TrainTransform(own, own.scale), own, 0, ONE_PROCESS)
+def by_decoder(split: ImageSplit, size: int, batch: int, workers: int, decoder: str) -> Candidate:
+    """Create the loader of this code with one of its decoders."""
+    reading = Reading(workers, decoder=decoder)
+    loader = training_loader(split, TrainTransform(size), batch, 0, reading, ONE_PROCESS)
     return Candidate(decoder, loader.loader, lambda turn: loader.batches.set_position(Position(turn)))
 
 
 def main(args: argparse.Namespace) -> list[Table]:
     batch = min(args.train_batch, args.images)
     with images.open_images(args.folder, args.synthetic, args.images) as split:
-        loaders = [by_decoder(split, args, name) for name in images.decoders()]
-        candidates = [published(split, args.img_size, batch, args.workers), *loaders]
+        settings = (split, args.img_size, batch, args.workers)
+        candidates = [published(*settings), *(by_decoder(*settings, name) for name in images.decoders())]
         passes = measure.interleave(candidates, args.rounds, args.warmup_rounds, "loader")
     results = [
         Result(

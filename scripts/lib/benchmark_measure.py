@@ -1,6 +1,5 @@
 """Measuring candidates in turns; the time, the memory traffic and the memory of a step."""
 
-import argparse
 import ctypes
 import statistics
 import time
@@ -17,11 +16,11 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from utils.command_line import cli
-from utils.common import distributed
+from utils.common.devices import process_device
 from utils.common.errors import UserError
 
 
-def add_round_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
+def add_round_arguments(parser: cli.Parser, rounds: int) -> None:
     """Add the flags that say how often everything is measured."""
     text = "how often everything is measured (default: %(default)s)"
     parser.add_argument("--rounds", type=cli.count_of, default=rounds, metavar="N", help=text)
@@ -29,7 +28,7 @@ def add_round_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
     parser.add_argument("--warmup", dest="warmup_rounds", type=cli.whole, default=1, metavar="N", help=text)
 
 
-def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+def add_device_arguments(parser: cli.Parser) -> None:
     """Add the flags that say what computes."""
     text = "threads of the CPU (default: torch's)"
     parser.add_argument("--threads", type=cli.count_of, metavar="N", help=text)
@@ -45,7 +44,7 @@ def choose_device(device: str, threads: int | None) -> torch.device:
     """
     if threads:
         torch.set_num_threads(threads)
-    return distributed.process_device(device, 0, under_slurm=False)
+    return process_device(device, 0, under_slurm=False)
 
 
 def wait(device: torch.device) -> None:

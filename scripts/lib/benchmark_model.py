@@ -32,7 +32,7 @@ from utils.networks.complexity import Complexity, count
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: cli.Parser) -> None:
     parser.add_argument("names", nargs="+", metavar="NAME", help="a network, or a shell pattern of names")
     text = "the network that the others are compared with (default: %(default)s)"
     parser.add_argument("--baseline", default="resnet50", metavar="NAME", help=text)

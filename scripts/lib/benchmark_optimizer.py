@@ -15,7 +15,7 @@ import torch
 from models import create_model
 from scripts.lib import benchmark_measure as measure
 from scripts.lib.benchmark_report import Result, Table
-from utils.command_line import cli
+from utils.command_line import arguments, cli
 from utils.training.optim import EShiftedSGD, classify
 
 
@@ -32,9 +32,9 @@ class Stepper:
         return 1e3 * measure.seconds(self.optimizer.step, self.device)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: cli.Parser) -> None:
     text = "(default: %(default)s)"
-    parser.add_argument("--arch", type=cli.architecture, default="ws_resnet50", help=text)
+    parser.add_argument("--arch", type=arguments.architecture, default="ws_resnet50", help=text)
     measure.add_round_arguments(parser, rounds=15)
     measure.add_device_arguments(parser)
 

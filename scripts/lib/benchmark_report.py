@@ -1,6 +1,5 @@
 """The results of a benchmark as a table, as JSON, as a chart."""
 
-import argparse
 import io
 import json
 import os
@@ -143,7 +142,7 @@ def number(value: float | None) -> str:
     return f"{value:,.{0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3}f}"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: cli.Parser) -> None:
     """Add the flags that name the files of the results."""
     text = "write all rounds, with the machine and the command"
     parser.add_argument("--json", type=cli.name_of_file, metavar="FILE", help=text)

@@ -22,13 +22,14 @@ from scripts.lib import benchmark_training as training
 from scripts.lib.benchmark_report import Result, Table
 from utils.command_line import cli
 from utils.common import distributed
+from utils.common.devices import gpu_count, process_device
 from utils.common.errors import UserError
 from utils.common.text import plural
 
 SCRIPT = Path(__file__).parent.parent / "benchmark.py"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: cli.Parser) -> None:
     training.add_arguments(parser)
     text = "numbers of processes; the efficiency is relative to the first one (default: 1 2)"
     parser.add_argument("--processes", type=cli.count_of, nargs="+", default=[1, 2], metavar="N", help=text)
@@ -56,18 +57,6 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def work(args: argparse.Namespace) -> None:
-    """One of the processes: rank 0 writes the images per second of all."""
-    whole = training.complete(args)
-    with distributed.start(args.device, args.local_rank) as ranks:
-        loader = training.resident_loader(whole, ranks)
-        trainer = training.create_trainer(whole, ranks, loader.batches)
-        seconds = training.time_epoch(trainer, loader, 0, args.steps)
-        slowest = max(ranks.gather(seconds))
-        if ranks.main:
-            Path(args.result).write_text(f"{loader.batches.samples_per_step / slowest}")
-
-
 def images_per_second(job: Job) -> float:
     """Run a job, and return the images per second of all its processes.
 
@@ -89,12 +78,16 @@ def images_per_second(job: Job) -> float:
 
 
 def main(args: argparse.Namespace) -> list[Table]:
-    if args.result:
-        work(args)
+    training.check(args)
+    if args.result:  # this is one of the processes
+        with distributed.start(args.device, args.local_rank) as ranks:
+            trainer, loader = training.create(args, None, ranks)
+            slowest = max(ranks.gather(training.time_epoch(trainer, loader, 0, args.steps)))
+            if ranks.main:
+                Path(args.result).write_text(f"{loader.batches.samples_per_step / slowest}")
         return []
-    training.complete(args)  # whose complaints are due before processes start
-    device = distributed.process_device(args.device, 0, under_slurm=False)
-    have = distributed.gpu_count() if device.type == "cuda" else cores()
+    device = process_device(args.device, 0, under_slurm=False)
+    have = gpu_count() if device.type == "cuda" else cores()
     if max(args.processes) > have:
         what = plural(have, "GPU" if device.type == "cuda" else "core")
         raise UserError(f"--processes {max(args.processes)}: there are {what} for them")

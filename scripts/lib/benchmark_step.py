@@ -9,8 +9,9 @@ loss, backward, the optimizer's step and zero_grad with the same network and loa
 
 import argparse
 import copy
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any, cast
 
 from torch import Tensor
@@ -20,19 +21,16 @@ from scripts.lib import benchmark_measure as measure
 from scripts.lib import benchmark_training as training
 from scripts.lib.benchmark_report import Result, Table
 from scripts.lib.benchmark_training import Loader
-from utils.command_line import cli
+from utils.command_line import arguments, cli
 from utils.common.distributed import Ranks
-from utils.data.decoding import DECODERS
 from utils.data.sampling import Position
-from utils.data.splits import ImageSplit
 from utils.training.classification import Classification
-from utils.training.dry_run import Clock
 from utils.training.engine import Trainer
 
 PARTS = ("data", "forward", "backward", "optimizer")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: cli.Parser) -> None:
     training.add_arguments(parser)
     source = parser.add_mutually_exclusive_group()
     text = "read the training images of this folder"
@@ -41,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--synthetic", action="store_true", help=text)
     images.add_worker_arguments(parser)
     text = "decoder of the files (default: auto, the fastest that is installed)"
-    parser.add_argument("--decoder", choices=DECODERS, default="auto", help=text)
+    parser.add_argument("--decoder", type=arguments.decoder, default="auto", help=text)
     measure.add_round_arguments(parser, rounds=5)
     measure.add_device_arguments(parser)
 
@@ -84,8 +82,8 @@ def bare_seconds(trainer: Trainer, loader: Loader, epoch: int, steps: int) -> fl
     precision, optimizer, accumulate = trainer.precision, trainer.optimizer, trainer.accumulate
     criterion = cast(Classification, trainer.task).criterion
     trainer.model.train()
-    clock = Clock(trainer.ranks.device, steps)
     loader.batches.set_position(Position(epoch))
+    began = 0.0
     for position, (pictures, labels) in enumerate(loader, 1):
         loss = criterion(precision.forward(trainer.model, pictures), labels)
         precision.backward(loss / accumulate, optimizer)
@@ -93,8 +91,11 @@ def bare_seconds(trainer: Trainer, loader: Loader, epoch: int, steps: int) -> fl
             precision.unscale(optimizer)
             precision.step(optimizer)
             optimizer.zero_grad()
-            clock.after_step(Position(epoch), position // accumulate, 0)
-    return clock.seconds
+            if position == accumulate:  # the first step is not counted
+                measure.wait(trainer.ranks.device)
+                began = time.perf_counter()
+    measure.wait(trainer.ranks.device)
+    return (time.perf_counter() - began) / (steps - 1)
 
 
 def part_seconds(trainer: Trainer, loader: Loader, epoch: int, steps: int) -> dict[str, float]:
@@ -106,34 +107,21 @@ def part_seconds(trainer: Trainer, loader: Loader, epoch: int, steps: int) -> di
     return {**parts, "rest": whole - sum(parts.values())}
 
 
-def source(args: argparse.Namespace, ranks: Ranks) -> AbstractContextManager[ImageSplit | None]:
-    """The samples of the files; None: the images lie on the device."""
-    if args.folder or args.synthetic:
-        return images.open_images(args.folder, args.synthetic, training.images_of_an_epoch(args, ranks))
-    return nullcontext()
-
-
 def main(args: argparse.Namespace) -> list[Table]:
-    ranks, whole = Ranks(device=measure.choose_device(args.device, args.threads)), training.complete(args)
-    with source(whole, ranks) as split:
-        resident = split is None
-        loader = (
-            training.resident_loader(whole, ranks)
-            if split is None
-            else training.folder_loader(whole, ranks, split)
-        )
-        trainer = training.create_trainer(whole, ranks, loader.batches)
-        bare, loop, parts = measure.interleave(
-            [
-                lambda turn: bare_seconds(trainer, loader, turn, args.steps),
-                lambda turn: training.time_epoch(trainer, loader, turn, args.steps),
-                lambda turn: part_seconds(trainer, loader, turn, args.steps),
-            ],
-            args.rounds,
-            args.warmup_rounds,
-            "step",
-        )
-    data = "images on the device" if resident else f"images of {args.folder or 'synthetic JPEGs'}"
+    training.check(args)
+    ranks, steps = Ranks(device=measure.choose_device(args.device, args.threads)), args.steps
+    count = training.images_of_an_epoch(args.train_batch, args.accum_steps, steps, ranks)
+    from_files = bool(args.folder or args.synthetic)
+    files = images.open_images(args.folder, args.synthetic, count) if from_files else nullcontext()
+    with files as split:
+        trainer, loader = training.create(args, split, ranks)
+        measures: list[Callable[[int], Any]] = [
+            lambda turn: bare_seconds(trainer, loader, turn, steps),
+            lambda turn: training.time_epoch(trainer, loader, turn, steps),
+            lambda turn: part_seconds(trainer, loader, turn, steps),
+        ]
+        bare, loop, parts = measure.interleave(measures, args.rounds, args.warmup_rounds, "step")
+    data = f"images of {args.folder or 'synthetic JPEGs'}" if from_files else "images on the device"
     what = f"{args.arch}, batch {args.train_batch}, {args.img_size} px, {trainer.precision}, {data}"
     return [overhead(what, bare, loop), shares(what, parts)]
 
