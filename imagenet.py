@@ -89,8 +89,8 @@ def open_network(args: argparse.Namespace, resumed: Resumed, where: str) -> Open
         UserError: flags, files, and data do not fit each other.
     """
     saved, file = resumed.saved, resumed.file
-    network = (args.arch, args.img_size, args.cardinality, args.base_width)
-    spec = choose_network(*network, saved if args.evaluate else {}, file or "")
+    given = {name: getattr(args, name) for name in ("arch", "img_size", "cardinality", "base_width")}
+    spec = choose_network(given, saved if args.evaluate else {}, file)
     if not (args.evaluate or args.dry_run):
         resumed.check_epochs(args.epochs)
         check_folder(resumed.folder, resumed.in_place, args.overwrite)

@@ -10,6 +10,7 @@ from detection.recipes import CLIP, GAMMA, MOMENTUM, RECIPES, WARMUP_STEPS, WEIG
 from utils.command_line import arguments, cli
 from utils.command_line.checks import check_run
 from utils.common.errors import UserError
+from utils.networks.building import complete
 
 IMAGES = 16  # per step, that --lr is for
 NAMES = {recipe.name: recipe for recipe in RECIPES}
@@ -117,8 +118,7 @@ def choose_detector(given: Mapping[str, Any], saved: Mapping[str, Any], file: st
     Raises:
         UserError: the checkpoint holds no detector, or the sizes contradict each other.
     """
-    known = {name: value for name, value in given.items() if value is not None}
-    taken: dict[str, Any] = {}
+    said: dict[str, Any] = {}
     if saved:
         model, _, arch = saved.get("arch", "").partition(" ")
         if model not in DETECTORS:
@@ -127,11 +127,7 @@ def choose_detector(given: Mapping[str, Any], saved: Mapping[str, Any], file: st
                 f"--resume {file} holds {holds}, no detector: give a checkpoint of detection/train.py"
             )
         said = {**saved.get("arguments", {}), "model": model, "arch": arch}
-        taken = {name: said[name] for name in given if name not in known and said.get(name) is not None}
-    if taken:
-        flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in taken.items())
-        print(f"as in {file}: {flags}")
-    spec = DetectorSpec(**known, **taken)
+    spec = DetectorSpec(**complete(given, said, file))
     if spec.min_size > spec.max_size:
         raise UserError(f"--min-size {spec.min_size} is above --max-size {spec.max_size}")
     return spec

@@ -36,50 +36,48 @@ class NetworkSpec:
 
 
 def choose_network(
-    arch: str | None,
-    img_size: int | None,
-    cardinality: int | None,
-    base_width: int | None,
-    saved: Mapping[str, Any] = NOTHING,
-    source: str = "",
+    given: Mapping[str, Any],
+    saved: Mapping[str, Any],
+    file: str | None,
+    flag: str = "--resume",
+    quiet: bool = False,
 ) -> NetworkSpec:
     """Complete what the command line says of a network by what a checkpoint says, or else by the defaults.
 
-    Prints what it takes from the checkpoint.
-
     Args:
-        arch: the architecture; None, as in the others: the command line leaves it open.
-        img_size: side of the square input in pixels.
-        cardinality: groups of the 3x3 convolutions.
-        base_width: width of each group.
+        given: the fields of :class:`NetworkSpec`, None where the command line leaves them open.
         saved: the checkpoint that is evaluated; empty for a new network.
-        source: the file, as on the command line.
+        file: its path.
+        flag: what named the file, for messages.
+        quiet: do not print what is taken from the checkpoint.
 
     Raises:
         UserError: neither the command line nor the checkpoint says the architecture.
     """
-    given = {"arch": arch, "img_size": img_size, "cardinality": cardinality, "base_width": base_width}
-    taken = _left_open(given, saved, f"--resume {source}") if saved else {}
-    if taken:
-        flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in taken.items())
-        print(f"as in {source}: {flags}")
-    return _spec(given, taken)
-
-
-def _spec(given: Mapping[str, Any], taken: Mapping[str, Any]) -> NetworkSpec:
-    known = {name: value for name, value in given.items() if value is not None}
-    return NetworkSpec(**known, **taken)
-
-
-def _left_open(given: Mapping[str, Any], saved: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Return the checkpoint's values for what is None in ``given``."""
+    if not saved:
+        return NetworkSpec(**complete(given, {}))
     arch, says = given["arch"], saved.get("arch")
     if arch is None and says not in list_models():
+        source = f"{flag} {file}"
         raise UserError(f"{source} {_how_to_name(saved['state_dict'], source)}")
     said = {**saved.get("arguments", {}), "arch": says}
     if arch is not None and resolve(arch) != resolve(says or ""):
         said = {"img_size": said.get("img_size")}  # the widths of another net
-    return {name: said[name] for name in given if given[name] is None and said.get(name) is not None}
+    return NetworkSpec(**complete(given, said, None if quiet else file))
+
+
+def complete(given: Mapping[str, Any], said: Mapping[str, Any], file: str | None = None) -> dict[str, Any]:
+    """Return the values that the command line gives, and those of a checkpoint for what it leaves open.
+
+    Args:
+        given: by name; None: left open.
+        said: the checkpoint's; it may lack some, and hold others.
+        file: the checkpoint, to print what is taken from it; None: print nothing.
+    """
+    taken = {name: said[name] for name in given if given[name] is None and said.get(name) is not None}
+    if file and taken:
+        print(f"as in {file}:", *(f"--{name.replace('_', '-')} {value}" for name, value in taken.items()))
+    return {name: value for name, value in given.items() if value is not None} | taken
 
 
 def _how_to_name(state: Mapping[str, Tensor], source: str) -> str:
@@ -255,7 +253,7 @@ def restore(path: str, arch: str | None, img_size: int | None, flag: str = "--re
     """
     saved = checkpoint.load(path, flag)
     given = {"arch": arch, "img_size": img_size, "cardinality": None, "base_width": None}
-    spec = _spec(given, _left_open(given, saved, f"{flag} {path}"))
+    spec = choose_network(given, saved, path, flag, quiet=True)
     outputs = weights.output_count(saved["state_dict"], spec.arch)
     net, _ = build_model(spec, outputs)
     weights.load_weights(net, saved, spec.arch, path, flag, "-a {arch}")

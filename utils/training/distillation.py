@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models import create_model, list_models
+from models import create_model
 from utils.common.errors import UserError
 from utils.common.text import plural
 from utils.networks import checkpoint
-from utils.networks.building import imagenet_weights
+from utils.networks.building import check_architecture, imagenet_weights
 from utils.networks.complexity import count
 from utils.networks.weights import load_weights
 from utils.training.precision import Precision
@@ -74,9 +74,11 @@ def create_distillation(
 
 
 def _build_teacher(text: str, classes: int, names: Sequence[str], img_size: int) -> nn.Module:
-    arch, _, path = text.partition(":")
-    if arch not in list_models():
-        raise UserError(f"--teacher: unknown architecture '{arch}'; see models.list_models()")
+    name, _, path = text.partition(":")
+    try:
+        arch = check_architecture(name)
+    except UserError as error:
+        raise UserError(f"--teacher: {error}") from None
     instead = f"give --teacher {arch}:FILE"
     try:
         weights = {} if path else imagenet_weights(arch, classes, f"--teacher {arch}", instead)
