@@ -168,7 +168,7 @@ def main() -> None:
     ranks = Ranks(args.rank, args.processes)
     resumed = find_checkpoint(args.resume, args.checkpoint)
     seed = choose_seed(args.manualSeed, resumed.saved.get("seed"))
-    spec = choose_network(args.arch, args.img_size, args.cardinality, args.base_width)
+    spec = choose_network({"arch": args.arch, "img_size": args.img_size}, {}, None)
     started = checkpoint.load(args.finetune, "--finetune") if args.finetune and resumed.file is None else {}
     classes = (spec.arch, args.num_classes, args.class_list)
     outputs = outputs_of(*classes, False, resumed.saved, started, resumed.file)
