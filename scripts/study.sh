@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Trains a small net of every family with the same recipe and several seeds; the logs go to pretrain_log/, from which
-# scripts/results.py makes the table. A study that was interrupted goes on where it stopped; logged runs are not repeated.
+# Trains a small net of every family with the same recipe and several seeds, and writes the logs to pretrain_log/;
+# scripts/results.py makes the table from them. An interrupted study goes on where it stopped; runs with a log there are
+# not repeated.
 #
 #   bash scripts/study.sh                                     the embedded digits at 32 px: hours on 2 cores
 #   bash scripts/study.sh FOLDER sge_resnet18 se_resnet18     train/ and val/ of a folder at 64 px, these nets only
@@ -32,7 +33,7 @@ for name in "${order[@]}"; do
     fi
 done
 
-# Digits are small and have a left and a right: crops of at least half the image, no flips.
+# Digits are small and differ from their mirror images: crops of at least half the image, no flips.
 if [ "$data" = digits ]; then
     images=(--img-size 32 --scale 0.5 1 --hflip 0)
 else

@@ -2,8 +2,8 @@
 # Lint, format, types and tests:
 #   bash scripts/test.sh            the default suite
 #   bash scripts/test.sh --slow     with the tests that take minutes
-#   bash scripts/test.sh --gpu      what needs a CUDA GPU, and nothing else
-#   bash scripts/test.sh -k resume  any other argument goes to pytest
+#   bash scripts/test.sh --gpu      only the tests that need a CUDA GPU
+#   bash scripts/test.sh -k resume  other arguments are passed to pytest
 source "$(dirname "${BASH_SOURCE[0]}")/lib/venv.sh"
 install_requirements requirements-dev.txt
 
@@ -12,7 +12,7 @@ if [ "${1:-}" = --slow ]; then
     set -- -m "not gpu" "$@"
 elif [ "${1:-}" = --gpu ]; then
     shift
-    set -- -m gpu -n 8 "$@"  # each test process takes a share of the GPU's memory
+    set -- -m gpu -n 8 "$@"  # each test process needs a share of the GPU's memory
 fi
 "$python" -m ruff check .
 "$python" -m ruff format --check .

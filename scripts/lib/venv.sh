@@ -1,5 +1,5 @@
-# Sourced by the set-up commands: goes to the repository's root, makes .venv when there is none, installs what the given
-# requirements file lists (nothing when that file is already installed as it stands), and defines $python.
+# Sourced by demo.sh, study.sh and test.sh: changes to the repository's root and defines $python. install_requirements
+# makes .venv if there is none, and installs a requirements file unless it is installed already and has not changed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 python=.venv/bin/python

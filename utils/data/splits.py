@@ -1,4 +1,4 @@
-"""The splits of an image folder: which files, of which classes."""
+"""The splits of an image data set: their folders, their classes, their files."""
 
 import zlib
 from collections.abc import Sequence
@@ -27,20 +27,20 @@ class ImageSplit(NamedTuple):
 
 
 def data_root(name: str) -> Path:
-    """The folder that ``--data`` means: ``digits`` is the embedded data, written to ``data/digits`` once."""
+    """Return the folder of ``--data``; ``digits`` is the embedded data, written to ``data/digits`` once."""
     return write_digits(Path("data") / "digits") if name == "digits" else Path(name)
 
 
 class MissingSplitError(UserError):
-    """The data set has no folder of the names that a split may have."""
+    """A data set lacks a split: it has no folder of one of the split's names."""
 
 
 def find_split(root: Path, names: Sequence[str]) -> Path:
-    """The split folder below ``root``: of several the one that has class folders.
+    """Return the folder of a split within ``root``; of several, the one with class folders.
 
     Raises:
         MissingSplitError: there is none.
-        UserError: several have class folders, and are not links to one.
+        UserError: several different folders have class folders, or ``root`` is no folder.
     """
     if not root.is_dir():
         what = "not a folder" if root.exists() else "no such folder"
@@ -63,7 +63,7 @@ def find_split(root: Path, names: Sequence[str]) -> Path:
 
 
 def class_names(split: Path) -> tuple[str, ...]:
-    """Names of a split's class folders, in order.
+    """Return the names of a split's class folders, in order.
 
     Raises:
         UserError: there are none.
@@ -82,13 +82,13 @@ def class_names(split: Path) -> tuple[str, ...]:
 def read_split(
     split: Path, classes: Sequence[str], use_cache: bool = True, source: str = "the training split"
 ) -> ImageSplit:
-    """Index a split by the class order of ``classes``, which is that of every split, so labels can't shift.
+    """Index a split with the labels of ``classes``, the same for all splits.
 
     Args:
         split: the folder.
-        classes: the names of its folders, by label; some may have no folder.
-        use_cache: whether the list of its files may be that of an earlier start.
-        source: what the classes are from, for messages.
+        classes: the names of the class folders by label; a folder may be missing.
+        use_cache: whether to use the index of an earlier run.
+        source: where the classes come from, for messages.
 
     Raises:
         UserError: a class folder is empty, or is not among ``classes``.
@@ -111,7 +111,7 @@ def read_split(
 
 
 class Splits(NamedTuple):
-    """What a command reads: no training split when it only evaluates."""
+    """The splits that a command reads; an evaluation has no training split."""
 
     train: ImageSplit | None
     val: ImageSplit
@@ -126,13 +126,14 @@ class Splits(NamedTuple):
 def open_data(name: str, evaluate: bool, outputs: Outputs = NOTHING_KNOWN, use_cache: bool = True) -> Splits:
     """Index the splits of ``--data``.
 
-    Classes are those of the training folder; evaluation goes without one.
+    The classes are those of the training split. An evaluation takes them from the validation split if there
+    is no training split, or if ``outputs`` lists the classes.
 
     Args:
         name: the folder, or ``digits``.
-        evaluate: whether the validation split is enough.
-        outputs: what is known of the network's outputs, and with that of the order of the classes.
-        use_cache: whether the list of a folder's files may be that of an earlier start.
+        evaluate: whether to leave out the training split.
+        outputs: what is known of the network's outputs, and so of the order of the classes.
+        use_cache: whether to use the index of an earlier run.
 
     Raises:
         UserError: a split is missing or unusable, or its classes are not those of the outputs.
