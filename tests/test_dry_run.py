@@ -73,6 +73,6 @@ def test_only_some_steps_are_timed() -> None:
 
 
 def test_curve_and_words() -> None:
-    assert sparkline(curve(Schedule(1.0, 4, milestones=[2]), 4, 10)) == "█" * 31 + "▂" * 29
+    assert sparkline(curve(Schedule(1.0, 4, milestones=[2]), 10)) == "█" * 31 + "▂" * 29
     assert sparkline([0.0, 1.0]) == "▁█"
     assert (hours(12.34), hours(600), hours(7200)) == ("12.3 s", "10.0 min", "2.0 h")
