@@ -187,6 +187,8 @@ def test_a_run_moves_between_gpu_and_cpu(script: str, call: Run, pictures: Path,
     result = call(*flags, "--manualSeed", 1, "--epochs", 4, "-c", "out", "-j", 2, script=script)
     assert result.returncode == 0, result.stderr
     assert torch.cuda.get_device_name() in result.stdout
+    level = "O2 (float16, float32 batch norm, loss scale dynamic)"  # by default, but in imagenet.py
+    assert (level in result.stdout) == (script != "imagenet.py")
     assert losses(tmp_path / "out")[-1] < 0.8 * losses(tmp_path / "out")[0]
 
     saved = ("-e", "--resume", "out/checkpoint.pth.tar")
