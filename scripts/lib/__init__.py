@@ -8,6 +8,9 @@ A file's name begins with what it belongs to:
 - gates_*: show_gates.py
 - detections_*: show_detections.py
 - results_*: results.py, record_run.py
-- pictures: everything that draws
+- published_form: convert_checkpoint.py
+- restored: all that run a checkpoint's network
+- pictures: all that draw
+- checks: all that write files
 - venv.sh: demo.sh, study.sh, test.sh
 """
