@@ -96,7 +96,7 @@ def test_what_changes_at_a_resume_is_said(call: Run, images: Path) -> None:
     said = call(*flags, *resume, script=FAST).stdout
     assert "continuing out/checkpoint.pth.tar after epoch 1" in said
     assert "note: that run's seed is 7" in said
-    assert "note: without --ema the EMA of the resumed run" in said
+    assert "note: without --ema the average of the resumed run" in said
 
 
 @pytest.mark.parametrize("script", [FAST, "imagenet.py"])
