@@ -6,6 +6,7 @@ format; simplejpeg and torchvision are faster but read only JPEGs, so that PIL r
 
 import importlib.util
 import io
+import struct
 import warnings
 from collections.abc import Callable
 from types import MappingProxyType
@@ -78,17 +79,11 @@ def jpeg_size(data: bytes | bytearray) -> JpegSize | None:
         return None
     at, end = 2, len(data) - 10
     while at < end and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:  # padding
-            at += 1
-            continue
+        marker, length, bits, height, width, colours = struct.unpack_from(">BHBHHB", data, at + 1)
         if marker in (0xC0, 0xC1, 0xC2):
-            height, width = (int.from_bytes(data[i : i + 2], "big") for i in (at + 5, at + 7))
-            supported = data[at + 4] == 8 and data[at + 9] in (1, 3) and 0 < height * width <= _LARGEST
+            supported = bits == 8 and colours in (1, 3) and 0 < height * width <= _LARGEST
             return JpegSize(height, width, at + 5) if supported else None
-        if marker in (0xD9, 0xDA) or (0xC3 <= marker <= 0xCF and marker not in (0xC4, 0xCC)):
-            return None
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        at += 1 if marker == 0xFF else 2 + length  # FF may be repeated
     return None
 
 
@@ -158,7 +153,7 @@ def read_image(
         box = choose(size.height, size.width)
         if decoder == "simplejpeg":
             rows = min(size.height, box.top + box.height + _ROWS_BELOW)
-            data[size.at : size.at + 2] = rows.to_bytes(2, "big")
+            struct.pack_into(">H", data, size.at, rows)
         try:
             return _FAST[decoder](data), box
         except (ValueError, RuntimeError):  # PIL reads it, or raises what is wrong
