@@ -110,8 +110,8 @@ class ImageDataset(Dataset[Sample]):
 def stack(samples: list[Sample], size: int) -> Batch:
     """Stack the samples that could be read, possibly none; ``size`` is the side of an image in pixels.
 
-    The images lie in memory as decoders write them, (B, S, S, 3); in a data worker torch stacks them in shared
-    memory, so that each is copied once.
+    The images lie in memory as decoders write them, (B, S, S, 3). In a data worker torch stacks them in
+    shared memory, so that each is copied once.
     """
     images = [sample.image.permute(1, 2, 0) for sample in samples if sample.image is not None]
     labels = [sample.label for sample in samples if sample.image is not None]
