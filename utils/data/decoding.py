@@ -9,7 +9,6 @@ import io
 import struct
 import warnings
 from collections.abc import Callable
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -119,11 +118,6 @@ def _by_torchvision(data: bytearray) -> Tensor:
         return decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
 
 
-_FAST: MappingProxyType[str, Callable[[bytearray], Tensor]] = MappingProxyType(
-    {"simplejpeg": _by_simplejpeg, "torchvision": _by_torchvision}
-)
-
-
 def read_image(
     path: str, decoder: str, choose: ChooseBox, upright: bool = False
 ) -> tuple[Image.Image | Tensor, Box]:
@@ -155,7 +149,7 @@ def read_image(
             rows = min(size.height, box.top + box.height + _ROWS_BELOW)
             struct.pack_into(">H", data, size.at, rows)
         try:
-            return _FAST[decoder](data), box
+            return _by_simplejpeg(data) if decoder == "simplejpeg" else _by_torchvision(data), box
         except (ValueError, RuntimeError):  # PIL reads it, or raises what is wrong
             pass
     pixels = torch.from_numpy(np.array(decode(path, upright))).permute(2, 0, 1)
