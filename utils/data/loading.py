@@ -52,6 +52,7 @@ class Batch(NamedTuple):
     broken: tuple[Broken, ...]
 
 
+@dataclass(eq=False)
 class ImageDataset(Dataset[Sample]):
     """Decoded and transformed samples, each a pure function of (seed, epoch, index).
 
@@ -68,25 +69,19 @@ class ImageDataset(Dataset[Sample]):
         upright: turn images as their EXIF orientation says.
     """
 
-    def __init__(
-        self,
-        split: ImageSplit,
-        transform: Transform,
-        seed: int,
-        substitute: bool = False,
-        decoder: str = "pil",
-        upright: bool = False,
-    ) -> None:
-        self.split, self.transform, self.seed = split, transform, seed
-        self.decoder, self.upright = decoder, upright
-        self.tries = SUBSTITUTES if substitute else 1
+    split: ImageSplit
+    transform: Transform
+    seed: int
+    substitute: bool = False
+    decoder: str = "pil"
+    upright: bool = False
 
     def __len__(self) -> int:
         return len(self.split.samples)
 
     def __getitem__(self, key: SampleKey) -> Sample:
         broken: list[Broken] = []
-        for attempt in range(self.tries):
+        for attempt in range(SUBSTITUTES if self.substitute else 1):
             other = derive_seed(self.seed, "substitute", key.epoch, key.sample, attempt) % len(self)
             path, label = self.split.samples[other if attempt else key.sample]
             with seeded_cpu(derive_seed(self.seed, "augment", key.epoch, key.sample)):
@@ -146,6 +141,7 @@ def check_shared_memory(workers: int) -> None:
 Batches = TypeVar("Batches", TrainBatches, EvalBatches)
 
 
+@dataclass(eq=False)
 class DeviceLoader(Generic[Batches]):
     """Batches on the device: images (B, 3, H, W) normalised float32, labels (B,) int64.
 
@@ -167,36 +163,28 @@ class DeviceLoader(Generic[Batches]):
     without = "left out"  # what an evaluation does with undecodable files
     remedy = "; scripts/check_data.py lists all"
 
-    def __init__(
-        self,
-        dataset: ImageDataset,
-        batches: Batches,
-        collate: Callable[[list[Sample]], Batch],
-        workers: int,
-        device: torch.device,
-        layout: torch.memory_format = torch.contiguous_format,
-        max_bad: float = 1.0,
-    ) -> None:
-        self.dataset = dataset
-        self.batches: Batches = batches
-        self.device = device
-        self.layout = layout
-        self.mean, self.std = (
-            255 * torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD)
-        )
-        self.most_bad = max_bad * len(dataset)
-        self.broken: set[Broken] = set()
-        self.read = 0
-        check_shared_memory(workers)
+    dataset: ImageDataset
+    batches: Batches
+    collate: Callable[[list[Sample]], Batch]
+    workers: int
+    device: torch.device
+    layout: torch.memory_format = torch.contiguous_format
+    max_bad: float = 1.0
+
+    def __post_init__(self) -> None:
+        mean, std = torch.tensor((MEAN, STD), device=self.device).mul_(255).view(2, 1, 3, 1, 1)
+        self.mean, self.std = mean, std
+        self.most_bad = self.max_bad * len(self.dataset)
+        self.read, self.broken, self.named = 0, set[Broken](), set[str]()
+        check_shared_memory(self.workers)
         atexit.register(end_workers)
-        self.named: set[str] = set()
         self.loader: DataLoader[Any] = DataLoader(
-            dataset,
-            batch_sampler=batches,
-            num_workers=workers,
-            collate_fn=collate,
-            pin_memory=device.type == "cuda",
-            persistent_workers=workers > 0,
+            self.dataset,
+            batch_sampler=self.batches,
+            num_workers=self.workers,
+            collate_fn=self.collate,
+            pin_memory=self.device.type == "cuda",
+            persistent_workers=self.workers > 0,
             worker_init_fn=ignore_signals,
         )
 
