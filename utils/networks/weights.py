@@ -39,14 +39,13 @@ def load_weights(
     Raises:
         UserError: it does not fit; the message counts the differences and says what would fit.
     """
-    state = saved["state_dict"]
-    if problems := differences(model, state):
+    if problems := differences(model, saved["state_dict"]):
         remedy = _remedy(_shapes(model.state_dict()), saved, arch, path, choice)
         raise UserError(f"{flag} {path} does not fit {arch}: {problems}; {remedy}")
     if _is_other(saved, arch):
         instead = choice.format(arch=saved["arch"], groups=_group_flags(saved), classes="")
         raise UserError(f"{flag} {path} holds {saved['arch']}, not {arch}; give {instead}")
-    model.load_state_dict(state)
+    model.load_state_dict(saved["state_dict"])
 
 
 def _is_other(saved: Mapping[str, Any], arch: str) -> bool:
@@ -83,7 +82,12 @@ def _remedy(expected: Shapes, saved: Mapping[str, Any], arch: str, path: str, ch
 def _group_flags(saved: Mapping[str, Any]) -> str:
     """The run's flags that change the shapes of its network, besides ``-a`` and ``--num-classes``."""
     given = saved.get("arguments", {})
-    flags = (("--cardinality", given.get("cardinality")), ("--base-width", given.get("base_width")))
+    return width_flags(given.get("cardinality"), given.get("base_width"))
+
+
+def width_flags(cardinality: int | None, base_width: int | None) -> str:
+    """The flags of these widths, each after a blank; empty for those of the architecture."""
+    flags = (("--cardinality", cardinality), ("--base-width", base_width))
     return "".join(f" {flag} {value}" for flag, value in flags if value is not None)
 
 
