@@ -171,12 +171,8 @@ def finetune(net: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
         raise UserError(f"--finetune {path}: no layer of this network has its name and shape there")
     net.load_state_dict(fitting, strict=False)
     print(f"fine-tuning {path}: {len(fitting)} of {len(own)} tensors are from it")
-    print(f"  new: {_listed(new)}")
-    print(f"  not used from the file: {_listed(unused)}")
-
-
-def _listed(keys: list[str]) -> str:
-    return f"{len(keys)} ({', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''})" if keys else "none"
+    for what, keys in (("new", new), ("not used from the file", unused)):
+        print(f"  {what}: {len(keys)} ({weights.first(keys, 4)})" if keys else f"  {what}: none")
 
 
 def load_checkpoint(net: nn.Module, saved: Mapping[str, Any], arch: str, file: str, evaluate: bool) -> None:

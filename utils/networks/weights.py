@@ -144,10 +144,15 @@ def differences(model: nn.Module, state: Mapping[str, Tensor]) -> str:
         if key in state and state[key].shape != expected[key].shape
     ]
     return "; ".join(
-        f"{len(items)} keys {what} ({', '.join(items[:2])}{', ...' if len(items) > 2 else ''})"
+        f"{len(items)} keys {what} ({first(items, 2)})"
         for what, items in (("missing", missing), ("unexpected", extra), ("of another shape", shapes))
         if items
     )
+
+
+def first(items: Sequence[str], most: int) -> str:
+    """Join the first items, and say whether there are more."""
+    return ", ".join(items[:most]) + ", ..." * (len(items) > most)
 
 
 def fitting_architectures(state: Mapping[str, Tensor]) -> list[str]:
@@ -175,13 +180,6 @@ def output_count(state: Mapping[str, Tensor], arch: str) -> int:
 def outputs_in(state: Mapping[str, Tensor], arch: str) -> int | None:
     """Outputs of the classifier of ``arch`` in a checkpoint; None if it has none."""
     return _outputs(_known_shapes(arch), _shapes(state))
-
-
-def load_but_for_outputs(model: nn.Module, whole: nn.Module) -> None:
-    """Load the weights of a network with another number of outputs; the classifier keeps its own."""
-    own = model.state_dict()
-    known = {key: value for key, value in whole.state_dict().items() if value.shape == own[key].shape}
-    model.load_state_dict({**own, **known})
 
 
 def _fits(expected: Shapes, shapes: Shapes) -> bool:
