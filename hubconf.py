@@ -34,7 +34,9 @@ def _builder(name: str) -> collections.abc.Callable[..., nn.Module]:
         if kwargs.get("num_classes", outputs) == outputs:
             return net
         other = _create_model(name, **kwargs)
-        _weights.load_but_for_outputs(other, net)
+        own = other.state_dict()
+        fitting = {key: value for key, value in net.state_dict().items() if value.shape == own[key].shape}
+        other.load_state_dict({**own, **fitting})
         return other
 
     file = next(file for file in models._FILES if name in file.__all__)

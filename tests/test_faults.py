@@ -186,7 +186,7 @@ def test_a_full_shared_memory(
 ) -> None:
     """In a data worker, where images lie in it."""
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise kind(message)
 
     monkeypatch.setattr(torch.UntypedStorage, "_new_shared", fail)

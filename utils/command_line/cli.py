@@ -61,11 +61,13 @@ class Parser(argparse.ArgumentParser):
         """
         kept, values = [], 0  # that the flag before still needs
         for word in words:
-            is_name = not word and bool(self._get_positional_actions())
-            if not word.strip() and not values and not is_name:
+            is_name = not word and self._get_positional_actions()
+            if not (word.strip() or values or is_name):
                 continue
             flag = self._option_string_actions.get(word)
-            values = _least_values(flag) if flag else max(values - 1, 0)
+            values = max(values - 1, 0)
+            if flag:  # "+" takes one word and perhaps more
+                values = flag.nargs if isinstance(flag.nargs, int) else int(flag.nargs in (None, "+"))
             kept.append(word)
         return kept
 
@@ -83,13 +85,6 @@ class Parser(argparse.ArgumentParser):
     def print_help(self, file: Any = None) -> None:
         if is_main_process():
             super().print_help(file)
-
-
-def _least_values(flag: argparse.Action) -> int:
-    """Return how many of the words after a flag are certainly its values."""
-    if isinstance(flag.nargs, int):
-        return flag.nargs
-    return 1 if flag.nargs in (None, "+") else 0
 
 
 def run(main: Callable[[], None]) -> NoReturn:

@@ -10,7 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from datetime import timedelta
 from inspect import signature
@@ -63,10 +63,9 @@ class Ranks:
 
     def largest(self, values: Sequence[int]) -> list[int]:
         """Return the largest of each number over all processes; they are exchanged between the CPUs."""
-        if self.size == 1:
-            return list(values)
         shared = torch.tensor(values)
-        dist.all_reduce(shared, dist.ReduceOp.MAX)
+        if self.size > 1:
+            dist.all_reduce(shared, dist.ReduceOp.MAX)
         return shared.tolist()
 
     def gather(self, value: T) -> list[T]:
@@ -175,56 +174,30 @@ def _losses_in_one_line(rank: int) -> Iterator[None]:
 @contextmanager
 def silence(wanted: bool) -> Iterator[None]:
     """Discard what the block prints; standard error stays."""
-    if not wanted:
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere if wanted else sys.stdout):
         yield
-        return
-    stdout = sys.stdout
-    with Path(os.devnull).open("w") as sys.stdout:
-        try:
-            yield
-        finally:
-            sys.stdout = stdout
 
 
 def fresh_store(timeout: timedelta) -> tuple[dist.Store, int, int]:
     """Return a store for the processes of this attempt only, this process's rank, and their number.
+
+    Rank 0 names the attempt. Each other rank takes a name that no earlier process had, and rank 0 answers to
+    the latest name of a rank until that rank confirms.
 
     Raises:
         RuntimeError: the others do not come within ``timeout``.
     """
     store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
     deadline = time.monotonic() + timeout.total_seconds()
-    attempt = _lead(store, size, deadline) if rank == 0 else _follow(store, rank, deadline)
+    name = attempt = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"name/{rank}", name)
+        attempt = store.get(f"answer/{name}").decode()  # waits for it, as the next get does
+        store.set(f"{attempt}/{rank}", "here")
+    for other in range(1, size) if rank == 0 else ():
+        while not store.check([f"{attempt}/{other}"]):
+            store.set(f"answer/{store.get(f'name/{other}').decode()}", attempt)
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"Timed out waiting for rank {other}")
+            time.sleep(_PAUSE)
     return dist.PrefixStore(attempt, store), rank, size
-
-
-def _lead(store: dist.Store, size: int, deadline: float) -> str:
-    """As rank 0, name the attempt and send its name to each rank until the rank confirms."""
-    attempt = uuid.uuid4().hex
-    missing = set(range(1, size))
-    while missing:
-        for rank in sorted(missing):
-            if store.check([f"{attempt}/{rank}"]):
-                missing.remove(rank)
-            elif store.check([f"name/{rank}"]):
-                name = store.get(f"name/{rank}").decode()
-                store.set(f"answer/{name}", attempt)
-        _wait(deadline, f"ranks {sorted(missing)}" if missing else "")
-    return attempt
-
-
-def _follow(store: dist.Store, rank: int, deadline: float) -> str:
-    """As another rank, take a name that no earlier process had and wait for rank 0's answer to it."""
-    name = uuid.uuid4().hex
-    store.set(f"name/{rank}", name)
-    while not store.check([f"answer/{name}"]):
-        _wait(deadline, "rank 0")
-    attempt = store.get(f"answer/{name}").decode()
-    store.set(f"{attempt}/{rank}", "here")
-    return attempt
-
-
-def _wait(deadline: float, missing: str) -> None:
-    if missing and time.monotonic() > deadline:
-        raise RuntimeError(f"Timed out waiting for {missing}")
-    time.sleep(_PAUSE if missing else 0)

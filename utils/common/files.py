@@ -3,7 +3,8 @@
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -19,34 +20,23 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         path: the file.
         write: fills the temporary one.
     """
-    temporary = path.with_name(f".{path.name}{_MARK}{uuid.uuid4().hex[:8]}")
-    try:
-        with temporary.open("xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        _publish(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
-            raise error.__context__ from None  # torch's writer hides that the disk is full
-        raise
+    with _replacing(path) as temporary:
+        try:
+            with temporary.open("xb") as file:
+                write(file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None  # torch's writer hides that the disk is full
+            raise
 
 
 def copy_atomically(source: Path, path: Path) -> None:
     """Make ``path`` a hard link to the file ``source``, or a copy where there are no hard links."""
-    temporary = path.with_name(f".{path.name}{_MARK}{uuid.uuid4().hex[:8]}")
-    try:
-        os.link(source, temporary)
-    except OSError:
-        with source.open("rb") as content:
-            write_atomically(path, lambda file: shutil.copyfileobj(content, file))
-        return
-    try:
-        _publish(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with _replacing(path) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -55,12 +45,23 @@ def remove_leftovers(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _publish(temporary: Path, path: Path) -> None:
-    """Rename, and flush the folder so that the rename survives a power cut."""
-    os.replace(temporary, path)
-    temporary.unlink(missing_ok=True)  # renaming does nothing if both are names of one file
-    folder = os.open(path.parent, os.O_RDONLY)
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give the block a temporary name, and make the file that it writes there ``path``."""
+    temporary = path.with_name(f".{path.name}{_MARK}{uuid.uuid4().hex[:8]}")
     try:
-        os.fsync(folder)
+        yield temporary
+        _flush(temporary)
+        os.replace(temporary, path)
+        _flush(path.parent)  # so that the renaming survives a power cut
     finally:
-        os.close(folder)
+        temporary.unlink(missing_ok=True)  # renaming does nothing if both are names of one file
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or a folder's list of files, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from utils.common.errors import UserError
 
+_PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 SECONDS_TO_SPEAK = 10.0  # more than processes differ in the time of their start
 
 
@@ -50,23 +51,22 @@ def launch_environment(environment: Mapping[str, str], local_rank: int | None) -
         UserError: SLURM's host names cannot be read, or variables are missing or no numbers.
     """
     if "WORLD_SIZE" in environment and "RANK" in environment:
-        if "LOCAL_RANK" not in environment and local_rank is None:
+        given = dict(environment) if local_rank is None else {"LOCAL_RANK": str(local_rank), **environment}
+        if "LOCAL_RANK" not in given:
             raise UserError("RANK is set but LOCAL_RANK is not: start with torchrun, or give --local-rank")
-        local = environment.get("LOCAL_RANK", str(local_rank))
-        names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-        missing = [name for name in names if name not in environment]
-        if missing and environment["WORLD_SIZE"] != "1":
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in given]
+        if missing and given["WORLD_SIZE"] != "1":
             raise UserError(f"WORLD_SIZE is set but {' and '.join(missing)} not: start with torchrun")
-        return {name: environment[name] for name in names if name in environment} | {"LOCAL_RANK": local}
+        return {name: given[name] for name in _PLACE if name in given}
     slurm = {"SLURM_STEP_NUM_TASKS": "1", "SLURM_JOB_ID": "0", **environment}
     if whole_number(slurm, "SLURM_STEP_NUM_TASKS") > 1:  # set by srun, not in the batch script itself
+        job = whole_number(slurm, "SLURM_JOB_ID")
         return {
             "RANK": environment["SLURM_PROCID"],
             "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
             "LOCAL_RANK": environment["SLURM_LOCALID"],
             "MASTER_ADDR": environment.get("MASTER_ADDR") or _first_slurm_host(environment),
-            "MASTER_PORT": environment.get("MASTER_PORT")
-            or str(20000 + whole_number(slurm, "SLURM_JOB_ID") % 20000),
+            "MASTER_PORT": environment.get("MASTER_PORT") or str(20000 + job % 20000),
         }
     return {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
 
@@ -75,15 +75,12 @@ def _first_slurm_host(environment: Mapping[str, str]) -> str:
     hosts = environment["SLURM_STEP_NODELIST"]
     if "[" not in hosts:
         return hosts.split(",")[0]
+    command = ["scontrol", "show", "hostnames", hosts]
     try:
-        expanded = subprocess.run(
-            ["scontrol", "show", "hostnames", hosts], capture_output=True, text=True, check=True
-        )
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
     except (OSError, subprocess.CalledProcessError):
-        raise UserError(
-            f"cannot expand SLURM's host list {hosts}: set MASTER_ADDR to its first host"
-        ) from None
-    return expanded.stdout.split()[0]
+        remedy = "set MASTER_ADDR to its first host"
+        raise UserError(f"cannot expand SLURM's host list {hosts}: {remedy}") from None
 
 
 def whole_number(environment: Mapping[str, str], name: str) -> int:

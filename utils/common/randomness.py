@@ -53,9 +53,6 @@ def seeded_cpu(seed: int) -> Iterator[None]:
 
     Leaves CUDA generators alone: a data worker must not touch them.
     """
-    state = torch.default_generator.get_state()
-    torch.default_generator.manual_seed(seed)
-    try:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         yield
-    finally:
-        torch.default_generator.set_state(state)

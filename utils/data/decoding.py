@@ -6,9 +6,9 @@ format; simplejpeg and torchvision are faster but read only JPEGs, so that PIL r
 
 import importlib.util
 import io
+import struct
 import warnings
 from collections.abc import Callable
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -78,17 +78,11 @@ def jpeg_size(data: bytes | bytearray) -> JpegSize | None:
         return None
     at, end = 2, len(data) - 10
     while at < end and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:  # padding
-            at += 1
-            continue
+        marker, length, bits, height, width, colours = struct.unpack_from(">BHBHHB", data, at + 1)
         if marker in (0xC0, 0xC1, 0xC2):
-            height, width = (int.from_bytes(data[i : i + 2], "big") for i in (at + 5, at + 7))
-            supported = data[at + 4] == 8 and data[at + 9] in (1, 3) and 0 < height * width <= _LARGEST
+            supported = bits == 8 and colours in (1, 3) and 0 < height * width <= _LARGEST
             return JpegSize(height, width, at + 5) if supported else None
-        if marker in (0xD9, 0xDA) or (0xC3 <= marker <= 0xCF and marker not in (0xC4, 0xCC)):
-            return None
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        at += 1 if marker == 0xFF else 2 + length  # FF may be repeated
     return None
 
 
@@ -124,11 +118,6 @@ def _by_torchvision(data: bytearray) -> Tensor:
         return decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
 
 
-_FAST: MappingProxyType[str, Callable[[bytearray], Tensor]] = MappingProxyType(
-    {"simplejpeg": _by_simplejpeg, "torchvision": _by_torchvision}
-)
-
-
 def read_image(
     path: str, decoder: str, choose: ChooseBox, upright: bool = False
 ) -> tuple[Image.Image | Tensor, Box]:
@@ -158,9 +147,9 @@ def read_image(
         box = choose(size.height, size.width)
         if decoder == "simplejpeg":
             rows = min(size.height, box.top + box.height + _ROWS_BELOW)
-            data[size.at : size.at + 2] = rows.to_bytes(2, "big")
+            struct.pack_into(">H", data, size.at, rows)
         try:
-            return _FAST[decoder](data), box
+            return _by_simplejpeg(data) if decoder == "simplejpeg" else _by_torchvision(data), box
         except (ValueError, RuntimeError):  # PIL reads it, or raises what is wrong
             pass
     pixels = torch.from_numpy(np.array(decode(path, upright))).permute(2, 0, 1)

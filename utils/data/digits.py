@@ -1,7 +1,7 @@
 """The built-in demo data: scikit-learn's 1,797 handwritten digits as an image folder."""
 
 import shutil
-import tempfile
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +23,13 @@ def write_digits(folder: Path) -> Path:
 
     images, labels = load_digits(return_X_y=True)
     splits = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=".digits-", dir=folder.parent))
+    building = folder.with_name(f".digits-{uuid.uuid4().hex}")
     for split, indices in zip(("train", "val"), splits, strict=True):
         for index in indices:
             pixels = (images[index].reshape(8, 8) * (255 / 16)).round().astype(np.uint8)
             path = building / split / str(labels[index]) / f"{index:04d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(path)
-    building.chmod(0o755)  # mkdtemp gives 0o700; others on the machine may read data
     try:
         building.rename(folder)
     except OSError:

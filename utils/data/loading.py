@@ -4,16 +4,15 @@ Samples stay uint8 until they are on the device; there they are cast and normali
 """
 
 import atexit
-import math
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 from tqdm import tqdm
 
 from utils.common.distributed import Ranks
@@ -53,6 +52,7 @@ class Batch(NamedTuple):
     broken: tuple[Broken, ...]
 
 
+@dataclass(eq=False)
 class ImageDataset(Dataset[Sample]):
     """Decoded and transformed samples, each a pure function of (seed, epoch, index).
 
@@ -69,26 +69,21 @@ class ImageDataset(Dataset[Sample]):
         upright: turn images as their EXIF orientation says.
     """
 
-    def __init__(
-        self,
-        split: ImageSplit,
-        transform: Transform,
-        seed: int,
-        substitute: bool = False,
-        decoder: str = "pil",
-        upright: bool = False,
-    ) -> None:
-        self.split, self.transform, self.decoder, self.upright = split, transform, decoder, upright
-        self.seed = seed
-        self.tries = SUBSTITUTES if substitute else 1
+    split: ImageSplit
+    transform: Transform
+    seed: int
+    substitute: bool = False
+    decoder: str = "pil"
+    upright: bool = False
 
     def __len__(self) -> int:
         return len(self.split.samples)
 
     def __getitem__(self, key: SampleKey) -> Sample:
         broken: list[Broken] = []
-        for attempt in range(self.tries):
-            path, label = self.split.samples[self._sample(key, attempt)]
+        for attempt in range(SUBSTITUTES if self.substitute else 1):
+            other = derive_seed(self.seed, "substitute", key.epoch, key.sample, attempt) % len(self)
+            path, label = self.split.samples[other if attempt else key.sample]
             with seeded_cpu(derive_seed(self.seed, "augment", key.epoch, key.sample)):
                 try:
                     read = self.read(path, label)
@@ -106,29 +101,18 @@ class ImageDataset(Dataset[Sample]):
         """Make what was read and the file's label into the image and label to learn from."""
         return self.transform(*read), label
 
-    def _sample(self, key: SampleKey, attempt: int) -> int:
-        if attempt == 0:
-            return key.sample
-        return derive_seed(self.seed, "substitute", key.epoch, key.sample, attempt) % len(self)
-
 
 def stack(samples: list[Sample], size: int) -> Batch:
     """Stack the samples that could be read, possibly none; ``size`` is the side of an image in pixels.
 
-    The images lie in memory as decoders write them, (B, S, S, 3), and in a data worker in shared memory, so
-    that each is copied once.
+    The images lie in memory as decoders write them, (B, S, S, 3). In a data worker torch stacks them in
+    shared memory, so that each is copied once.
     """
-    images = [sample.image for sample in samples if sample.image is not None]
+    images = [sample.image.permute(1, 2, 0) for sample in samples if sample.image is not None]
     labels = [sample.label for sample in samples if sample.image is not None]
     broken = tuple(file for sample in samples for file in sample.broken)
-    shape = (len(images), size, size, 3)
-    stacked = torch.empty(0, dtype=torch.uint8)
-    if images and get_worker_info() is not None:
-        stacked.set_(torch.UntypedStorage._new_shared(math.prod(shape)))
-    stacked = stacked.resize_(shape).permute(0, 3, 1, 2)
-    for slot, image in zip(stacked, images, strict=True):
-        slot.copy_(image)
-    return Batch(stacked, shared(torch.tensor(labels, dtype=torch.int64)), broken)
+    stacked = default_collate(images) if images else torch.empty(0, size, size, 3, dtype=torch.uint8)
+    return Batch(stacked.permute(0, 3, 1, 2), shared(torch.tensor(labels, dtype=torch.int64)), broken)
 
 
 def shared(tensor: Tensor) -> Tensor:
@@ -154,18 +138,10 @@ def check_shared_memory(workers: int) -> None:
         raise UserError(SHARED_MEMORY)
 
 
-def _tensors(nested: Any) -> Iterator[Tensor]:
-    """Yield the tensors of a batch, in whatever lists and dicts."""
-    if isinstance(nested, Tensor):
-        yield nested
-        return
-    for part in nested.values() if isinstance(nested, Mapping) else nested:
-        yield from _tensors(part)
-
-
 Batches = TypeVar("Batches", TrainBatches, EvalBatches)
 
 
+@dataclass(eq=False)
 class DeviceLoader(Generic[Batches]):
     """Batches on the device: images (B, 3, H, W) normalised float32, labels (B,) int64.
 
@@ -187,36 +163,28 @@ class DeviceLoader(Generic[Batches]):
     without = "left out"  # what an evaluation does with undecodable files
     remedy = "; scripts/check_data.py lists all"
 
-    def __init__(
-        self,
-        dataset: ImageDataset,
-        batches: Batches,
-        collate: Callable[[list[Sample]], Batch],
-        workers: int,
-        device: torch.device,
-        layout: torch.memory_format = torch.contiguous_format,
-        max_bad: float = 1.0,
-    ) -> None:
-        self.dataset = dataset
-        self.batches: Batches = batches
-        self.device = device
-        self.layout = layout
-        self.mean, self.std = (
-            255 * torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD)
-        )
-        self.most_bad = max_bad * len(dataset)
-        self.broken: set[Broken] = set()
-        self.read = 0
-        check_shared_memory(workers)
+    dataset: ImageDataset
+    batches: Batches
+    collate: Callable[[list[Sample]], Batch]
+    workers: int
+    device: torch.device
+    layout: torch.memory_format = torch.contiguous_format
+    max_bad: float = 1.0
+
+    def __post_init__(self) -> None:
+        mean, std = torch.tensor((MEAN, STD), device=self.device).mul_(255).view(2, 1, 3, 1, 1)
+        self.mean, self.std = mean, std
+        self.most_bad = self.max_bad * len(self.dataset)
+        self.read, self.broken, self.named = 0, set[Broken](), set[str]()
+        check_shared_memory(self.workers)
         atexit.register(end_workers)
-        self.named: set[str] = set()
         self.loader: DataLoader[Any] = DataLoader(
-            dataset,
-            batch_sampler=batches,
-            num_workers=workers,
-            collate_fn=collate,
-            pin_memory=device.type == "cuda",
-            persistent_workers=workers > 0,
+            self.dataset,
+            batch_sampler=self.batches,
+            num_workers=self.workers,
+            collate_fn=self.collate,
+            pin_memory=self.device.type == "cuda",
+            persistent_workers=self.workers > 0,
             worker_init_fn=ignore_signals,
         )
 
@@ -227,22 +195,7 @@ class DeviceLoader(Generic[Batches]):
         return str(self.batches)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        if self.device.type != "cuda":
-            yield from map(self._to_device, self._checked())
-            return
-        # The next batch is copied and normalised, on a stream of its own, while this one is computed on.
-        stream = torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))  # mean and std are made there
-        ahead: tuple[Tensor, Tensor, torch.cuda.Event] | None = None
-        for batch in self._checked():
-            with torch.cuda.stream(stream):
-                images, labels = self._to_device(batch)
-                following = images, labels, stream.record_event()
-            if ahead is not None:
-                yield self._arrived(*ahead)
-            ahead = following
-        if ahead is not None:
-            yield self._arrived(*ahead)
+        return map(self._to_device, self._checked())
 
     def _checked(self) -> Iterator[Batch]:
         """Yield the batches of the workers, and count the files that could not be decoded."""
@@ -259,14 +212,6 @@ class DeviceLoader(Generic[Batches]):
         images = batch.images.to(self.device, non_blocking=True)
         images = images.to(torch.float32, memory_format=self.layout).sub_(self.mean).div_(self.std)
         return images, batch.labels.to(self.device, non_blocking=True)
-
-    def _arrived(self, images: Tensor, labels: Tensor, done: torch.cuda.Event) -> tuple[Tensor, Tensor]:
-        """Let the computation wait for a batch, and its memory wait for the computation."""
-        current = torch.cuda.current_stream(self.device)
-        current.wait_event(done)
-        for tensor in _tensors((images, labels)):
-            tensor.record_stream(current)
-        return images, labels
 
     def _too_many(self, broken: Collection[Broken]) -> str:
         first = min(broken)

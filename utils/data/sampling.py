@@ -61,8 +61,8 @@ class TrainBatches(Sampler[list[SampleKey]]):
             )
         self.size, self.seed, self.parts, self.wanted = size, seed, parts, batch
         self.batch = min(batch, size // (parts * processes))
-        self.rank, self.processes = rank, processes
-        self.epoch, self.images = 0, 0
+        self.samples_per_step = self.batch * parts * processes  # samples of a step, over all processes
+        self.rank, self.epoch, self.images = rank, 0, 0
 
     def set_position(self, position: Position) -> None:
         """Start the next iteration at this position; skipped samples are not read.
@@ -71,11 +71,6 @@ class TrainBatches(Sampler[list[SampleKey]]):
         rest of the epoch is still every remaining image, once.
         """
         self.epoch, self.images = position.epoch, position.images
-
-    @property
-    def samples_per_step(self) -> int:
-        """Samples of a step, over all parts and processes."""
-        return self.batch * self.parts * self.processes
 
     @property
     def first_step(self) -> int:
@@ -100,17 +95,18 @@ class TrainBatches(Sampler[list[SampleKey]]):
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         order = self.order()
-        for position in range(len(self)):
-            step, part = divmod(position, self.parts)
-            start = self.images + step * self.samples_per_step + (self.rank * self.parts + part) * self.batch
-            yield [SampleKey(self.epoch, int(index)) for index in order[start : start + self.batch]]
+        for step in range(self.first_step, self.steps):
+            for samples in self._of_step(order, step).split(self.batch):
+                yield [SampleKey(self.epoch, sample) for sample in samples.tolist()]
 
     def of_step(self, step: int) -> list[int]:
         """Return the samples of this process in a step of the epoch, counted from 0."""
-        order = self.order()
-        first = self.images + (step - self.first_step) * self.samples_per_step
-        start = first + self.rank * self.parts * self.batch
-        return order[start : start + self.parts * self.batch].tolist()
+        return self._of_step(self.order(), step).tolist()
+
+    def _of_step(self, order: Tensor, step: int) -> Tensor:
+        share = self.batch * self.parts
+        start = self.images + (step - self.first_step) * self.samples_per_step + self.rank * share
+        return order[start : start + share]
 
 
 class EvalBatches(Sampler[list[SampleKey]]):

@@ -69,9 +69,8 @@ class TrainTransform:
         self.further: list[v2.Transform] = []
         if auto_augment:
             fill = [round(255 * value) for value in MEAN]
-            augment = AUTO_AUGMENT[auto_augment]
-            bilinear = v2.InterpolationMode.BILINEAR
-            self.further += [v2.ToPILImage(), augment(interpolation=bilinear, fill=fill), v2.PILToTensor()]
+            augment = AUTO_AUGMENT[auto_augment](interpolation=v2.InterpolationMode.BILINEAR, fill=fill)
+            self.further += [v2.ToPILImage(), augment, v2.PILToTensor()]
         if random_erase:
             self.further.append(v2.RandomErasing(random_erase, value=[255 * value for value in MEAN]))
 
@@ -94,9 +93,8 @@ class ValTransform:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.resize_and_crop = v2.Compose(
-            [v2.Resize(round(size * 256 / 224), antialias=True), v2.CenterCrop(size)]
-        )
+        resize = v2.Resize(round(size * 256 / 224), antialias=True)
+        self.resize_and_crop = v2.Compose([resize, v2.CenterCrop(size)])
 
     def box(self, height: int, width: int) -> Box:
         """Return the whole image."""

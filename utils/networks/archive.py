@@ -59,12 +59,10 @@ def _read_safetensors(path: str) -> dict[str, Any]:
     with safe_open(path, "pt") as file:
         weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         notes = (file.metadata() or {}).get(NOTES)
-    if notes is None:
-        return weights
-    fields = json.loads(notes)
+    fields = json.loads(notes or "{}")
     if not isinstance(fields, dict):
         raise DamagedError("its metadata are not the fields of a checkpoint")
-    return {**fields, "state_dict": weights}
+    return {**fields, "state_dict": weights} if notes else weights
 
 
 def _refuse_compressed(path: str) -> None:
@@ -86,11 +84,10 @@ def _check_tensors(content: object, size: int) -> None:
     Each reference to an array counts as one more array, as it does to code that walks through the content.
     """
     total = 0
-    for tensor in _tensors(content):
-        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.dtype in _TYPES
-        if not plain:
+    for tensor in (part for part in _parts(content) if isinstance(part, Tensor)):
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in _TYPES:
             raise DamagedError("it holds tensors that are not plain arrays")
-        total += tensor.numel() * tensor.element_size()
+        total += tensor.nbytes
         if total > 4 * size + 1_000_000:
             raise DamagedError(f"its tensors ({total:,} bytes and more) are larger than the file")
 
@@ -124,21 +121,16 @@ def _parts(content: object) -> Iterator[object]:
     Raises:
         DamagedError: there are too many; with nested references a small file can contain any number.
     """
-    waiting, count = [content], 0
-    while waiting:
-        part = waiting.pop()
-        count += 1
-        if count > _MAX_PARTS:
-            raise DamagedError("it has too many parts")
-        yield part
+    waiting = [content]
+    for _ in range(_MAX_PARTS):
+        if not waiting:
+            return
+        yield (part := waiting.pop())
         if isinstance(part, dict):
             waiting += [*part.values(), *part.keys()][::-1]
         elif isinstance(part, list | tuple):
             waiting += part[::-1]
-
-
-def _tensors(content: object) -> Iterator[Tensor]:
-    return (part for part in _parts(content) if isinstance(part, Tensor))
+    raise DamagedError("it has too many parts")
 
 
 def checksum(content: dict[Any, Any]) -> str:

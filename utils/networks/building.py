@@ -117,12 +117,9 @@ def build_model(
     Raises:
         UserError: the builder refuses the arguments, or there are no weights to download.
     """
-    options = {
-        "groups": spec.cardinality,
-        "width_per_group": spec.base_width,
-        "zero_init_residual": zero_gamma or None,
-    }
-    kwargs: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    widths = {"groups": spec.cardinality, "width_per_group": spec.base_width}
+    kwargs: dict[str, Any] = {name: value for name, value in widths.items() if value is not None}
+    kwargs |= {"zero_init_residual": True} if zero_gamma else {}
     try:
         if pretrained:
             instead = "give a file with --finetune or --resume"
@@ -130,11 +127,9 @@ def build_model(
         model = create_model(spec.arch, num_classes=classes, **kwargs)
         return model, count(model, (3, spec.img_size, spec.img_size))
     except (TypeError, ValueError, NotImplementedError, RuntimeError, AssertionError) as error:
-        flags = (("--cardinality", spec.cardinality), ("--base-width", spec.base_width))
-        given = [f"{flag} {value}" for flag, value in flags if value is not None]
-        given += ["--zero-gamma"] if zero_gamma else []
-        given += [f"--img-size {spec.img_size}"]
-        raise UserError(f"-a {spec.arch} does not take {' '.join(given)}: {error}") from None
+        given = weights.width_flags(spec.cardinality, spec.base_width) + " --zero-gamma" * zero_gamma
+        given += f" --img-size {spec.img_size}"
+        raise UserError(f"-a {spec.arch} does not take{given}: {error}") from None
     except OSError as error:
         raise UserError(f"--pretrained: the weights of {spec.arch} cannot be downloaded: {error}") from None
 
@@ -176,12 +171,8 @@ def finetune(net: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
         raise UserError(f"--finetune {path}: no layer of this network has its name and shape there")
     net.load_state_dict(fitting, strict=False)
     print(f"fine-tuning {path}: {len(fitting)} of {len(own)} tensors are from it")
-    print(f"  new: {_listed(new)}")
-    print(f"  not used from the file: {_listed(unused)}")
-
-
-def _listed(keys: list[str]) -> str:
-    return f"{len(keys)} ({', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''})" if keys else "none"
+    for what, keys in (("new", new), ("not used from the file", unused)):
+        print(f"  {what}: {len(keys)} ({weights.first(keys, 4)})" if keys else f"  {what}: none")
 
 
 def load_checkpoint(net: nn.Module, saved: Mapping[str, Any], arch: str, file: str, evaluate: bool) -> None:
@@ -198,11 +189,7 @@ def load_checkpoint(net: nn.Module, saved: Mapping[str, Any], arch: str, file: s
 
 
 def place(
-    net: nn.Module,
-    device: torch.device,
-    channels_last: bool = False,
-    sync_bn: bool = False,
-    compiled: bool = False,
+    net: nn.Module, device: torch.device, channels_last: bool, sync_bn: bool, compiled: bool
 ) -> nn.Module:
     """Put a network on its device.
 

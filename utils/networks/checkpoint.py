@@ -76,13 +76,15 @@ def _first_sentence(error: Exception) -> str:
 
 
 def _normalize(content: object, source: str) -> dict[str, Any]:
-    if isinstance(content, dict) and content and _all_tensors(content):
+    if _matches(content, {str: Tensor}) and content:
         content = {"state_dict": content}
-    state = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(content, dict) or not isinstance(state, dict) or not _all_tensors(state):
+    if not isinstance(content, dict) or not _matches(content, {"state_dict": {str: Tensor}}):
         raise UserError(f"{source}: it holds no network weights ('state_dict')")
-    _check_fields(content, source)
-    return {**content, "state_dict": {_plain_key(key): value for key, value in state.items()}}
+    wrong = [key for key, kind in _SCHEMA.items() if key in content and not _matches(content[key], kind)]
+    if wrong:
+        raise UserError(f"{source}: damaged ({' and '.join(wrong)} not of the kind expected)")
+    weights = {_plain_key(key): value for key, value in content["state_dict"].items()}
+    return {**content, "state_dict": weights}
 
 
 def _count(value: object) -> bool:
@@ -127,21 +129,20 @@ def _matches(value: object, schema: Any) -> bool:
     return all(_matches(key, of_keys) and _matches(item, of_values) for key, item in value.items())
 
 
-def _group(value: object) -> bool:
+def _group(value: Any) -> bool:
     """A group of an optimizer's parameters: their numbers and, in our files, their names."""
-    if not isinstance(value, dict) or not _matches(value, {"params": [_count]}):
+    if not _matches(value, {"params": [_count]}):
         return False
     names = value.get("param_names", [""] * len(value["params"]))
     return _matches(names, [_text]) and len(names) == len(value["params"])
 
 
-def _arguments(value: object) -> bool:
+def _arguments(value: Any) -> bool:
     """The flags of a command line; the sizes that an evaluation takes from them are whole numbers from 1."""
-    return (
-        _matches(value, {str: _plain})
-        and isinstance(value, dict)
-        and all(_count(value[name]) and value[name] for name in _SIZES if value.get(name) is not None)
-    )
+    if not _matches(value, {str: _plain}):
+        return False
+    sizes = (value[name] for name in _SIZES if value.get(name) is not None)
+    return all(_count(size) and size > 0 for size in sizes)
 
 
 # What a run that goes on from a checkpoint relies on.
@@ -161,16 +162,6 @@ _SCHEMA: Mapping[str, Any] = MappingProxyType(
         "arguments": _arguments,
     }
 )
-
-
-def _check_fields(content: Mapping[Any, Any], source: str) -> None:
-    wrong = [key for key, kind in _SCHEMA.items() if key in content and not _matches(content[key], kind)]
-    if wrong:
-        raise UserError(f"{source}: damaged ({' and '.join(wrong)} not of the kind expected)")
-
-
-def _all_tensors(values: Mapping[Any, Any]) -> bool:
-    return all(isinstance(key, str) and isinstance(value, Tensor) for key, value in values.items())
 
 
 def _plain_key(key: str) -> str:

@@ -39,14 +39,13 @@ def load_weights(
     Raises:
         UserError: it does not fit; the message counts the differences and says what would fit.
     """
-    state = saved["state_dict"]
-    if problems := differences(model, state):
+    if problems := differences(model, saved["state_dict"]):
         remedy = _remedy(_shapes(model.state_dict()), saved, arch, path, choice)
         raise UserError(f"{flag} {path} does not fit {arch}: {problems}; {remedy}")
     if _is_other(saved, arch):
         instead = choice.format(arch=saved["arch"], groups=_group_flags(saved), classes="")
         raise UserError(f"{flag} {path} holds {saved['arch']}, not {arch}; give {instead}")
-    model.load_state_dict(state)
+    model.load_state_dict(saved["state_dict"])
 
 
 def _is_other(saved: Mapping[str, Any], arch: str) -> bool:
@@ -83,7 +82,12 @@ def _remedy(expected: Shapes, saved: Mapping[str, Any], arch: str, path: str, ch
 def _group_flags(saved: Mapping[str, Any]) -> str:
     """The run's flags that change the shapes of its network, besides ``-a`` and ``--num-classes``."""
     given = saved.get("arguments", {})
-    flags = (("--cardinality", given.get("cardinality")), ("--base-width", given.get("base_width")))
+    return width_flags(given.get("cardinality"), given.get("base_width"))
+
+
+def width_flags(cardinality: int | None, base_width: int | None) -> str:
+    """The flags of these widths, each after a blank; empty for those of the architecture."""
+    flags = (("--cardinality", cardinality), ("--base-width", base_width))
     return "".join(f" {flag} {value}" for flag, value in flags if value is not None)
 
 
@@ -140,10 +144,15 @@ def differences(model: nn.Module, state: Mapping[str, Tensor]) -> str:
         if key in state and state[key].shape != expected[key].shape
     ]
     return "; ".join(
-        f"{len(items)} keys {what} ({', '.join(items[:2])}{', ...' if len(items) > 2 else ''})"
+        f"{len(items)} keys {what} ({first(items, 2)})"
         for what, items in (("missing", missing), ("unexpected", extra), ("of another shape", shapes))
         if items
     )
+
+
+def first(items: Sequence[str], most: int) -> str:
+    """Join the first items, and say whether there are more."""
+    return ", ".join(items[:most]) + ", ..." * (len(items) > most)
 
 
 def fitting_architectures(state: Mapping[str, Tensor]) -> list[str]:
@@ -171,13 +180,6 @@ def output_count(state: Mapping[str, Tensor], arch: str) -> int:
 def outputs_in(state: Mapping[str, Tensor], arch: str) -> int | None:
     """Outputs of the classifier of ``arch`` in a checkpoint; None if it has none."""
     return _outputs(_known_shapes(arch), _shapes(state))
-
-
-def load_but_for_outputs(model: nn.Module, whole: nn.Module) -> None:
-    """Load the weights of a network with another number of outputs; the classifier keeps its own."""
-    own = model.state_dict()
-    known = {key: value for key, value in whole.state_dict().items() if value.shape == own[key].shape}
-    model.load_state_dict({**own, **known})
 
 
 def _fits(expected: Shapes, shapes: Shapes) -> bool:
