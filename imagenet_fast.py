@@ -78,8 +78,7 @@ def parse_arguments(
     parser = create_parser(description, defaults)
     args = parser.parse_args()
     check(parser, args)
-    check_tricks(parser, args, defaults["mineps"], defaults["lam"])
-    args.cos = args.cos or (defaults["cosine"] and not args.schedule)
+    check_tricks(parser, args, defaults["mineps"], defaults["lam"], defaults["cosine"])
     return args, parser.recorded(args)
 
 

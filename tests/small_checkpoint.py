@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from models import create_model
-from utils.networks import checkpoint
+from utils.runs.folder import save
 
 ARCH = "shufflenetv2_05x"
 CLASSES = ("cat", "dog", "owl")
@@ -49,4 +49,4 @@ def fields(net: nn.Module) -> dict[str, Any]:
 def write_checkpoint(folder: Path, net: nn.Module | None = None, **changes: object) -> Path:
     """Write one into ``folder``; a field of None is left out."""
     content = {**fields(net or calibrated()), **changes}
-    return checkpoint.save({key: value for key, value in content.items() if value is not None}, folder)
+    return save({key: value for key, value in content.items() if value is not None}, folder)

@@ -16,14 +16,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from detection.backbone import create_backbone
-from detection.coco import coco_validation_loader, read_coco
+from detection.coco import read_coco
 from detection.detectors import create_detector
-from detection.evaluate import evaluate
+from detection.evaluate import CocoEvaluation
+from detection.loading import coco_validation_loader
 from utils.common import distributed
+from utils.data.loading import Reading
 
 IDS = (1, 3, 90)  # of the categories, as COCO's with gaps
 NAMES = ("cat", "dog", "owl")
-SETTINGS: dict[str, Any] = {"train_batch": 2, "test_batch": 2, "workers": 0, "max_bad": 0.5, "hflip": 0.5}
 
 
 def write_coco(root: Path, split: str, images: int, seed: int = 0, objects: int = 3) -> dict[str, Any]:
@@ -116,12 +117,13 @@ def main() -> None:
     with distributed.start("cpu", args.local_rank) as ranks:
         for data in args.data:
             split = read_coco(data, "val2017", training=False, masks=True)
-            loader = coco_validation_loader(split, argparse.Namespace(**SETTINGS), 1, ranks)
-            scores, results = evaluate(Guess(masks=True), loader, split, ranks)
+            loader = coco_validation_loader(split, 2, Reading(max_bad=0.5), ranks)
+            evaluation = CocoEvaluation(split, Guess(masks=True), loader, ranks)
+            scores = evaluation.run()
             texts = ranks.gather(str(scores))
             if ranks.main:
                 numbers = [list(part.values()) for part in scores if part is not None]
-                found = {"scores": numbers, "results": results, "texts": texts}
+                found = {"scores": numbers, "results": evaluation.records, "texts": texts}
                 (data / f"{ranks.size}.json").write_text(json.dumps(found))
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from utils.common import distributed
-from utils.data.loading import training_loader
+from utils.data.loading import Reading, training_loader
 from utils.data.sampling import Position
 from utils.data.splits import open_data
 from utils.data.transforms import TrainTransform
@@ -19,7 +19,7 @@ from utils.training.classification import Classification
 from utils.training.ema import create_average
 from utils.training.engine import Trainer
 from utils.training.losses import LabelSmoothing
-from utils.training.optim import create_optimizer
+from utils.training.optim import WeightDecay, create_optimizer, decaying_kinds
 from utils.training.schedule import Schedule
 
 
@@ -34,18 +34,8 @@ def main() -> None:
     parser.add_argument("--fail", type=int, help="a rank that raises an error")
     parser.add_argument("--local-rank", type=int)
     args = parser.parse_args()
-    settings = {
-        "img_size": 24,
-        "hflip": 0.5,
-        "auto_augment": "ta",
-        "random_erase": 0.5,
-        "workers": 0,
-        "max_bad": 0.01,
-        "decoder": "pil",
-    }
-    decay = {"wdall": False, "nowd_bn": False, "nowd_fc": False, "nowd_conv": True, "el2": True}
-    rates = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-3, "lam": 1e-3, "mineps": 1e-2}
-    args.__dict__.update({**settings, **decay, **rates})
+    kinds = decaying_kinds(wd_all=False, nowd_bn=False, nowd_fc=False, nowd_conv=True)
+    decay = WeightDecay(1e-3, kinds, lam=1e-3, shift=1e-2)
     with distributed.start("cpu", args.local_rank) as ranks:
         print("hello")
         if args.fail == ranks.rank:
@@ -54,9 +44,11 @@ def main() -> None:
         net = small_net()
         split = open_data(args.data, evaluate=False).train
         assert split is not None
-        transform = TrainTransform(args, (0.08, 1.0))
-        loader = training_loader(split, transform, args, 1, ranks, parts=args.parts)
-        optimizer, average = create_optimizer(net, args), create_average(net, 0.9, {})
+        transform = TrainTransform(24, auto_augment="ta", random_erase=0.5)
+        reading = Reading(max_bad=0.01)
+        loader = training_loader(split, transform, args.train_batch, 1, reading, ranks, parts=args.parts)
+        optimizer = create_optimizer(net, decay, lr=0.1, momentum=0.9, nesterov=True)
+        average = create_average(net, 0.9, {})
         model = ranks.wrap(net)
         for epoch in range(args.epochs):
             if args.wrap_anew:
@@ -64,10 +56,11 @@ def main() -> None:
             task = Classification(LabelSmoothing(0.1, 3))
             trainer = Trainer(model, optimizer, task, Schedule(0.1, 2), 1, ranks)
             trainer.accumulate, trainer.clip, trainer.average = args.parts, 1.0, average
-            trained, _ = trainer.epoch(loader, Position(epoch))
+            for _ in trainer.epoch(loader, Position(epoch)):
+                pass
         if ranks.main:
             assert average is not None
-            state = {**net.state_dict(), "loss": torch.tensor(trained.loss), **average.state_dict()}
+            state = {**net.state_dict(), "loss": torch.tensor(trainer.trained.loss), **average.state_dict()}
             torch.save(state, args.out)
 
 

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 
 from utils.common.errors import UserError
 from utils.networks import archive, checkpoint
+from utils.runs.folder import save
 
 
 def saved(folder: Path) -> Path:
@@ -44,7 +45,7 @@ def saved(folder: Path) -> Path:
         "half": torch.randn(5, generator=generator).bfloat16(),
         "none": None,
     }
-    return checkpoint.save(state, folder)
+    return save(state, folder)
 
 
 def outcome(path: Path) -> str:

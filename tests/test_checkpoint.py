@@ -14,6 +14,8 @@ import torch
 from models import create_model, list_models
 from utils.common.errors import UserError
 from utils.networks import checkpoint
+from utils.runs import folder as run_folder
+from utils.runs.folder import BEST, LAST, newest
 
 
 def state(epoch: int) -> dict[str, Any]:
@@ -21,17 +23,17 @@ def state(epoch: int) -> dict[str, Any]:
 
 
 def save(epoch: int, folder: Path, is_best: bool, keep: int = 2) -> None:
-    checkpoint.publish(checkpoint.save(state(epoch), folder), is_best, keep)
+    run_folder.publish(run_folder.save(state(epoch), folder), is_best, keep)
 
 
 def test_best_is_kept_when_later_epochs_are_worse(tmp_path: Path) -> None:
     for epoch in (1, 2, 3):
         save(epoch, tmp_path, is_best=epoch == 1)
-    assert checkpoint.load(str(tmp_path / checkpoint.LAST))["epoch"] == 3
-    assert checkpoint.load(str(tmp_path / checkpoint.BEST))["epoch"] == 1
+    assert checkpoint.load(str(tmp_path / LAST))["epoch"] == 3
+    assert checkpoint.load(str(tmp_path / BEST))["epoch"] == 1
     kept = ["checkpoint-0002-0000000.pth.tar", "checkpoint-0003-0000000.pth.tar"]
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == [*kept, checkpoint.LAST, checkpoint.BEST]
+    assert names == [*kept, LAST, BEST]
 
 
 class FailingFile:
@@ -93,34 +95,34 @@ def test_a_failure_while_saving_keeps_the_previous(
             save(2, tmp_path, is_best=True)
     monkeypatch.undo()
     expected = 2 if fault == "link" else 1
-    for name in (checkpoint.LAST, checkpoint.BEST):
+    for name in (LAST, BEST):
         assert checkpoint.load(str(tmp_path / name))["epoch"] == expected
     after = {path.name for path in tmp_path.iterdir()}
     assert after == set(before) | ({"checkpoint-0002-0000000.pth.tar"} if fault == "link" else set())
 
 
 def test_the_newest_that_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert checkpoint.newest(tmp_path) is None
+    assert newest(tmp_path) is None
     for epoch in (1, 2, 3):
         save(epoch, tmp_path, is_best=epoch == 1, keep=2)
-    newest, before = sorted(tmp_path.glob("checkpoint-*"), reverse=True)
-    assert checkpoint.newest(tmp_path) == str(newest)
-    newest.write_bytes(newest.read_bytes()[:-100])  # and checkpoint.pth.tar, the same file
-    assert checkpoint.newest(tmp_path) == str(before)
-    assert f"note: --resume auto: {newest}: damaged" in capsys.readouterr().out
+    last, before = sorted(tmp_path.glob("checkpoint-*"), reverse=True)
+    assert newest(tmp_path) == str(last)
+    last.write_bytes(last.read_bytes()[:-100])  # and checkpoint.pth.tar, the same file
+    assert newest(tmp_path) == str(before)
+    assert f"note: --resume auto: {last}: damaged" in capsys.readouterr().out
     before.unlink()
-    assert checkpoint.newest(tmp_path) == str(tmp_path / checkpoint.BEST)
-    (tmp_path / checkpoint.BEST).write_bytes(b"")
+    assert newest(tmp_path) == str(tmp_path / BEST)
+    (tmp_path / BEST).write_bytes(b"")
     with pytest.raises(UserError, match="none of the 3 checkpoints"):
-        checkpoint.newest(tmp_path)
+        newest(tmp_path)
 
 
 def test_order_of_kept_checkpoints_is_by_position(tmp_path: Path) -> None:
     positions = [(9, 0), (10, 0), (10, 64), (10, 128), (10, 12_345_678), (11, 0)]
     for epoch, images in positions:
-        checkpoint.save({**state(epoch), "images": images}, tmp_path)
+        run_folder.save({**state(epoch), "images": images}, tmp_path)
     (tmp_path / "checkpoint-mine.pth.tar").touch()
-    assert [checkpoint.position_of(path) for path in checkpoint.kept(tmp_path)] == positions[::-1]
+    assert [run_folder.position_of(path) for path in run_folder.kept(tmp_path)] == positions[::-1]
 
 
 @pytest.mark.parametrize("zipped", [True, False])

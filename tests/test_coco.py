@@ -1,6 +1,5 @@
 """COCO's annotations and images: what is learned, what is refused, flips, batches of one shape."""
 
-import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,20 +10,21 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as rle_masks
-from small_coco import IDS, NAMES, SETTINGS, save, write_coco
+from small_coco import IDS, NAMES, save, write_coco
 from torch import Tensor
 
-from detection.coco import (
-    CocoSplit,
+from detection.coco import CocoSplit, decode_masks, read_coco
+from detection.loading import (
+    CHUNK,
+    GroupedBatches,
+    RaggedLoader,
     coco_training_loader,
     coco_validation_loader,
-    decode_masks,
-    read_coco,
 )
-from detection.loading import RaggedLoader
 from utils.common.distributed import ONE_PROCESS
 from utils.common.errors import UserError
-from utils.data.sampling import CHUNK, GroupedBatches, Position, SampleKey, TrainBatches
+from utils.data.loading import Reading
+from utils.data.sampling import Position, SampleKey, TrainBatches
 
 TRAIN = "train2017"
 # pycocotools 2.0.11 under NumPy 2
@@ -48,8 +48,10 @@ def change(root: Path, how: Callable[[dict[str, Any]], object], split: str = TRA
     return save(root, split, content)
 
 
-def training(split: CocoSplit, **settings: Any) -> RaggedLoader[TrainBatches]:
-    return coco_training_loader(split, argparse.Namespace(**{**SETTINGS, **settings}), 1, ONE_PROCESS)
+def training(
+    split: CocoSplit, hflip: float = 0.5, batch: int = 2, workers: int = 0, max_bad: float = 0.5
+) -> RaggedLoader[TrainBatches]:
+    return coco_training_loader(split, hflip, batch, 1, Reading(workers, max_bad), ONE_PROCESS)
 
 
 def test_labels_and_categories(coco: Path) -> None:
@@ -218,9 +220,7 @@ def test_other_classes_than_those_of_the_checkpoint(coco: Path) -> None:
 
 def samples_of(split: CocoSplit, **settings: Any) -> list[tuple[Tensor, dict[str, Tensor]]]:
     """Every image that the training loader gives, by its id."""
-    pairs = [
-        pair for batch in training(split, train_batch=1, **settings) for pair in zip(*batch, strict=True)
-    ]
+    pairs = [pair for batch in training(split, batch=1, **settings) for pair in zip(*batch, strict=True)]
     return sorted(pairs, key=lambda pair: int(pair[1]["image_id"]))
 
 
@@ -259,7 +259,7 @@ def test_half_of_the_images_are_flipped_and_seed_and_epoch_say_which(coco: Path)
 def test_images_and_targets(coco: Path) -> None:
     change(coco, lambda content: content.update(annotations=content["annotations"][3:]))
     split = read(coco, training=False, masks=True)
-    loader = coco_validation_loader(split, argparse.Namespace(**SETTINGS), 1, ONE_PROCESS)
+    loader = coco_validation_loader(split, 2, Reading(max_bad=0.5), ONE_PROCESS)
     batches: list[Any] = list(loader)
     assert [len(images) for images, _ in batches] == [len(targets) for _, targets in batches] == [2, 2, 2, 1]
     image, target = batches[0][0][0], batches[0][1][0]
@@ -296,7 +296,7 @@ def test_files_that_cannot_be_decoded_or_have_another_size(
 ) -> None:
     (coco / TRAIN / "0001.png").write_bytes(b"no picture")
     Image.new("RGB", (20, 30)).save(coco / TRAIN / "0002.png")
-    loader = training(read(coco, masks=True), train_batch=7)
+    loader = training(read(coco, masks=True), batch=7)
     ((images, targets),) = loader
     assert len(images) == len(targets) == 7
     assert not {999, 998} & {int(target["image_id"]) for target in targets}
@@ -306,7 +306,7 @@ def test_files_that_cannot_be_decoded_or_have_another_size(
     assert "0002.png (ValueError: it has 20 x 30 pixels, by its annotations " in output
     assert "2 images could not be decoded: replaced by others" in output
     with pytest.raises(UserError, match=r"more than --max-bad allows; the first: .*0001.*\)$"):
-        list(training(read(coco), max_bad=0.1, train_batch=7))
+        list(training(read(coco), max_bad=0.1, batch=7))
 
 
 WIDE = torch.rand(300, generator=torch.Generator().manual_seed(0)) < 0.7

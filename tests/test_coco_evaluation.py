@@ -1,12 +1,10 @@
 """COCO's numbers: those of pycocotools, of every image once, whatever the processes."""
 
-import argparse
 import contextlib
 import io
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,14 +12,22 @@ from conftest import REPOSITORY, Run
 from pycocotools import mask as rle_masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from small_coco import IDS, SETTINGS, Guess, save, write_coco
+from small_coco import IDS, Guess, save, write_coco
 
-from detection.coco import CocoSplit, coco_validation_loader, decode_masks, read_coco
-from detection.evaluate import NUMBERS, Results, Scores, evaluate, score, to_results, write_results
-from detection.loading import RaggedLoader
+from detection.coco import CocoSplit, decode_masks, read_coco
+from detection.evaluate import (
+    NUMBERS,
+    CocoEvaluation,
+    Results,
+    Scores,
+    score,
+    to_results,
+    write_results,
+)
+from detection.loading import coco_validation_loader
 from utils.common.distributed import ONE_PROCESS
 from utils.common.errors import UserError
-from utils.data.sampling import EvalBatches
+from utils.data.loading import Reading
 
 BOTH = ("bbox", "segm")
 # pycocotools 2.0.11 under NumPy 2
@@ -38,8 +44,11 @@ def read(root: Path, masks: bool = True) -> CocoSplit:
     return read_coco(root, "val2017", training=False, masks=masks)
 
 
-def validation(split: CocoSplit, **settings: Any) -> RaggedLoader[EvalBatches]:
-    return coco_validation_loader(split, argparse.Namespace(**{**SETTINGS, **settings}), 1, ONE_PROCESS)
+def evaluate(split: CocoSplit, masks: bool = True, batch: int = 2) -> tuple[Scores, Results]:
+    """The scores of guesses, and their records."""
+    loader = coco_validation_loader(split, batch, Reading(max_bad=0.5), ONE_PROCESS)
+    evaluation = CocoEvaluation(split, Guess(masks), loader)
+    return evaluation.run(), evaluation.records
 
 
 def perfect(split: CocoSplit) -> Results:
@@ -97,7 +106,7 @@ def test_what_the_file_says_is_perfect(coco: Path) -> None:
 @pytest.mark.parametrize("masks", [False, True])
 def test_guesses_are_scored_as_by_pycocotools(coco: Path, masks: bool) -> None:
     split = read(coco, masks)
-    scores, results = evaluate(Guess(masks), validation(split), split)
+    scores, results = evaluate(split, masks)
     assert len(results) == 80 * 7
     assert [one["image_id"] for one in results] == sorted(one["image_id"] for one in results)
     kinds = BOTH if masks else BOTH[:1]
@@ -122,9 +131,7 @@ def test_scoring_changes_no_record_and_says_nothing(coco: Path, capsys: pytest.C
 
 def test_batches_do_not_matter(coco: Path) -> None:
     split = read(coco)
-    one, all_at_once = (
-        evaluate(Guess(masks=True), validation(split, test_batch=size), split) for size in (1, 7)
-    )
+    one, all_at_once = (evaluate(split, batch=size) for size in (1, 7))
     assert one[1] == all_at_once[1]
     assert str(one[0]) == str(all_at_once[0])
 
@@ -151,7 +158,7 @@ def test_images_that_cannot_be_decoded_have_no_detections(
 ) -> None:
     (coco / "val2017" / "0003.png").write_bytes(b"no picture")
     split = read(coco)
-    scores, results = evaluate(Guess(masks=True), validation(split), split)
+    scores, results = evaluate(split)
     assert {one["image_id"] for one in results} == set(split.image_ids) - {997}
     expected = by_pycocotools(split.annotations, results, "bbox")
     assert list(scores.box.values()) == pytest.approx(expected, nan_ok=True)
@@ -211,7 +218,7 @@ def test_every_image_once_in_several_processes(
     assert result.returncode == 0, result.stderr
     for data in (coco, tmp_path / "few"):
         split = read(data)
-        scores, results = evaluate(Guess(masks=True), validation(split), split)
+        scores, results = evaluate(split)
         found = json.loads((data / f"{processes}.json").read_text())
         assert found["results"] == results
         assert found["texts"] == [str(scores)] * processes

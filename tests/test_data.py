@@ -1,9 +1,9 @@
 """From files to batches: folders, colour modes, broken files, independence of the workers."""
 
-import argparse
 import io
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,8 +28,7 @@ WHOLE = Box(0, 0, 0, 0)  # not looked at
 def loader(images: Path, workers: int, batch: int = 5, seed: int = 1) -> DeviceLoader[TrainBatches]:
     split = open_data(str(images), evaluate=False).train
     assert split is not None
-    flags = argparse.Namespace(img_size=32, hflip=0.5, auto_augment=None, random_erase=0.0)
-    dataset = ImageDataset(split, TrainTransform(flags, (0.08, 1.0)), seed, substitute=True)
+    dataset = ImageDataset(split, TrainTransform(32), seed, substitute=True)
     return DeviceLoader(dataset, TrainBatches(len(dataset), batch, seed), TO_32, workers, CPU)
 
 
@@ -235,13 +234,12 @@ def test_only_broken_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "flags", [{"auto_augment": "ra"}, {"auto_augment": "ta"}, {"auto_augment": "imagenet"}]
 )
-def test_stronger_augmentation_is_seeded_and_keeps_the_format(images: Path, flags: dict[str, str]) -> None:
-    plain = {"img_size": 32, "hflip": 0.5, "auto_augment": None, "random_erase": 0.0}
+def test_stronger_augmentation_is_seeded_and_keeps_the_format(images: Path, flags: dict[str, Any]) -> None:
     split = open_data(str(images), evaluate=False).train
     assert split is not None
 
-    def sample(changes: dict[str, str], epoch: int) -> torch.Tensor:
-        transform = TrainTransform(argparse.Namespace(**{**plain, **changes}), (0.08, 1.0))
+    def sample(flags: dict[str, Any], epoch: int) -> torch.Tensor:
+        transform = TrainTransform(32, **flags)
         image = ImageDataset(split, transform, 1)[SampleKey(epoch, 3)].image
         assert image is not None
         return image
@@ -253,9 +251,9 @@ def test_stronger_augmentation_is_seeded_and_keeps_the_format(images: Path, flag
 
 
 def test_random_erasing_sets_a_box_to_the_mean_colour(images: Path) -> None:
-    flags = argparse.Namespace(img_size=32, hflip=0.0, auto_augment=None, random_erase=1.0)
     mean = torch.tensor([round(255 * value) for value in MEAN])[:, None, None]
-    image = TrainTransform(flags, (0.9, 1.0))(Image.new("RGB", (40, 40), (0, 0, 0)), Box(2, 2, 36, 38))
+    transform = TrainTransform(32, (0.9, 1.0), hflip=0.0, random_erase=1.0)
+    image = transform(Image.new("RGB", (40, 40), (0, 0, 0)), Box(2, 2, 36, 38))
     erased = (image.int() - mean).abs().amax(dim=0) <= 1
     assert image.dtype == torch.uint8
     assert 0.01 < erased.float().mean() < 0.4

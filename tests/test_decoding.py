@@ -1,6 +1,5 @@
 """Decoders agree: the same crops, pixels within one level, the same files refused."""
 
-import argparse
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -189,8 +188,7 @@ def test_all_decoders_draw_the_same_for_a_seed(tmp_path: Path, decoder: str) -> 
     """Box, flip and augmentation of a sample."""
     path = tmp_path / "x.JPEG"
     photograph().save(path)
-    flags = {"img_size": 64, "hflip": 0.5, "auto_augment": None, "random_erase": 0.0}
-    transform = TrainTransform(argparse.Namespace(**flags), (0.08, 1.0))
+    transform = TrainTransform(64)
     split = ImageSplit([(str(path), 0)], ("a",))
     for epoch in range(12):
         samples = [

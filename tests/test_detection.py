@@ -19,6 +19,7 @@ from test_imagenet import events
 from detection import options
 from detection.recipes import RECIPES
 from utils.networks import checkpoint
+from utils.runs.folder import LAST
 
 SCRIPT = "detection/train.py"
 TRAIN, VAL = "train2017", "val2017"
@@ -92,7 +93,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(coco: Path, narrow: None, call: 
     assert middle.exists()
     result = call(*flags, "-c", "rest", "--resume", middle, "-j", 1, script=SCRIPT)
     assert result.returncode == 0, result.stderr
-    assert_same(state(coco.parent / "rest" / checkpoint.LAST), state(whole / checkpoint.LAST))
+    assert_same(state(coco.parent / "rest" / LAST), state(whole / LAST))
     points, rest = (events(folder)["step/loss"] for folder in (whole, coco.parent / "rest"))
     assert sorted(points) == list(range(1, 9))
     assert rest == {step: points[step] for step in (7, 8)}
@@ -104,7 +105,7 @@ def trained(coco: Path, call: Run, detector: str = "mask_rcnn") -> Path:
     """A checkpoint that finds something."""
     flags = ("--model", detector, "--epochs", 1, "--warmup-steps", 0, "-c", "run", "-j", 0)
     assert call(*SMALL, *flags, script=SCRIPT).returncode == 0
-    return coco.parent / "run" / checkpoint.LAST
+    return coco.parent / "run" / LAST
 
 
 def direct(coco: Path, found: Path, kind: str) -> list[float]:
@@ -155,7 +156,7 @@ def test_two_processes_resume_exactly(coco: Path, launch: Run) -> None:
     assert launch(SCRIPT, *flags, "-c", "whole").returncode == 0
     middle = coco.parent / "whole" / "checkpoint-0001-0000004.pth.tar"
     assert launch(SCRIPT, *flags, "-c", "rest", "--resume", middle).returncode == 0
-    assert_same(state(coco.parent / "rest" / checkpoint.LAST), state(coco.parent / "whole" / checkpoint.LAST))
+    assert_same(state(coco.parent / "rest" / LAST), state(coco.parent / "whole" / LAST))
 
 
 @pytest.mark.parametrize("recipe", [recipe.name for recipe in RECIPES])
@@ -173,7 +174,8 @@ def test_a_recipe_sets_the_published_values(recipe: str, monkeypatch: pytest.Mon
 
 def parsed(monkeypatch: pytest.MonkeyPatch, *flags: str) -> Any:
     monkeypatch.setattr("sys.argv", [SCRIPT, "--data", "coco", *flags])
-    return options.parse_arguments(None)
+    args, _ = options.parse_arguments(None)
+    return args
 
 
 def test_a_dry_run_trains_nothing(coco: Path, narrow: None, call: Run) -> None:

@@ -10,9 +10,9 @@ from conftest import REPOSITORY, Run, free_port, write_images
 from forks import Job
 
 from models import create_model
-from utils.common import distributed
-from utils.common.distributed import is_main_process, launch_environment
+from utils.common import devices
 from utils.common.errors import UserError
+from utils.common.launch import is_main_process, launch_environment
 
 SCRIPT = "tests/small_training.py"
 
@@ -129,18 +129,18 @@ def test_the_host_list_is_expanded_by_slurm(tmp_path: Path, monkeypatch: pytest.
 def test_the_device_of_a_process(
     monkeypatch: pytest.MonkeyPatch, device: str, gpus: int, local: int, under_slurm: bool, expected: str
 ) -> None:
-    monkeypatch.setattr(distributed, "gpu_count", lambda: gpus)
-    assert distributed.process_device(device, local, under_slurm) == torch.device(expected)
+    monkeypatch.setattr(devices, "gpu_count", lambda: gpus)
+    assert devices.process_device(device, local, under_slurm) == torch.device(expected)
 
 
 def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """One of them says so."""
-    monkeypatch.setattr(distributed, "gpu_count", lambda: 2)
-    monkeypatch.setattr(distributed, "SECONDS_TO_SPEAK", 0.0)
+    monkeypatch.setattr(devices, "gpu_count", lambda: 2)
+    monkeypatch.setattr("utils.common.launch.SECONDS_TO_SPEAK", 0.0)
     with pytest.raises(UserError, match="only 2 GPUs for process 3"):
-        distributed.process_device("auto", 2, False)
+        devices.process_device("auto", 2, False)
     with pytest.raises(SystemExit):
-        distributed.process_device("auto", 3, False)
+        devices.process_device("auto", 3, False)
 
 
 def test_who_speaks_before_the_processes_have_joined(monkeypatch: pytest.MonkeyPatch) -> None:

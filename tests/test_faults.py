@@ -1,15 +1,15 @@
 """What goes wrong in long runs: files, disks, numbers, processes. Nothing is lost, one line says what."""
 
-import argparse
 import os
 import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,20 +21,21 @@ from tensorboardX.event_file_writer import EventsWriter
 from torch import Tensor, nn
 
 from detection.loading import collect
+from detection.task import LossMeter
 from utils.common.distributed import ONE_PROCESS, Ranks
 from utils.common.errors import UserError
-from utils.data.loading import Sample, stack, training_loader
+from utils.data.loading import Reading, Sample, stack, training_loader
 from utils.data.sampling import Position
 from utils.data.splits import open_data
 from utils.data.transforms import TrainTransform
-from utils.networks.checkpoint import kept, load, position_of
-from utils.runs import saving
+from utils.networks.checkpoint import load
+from utils.runs.folder import kept, position_of
 from utils.runs.run import BAD_BATCH
 from utils.training import engine
 from utils.training.classification import Classification
 from utils.training.ema import create_average
-from utils.training.engine import Keeper, Trainer
-from utils.training.metrics import LossMeter, Recent
+from utils.training.engine import Trainer
+from utils.training.metrics import Recent
 from utils.training.schedule import Schedule
 
 SMALL = ("-a", "shufflenetv2_05x", "--img-size", 32, "--manualSeed", 7, "-j", 0, "--train-batch", 8)
@@ -137,7 +138,7 @@ def test_a_full_disk_at_the_start(
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(saving, "write_log", fail)
+    monkeypatch.setattr("utils.runs.folder.write_log", fail)
     assert_one_line_error(call(*flags, "--epochs", 2), "cannot write to out (No space left on device)")
 
 
@@ -284,32 +285,15 @@ def test_points_of_the_curves_do_not_count_a_skipped_step() -> None:
     assert recent.figures(3, meter.values()).loss == 5
 
 
-class StopAfter(Keeper):
-    """Leaves training after some steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def after_step(self, reached: Position, steps: int, signal: int) -> None:
-        self.left -= 1
-        if not self.left:
-            raise StopIteration
-
-    def give_up(self, reached: Position, why: str, files: Sequence[str]) -> NoReturn:
-        raise UserError(f"at {reached.images} images: {why}")
-
-
 def trained(
     images: Path, bad: int | None, steps: int, skip: bool = True, ranks: Ranks = ONE_PROCESS
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state after some steps of a net with batch norm, one of them with a loss that is not finite."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), small_net()).to(ranks.device)
-    settings = {"img_size": 24, "hflip": 0.5, "auto_augment": None, "random_erase": 0, "workers": 0}
-    args = argparse.Namespace(**settings, max_bad=0.01, train_batch=4, decoder="pil")
     split = open_data(str(images), evaluate=False).train
     assert split is not None
-    loader = training_loader(split, TrainTransform(args, (0.08, 1.0)), args, 1, ranks, parts=2)
+    loader = training_loader(split, TrainTransform(24), 4, 1, Reading(max_bad=0.01), ranks, parts=2)
     calls: list[None] = []
 
     def criterion(logits: Tensor, labels: Tensor) -> Tensor:
@@ -323,8 +307,9 @@ def trained(
     task = Classification(criterion)
     trainer = Trainer(net, optimizer, task, Schedule(0.1, 2), 1, ranks, accumulate=2, average=average)
     trainer.skip_nan = skip
-    with pytest.raises(StopIteration):
-        trainer.epoch(loader, Position(0), StopAfter(steps))
+    for step in islice(trainer.epoch(loader, Position(0)), steps):
+        if step.error:
+            raise UserError(f"at {step.position.images} images: {step.error}")
     return {**net.state_dict(), **average.state_dict()}, optimizer.state_dict()["state"]
 
 

@@ -14,7 +14,7 @@ import imagenet_fast
 import imagenet_mobile
 from models import create_model
 from utils.runs.log import RunLog
-from utils.training.classification import FORM
+from utils.training.classification import LOG_FORMAT
 
 FAST, MOBILE, PLAIN = "imagenet_fast.py", "imagenet_mobile.py", "imagenet.py"
 SMALL = ("-j", 0, "--epochs", 1, "--img-size", 32, "--train-batch", 8, "--test-batch", 21, "--manualSeed", 7)
@@ -103,7 +103,7 @@ OF_FAST: dict[str, tuple[Flags, Flags]] = {
 ELSEWHERE_ALL = {"--help", "--print-freq", "--data", "--workers", "--test-batch", "--pretrained", "--device"}
 ELSEWHERE_ALL |= {"--checkpoint", "--overwrite", "--resume", "--fresh-optimizer", "--evaluate"}
 ELSEWHERE_ALL |= {"--save-every", "--keep", "--on-nan", "--max-bad"}  # tests/test_resume.py, test_faults.py
-ELSEWHERE_ALL |= {"--dry-run"}  # tests/test_rehearsal.py
+ELSEWHERE_ALL |= {"--dry-run"}  # tests/test_dry_run.py
 ELSEWHERE_ALL |= {"--deterministic"}  # below; on a GPU, tests/test_gpu.py
 ELSEWHERE_ALL |= {"--decoder", "--no-cache"}  # tests/test_decoding.py, test_index.py
 ELSEWHERE_PLAIN = ELSEWHERE_ALL | {"--gpu-id"}  # of CUDA; a wrong one: tests/test_bad_input.py
@@ -208,7 +208,7 @@ def test_lines_of_progress(answer: Callable[..., Any]) -> None:
 
 def test_the_table_of_epochs_fits_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of 100 columns, in the long runs of large machines and with any loss."""
-    log = RunLog(tmp_path, 300, FORM.columns, [], 0, 0)
+    log = RunLog(tmp_path, 300, LOG_FORMAT.columns, [], 0, 0)
     log.header()
     log.started -= 5 * 24 * 3600
     for loss in (1.0, 123.4567, 2.5e13, float("inf"), float("nan")):

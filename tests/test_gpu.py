@@ -2,7 +2,6 @@
 
 import json
 import re
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from test_detection import assert_same, state
 from test_detection import rows as log_rows
 from test_faults import assert_no_trace
 from test_goldens import NAMES, l2, relative
-from test_optim import command_line
+from test_optim import optimizer_of
 from test_predict import rows as predictions
 from test_resume import KILLED, KILLER, SMALL
 from test_robustness import SHALLOW, calibrated
@@ -29,11 +28,11 @@ from torch.nn import functional as F
 from models import create_model
 from utils.common.distributed import Ranks
 from utils.common.randomness import configure_torch
-from utils.data.loading import training_loader, validation_loader
+from utils.data.loading import Reading, training_loader, validation_loader
 from utils.data.splits import open_data
 from utils.data.transforms import TrainTransform
-from utils.networks import checkpoint
-from utils.training.optim import create_optimizer, start_momentum
+from utils.runs.folder import LAST
+from utils.training.optim import start_momentum
 from utils.training.precision import Precision
 
 pytestmark = pytest.mark.gpu
@@ -117,7 +116,7 @@ def steps(name: str) -> dict[str, Tensor]:
     """The state of a net after three of imagenet_fast.py's default steps, with the regularizer."""
     configure_torch(deterministic=True, seed=0)
     net = create_model(name, num_classes=5).to(GPU)
-    optimizer = create_optimizer(net, command_line(nowd_conv=True, el2=True, lam=1e-3, mineps=1e-3))
+    optimizer = optimizer_of(net, lam=1e-3, shift=1e-3, nowd_conv=True)
     start_momentum(optimizer)  # the first step overflows
     precision = Precision("O2", torch.float16, True, "dynamic", "cuda")
     model = precision.prepare(net.train(), optimizer)
@@ -144,7 +143,7 @@ def test_the_regularizers_steps_are_a_cpus() -> None:
     for device in (torch.device("cpu"), GPU):
         torch.manual_seed(0)
         net = create_model("ws_resnet18", num_classes=5).to(device)
-        optimizer = create_optimizer(net, command_line(nowd_conv=True, el2=True, mineps=1e-3))
+        optimizer = optimizer_of(net, lam=1.0, shift=1e-3, nowd_conv=True)
         generator = torch.Generator().manual_seed(1)
         for _ in range(3):
             for parameter in net.parameters():
@@ -157,17 +156,16 @@ def test_the_regularizers_steps_are_a_cpus() -> None:
 
 def test_prefetched_batches_are_a_cpus(pictures: Path) -> None:
     """Also when the computation on a batch is still going on while later ones arrive in reused memory."""
-    shown = {"img_size": 32, "hflip": 0.5, "auto_augment": None, "random_erase": 0.0}
-    flags = Namespace(**shown, workers=2, max_bad=0.0, train_batch=8, test_batch=4, decoder="pil")
+    reading = Reading(workers=2, max_bad=0.0)
     splits = open_data(str(pictures), evaluate=False)
     assert splits.train is not None
     busy = torch.randn(2048, 2048, device=GPU)
     found = []
     for device in (torch.device("cpu"), GPU):
         ranks = Ranks(device=device)
-        training = training_loader(splits.train, TrainTransform(flags, (0.08, 1.0)), flags, 1, ranks)
+        training = training_loader(splits.train, TrainTransform(32), 8, 1, reading, ranks)
         batches = []
-        for loader in (training, validation_loader(splits.val, flags, 1, ranks)):
+        for loader in (training, validation_loader(splits.val, 32, 4, reading, ranks)):
             for images, labels in loader:
                 assert images.device == labels.device == device
                 if device.type == "cuda":
@@ -189,6 +187,8 @@ def test_a_run_moves_between_gpu_and_cpu(script: str, call: Run, pictures: Path,
     result = call(*flags, "--manualSeed", 1, "--epochs", 4, "-c", "out", "-j", 2, script=script)
     assert result.returncode == 0, result.stderr
     assert torch.cuda.get_device_name() in result.stdout
+    level = "O2 (float16, float32 batch norm, loss scale dynamic)"  # by default, but in imagenet.py
+    assert (level in result.stdout) == (script != "imagenet.py")
     assert losses(tmp_path / "out")[-1] < 0.8 * losses(tmp_path / "out")[0]
 
     saved = ("-e", "--resume", "out/checkpoint.pth.tar")
@@ -340,7 +340,7 @@ def test_detection(call: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, d
     middle = tmp_path / "whole" / "checkpoint-0001-0000012.pth.tar"
     result = call(*exact, "-c", "rest", "--resume", middle, script=script)
     assert result.returncode == 0, result.stderr
-    assert_same(state(tmp_path / "rest" / checkpoint.LAST), state(tmp_path / "whole" / checkpoint.LAST))
+    assert_same(state(tmp_path / "rest" / LAST), state(tmp_path / "whole" / LAST))
 
 
 def test_benchmarks(call: Run) -> None:

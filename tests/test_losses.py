@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from utils.training.losses import Distillation, LabelSmoothing
+from utils.training.distillation import Distillation
+from utils.training.losses import LabelSmoothing
 
 GOLDEN = json.loads((Path(__file__).parent / "goldens_math.json").read_text())
 

@@ -1,17 +1,16 @@
 """Weight-decay groups, and the e-shifted L2 steps against the published optimizer's."""
 
-import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim import SGD
 
 from models import create_model
-from utils.training.optim import EShiftedSGD, classify, create_optimizer
+from utils.training.optim import EShiftedSGD, WeightDecay, classify, create_optimizer, decaying_kinds
 
 GOLDEN = json.loads((Path(__file__).parent / "goldens_math.json").read_text())["lsgd"]
 
@@ -20,12 +19,20 @@ def normal(seed: int, *shape: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
 
 
-def command_line(**changes: Any) -> argparse.Namespace:
-    plain: dict[str, Any] = {
-        **{"lr": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 0.01, "wdall": False},
-        **{"nowd_bn": False, "nowd_fc": False, "nowd_conv": False, "el2": False, "lam": 1.0, "mineps": 0.01},
-    }
-    return argparse.Namespace(**{**plain, **changes})
+def optimizer_of(
+    net: nn.Module,
+    lam: float | None = None,
+    shift: float = 0.01,
+    nesterov: bool = False,
+    *,
+    wd_all: bool = False,
+    nowd_bn: bool = False,
+    nowd_fc: bool = False,
+    nowd_conv: bool = False,
+) -> SGD:
+    """The optimizer of some flags; with ``lam`` it has the e-shifted L2."""
+    decay = WeightDecay(0.01, decaying_kinds(wd_all, nowd_bn, nowd_fc, nowd_conv), lam, shift)
+    return create_optimizer(net, decay, lr=0.1, momentum=0.9, nesterov=nesterov)
 
 
 @pytest.mark.parametrize(
@@ -118,12 +125,12 @@ def test_parameters_are_what_their_modules_are(arch: str, kinds: dict[str, str])
         ({"nowd_bn": True}, {"conv", "depthwise", "fc"}),
         ({"nowd_bn": True, "nowd_fc": True}, {"conv", "depthwise"}),
         ({"nowd_conv": True}, {"fc", "norm"}),
-        ({"wdall": True}, {"conv", "depthwise", "fc", "norm", "bias"}),
+        ({"wd_all": True}, {"conv", "depthwise", "fc", "norm", "bias"}),
     ],
 )
 def test_decay_by_flags(flags: dict[str, bool], decaying: set[str]) -> None:
     net = create_model("mobilenetv1", num_classes=10)
-    optimizer = create_optimizer(net, command_line(**flags))
+    optimizer = optimizer_of(net, **flags)
     kind = {id(one.parameter): one.kind for one in classify(net)}
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert {kind[i] for i, value in decay.items() if value} == decaying
@@ -132,7 +139,7 @@ def test_decay_by_flags(flags: dict[str, bool], decaying: set[str]) -> None:
 
 def test_the_table_counts_every_parameter(capsys: pytest.CaptureFixture[str]) -> None:
     net = create_model("srm_resnet18", num_classes=10)
-    create_optimizer(net, command_line(el2=True, nowd_conv=True))
+    optimizer_of(net, lam=1.0, nowd_conv=True)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     assert sum(int(row[1]) for row in rows) == len(list(net.parameters()))
     assert sum(int(row[2].replace(",", "")) for row in rows) == sum(p.numel() for p in net.parameters())

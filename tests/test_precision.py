@@ -1,20 +1,21 @@
 """Mixed precision: which types are used, what the optimizer sees, that a loss scale never shows."""
 
-import argparse
 import copy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_optim import command_line
+from test_optim import optimizer_of
 from torch import nn
 from torch.nn import functional as F
 
 from utils.common.errors import UserError
-from utils.training.optim import create_optimizer, start_momentum
-from utils.training.precision import ApexPrecision, Precision, choose_precision
+from utils.training.apex import ApexPrecision, choose_apex
+from utils.training.optim import start_momentum
+from utils.training.precision import Precision, choose_precision
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -128,8 +129,7 @@ def test_an_overflow_at_the_first_step_leaves_no_trace(nesterov: bool) -> None:
     ends = []
     for overflows in (True, False):
         net = small_net()
-        args = command_line(el2=True, nowd_conv=True, nesterov=nesterov)
-        optimizer = create_optimizer(net, args)
+        optimizer = optimizer_of(net, lam=1.0, nesterov=nesterov, nowd_conv=True)
         precision = Precision("O1", torch.float16, loss_scale="dynamic")
         start_momentum(optimizer)
         images = torch.ones(4, 3, 12, 12)
@@ -158,27 +158,22 @@ def test_buffers_of_other_modules_are_half_in_o2() -> None:
     assert net.state_dict()["1.1.running_mean"].abs().sum() > 0
 
 
-def flags(**changes: Any) -> argparse.Namespace:
-    plain = {"opt_level": None, "amp_dtype": None, "loss_scale": None, "keep_batchnorm_fp32": None}
-    return argparse.Namespace(**{**plain, "amp_backend": "native", **changes})
-
-
 @pytest.mark.parametrize(
-    ("device", "changes", "text"),
+    ("device", "level", "flags", "text"),
     [
-        ("cpu", {}, "O0 (float32)"),
-        ("cuda", {}, "O2 (float16, float32 batch norm, loss scale dynamic)"),
-        ("cuda", {"opt_level": "O1"}, "O1 (float16, loss scale dynamic)"),
-        ("cuda", {"opt_level": "O3"}, "O3 (float16, half batch norm, loss scale 1)"),
-        ("cuda", {"amp_dtype": "bfloat16"}, "O2 (bfloat16, float32 batch norm, loss scale 1)"),
-        ("cpu", {"opt_level": "O1"}, "O1 (bfloat16, loss scale 1)"),
-        ("cpu", {"opt_level": "O2", "loss_scale": 8.0}, "O2 (bfloat16, float32 batch norm, loss scale 8)"),
-        ("cpu", {"opt_level": "O3"}, "O3 (bfloat16, half batch norm, loss scale 1)"),
+        ("cpu", "O0", {}, "O0 (float32)"),
+        ("cuda", "O2", {}, "O2 (float16, float32 batch norm, loss scale dynamic)"),
+        ("cuda", "O1", {}, "O1 (float16, loss scale dynamic)"),
+        ("cuda", "O3", {}, "O3 (float16, half batch norm, loss scale 1)"),
+        ("cuda", "O2", {"amp_dtype": "bfloat16"}, "O2 (bfloat16, float32 batch norm, loss scale 1)"),
+        ("cpu", "O1", {}, "O1 (bfloat16, loss scale 1)"),
+        ("cpu", "O2", {"loss_scale": 8.0}, "O2 (bfloat16, float32 batch norm, loss scale 8)"),
+        ("cpu", "O3", {}, "O3 (bfloat16, half batch norm, loss scale 1)"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:torch.cuda.amp.GradScaler is enabled, but CUDA is not available")
-def test_defaults(device: str, changes: dict[str, Any], text: str) -> None:
-    assert str(choose_precision(flags(**changes), device)) == text
+def test_defaults(device: str, level: str, flags: dict[str, Any], text: str) -> None:
+    assert str(choose_precision(level, device, **flags)) == text
 
 
 FAKE_AMP = """
@@ -212,7 +207,7 @@ def test_apex_is_used_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.syspath_prepend(tmp_path)
     for name in [name for name in sys.modules if name.split(".")[0] == "apex"]:
         monkeypatch.delitem(sys.modules, name)
-    precision = choose_precision(flags(opt_level="O1", amp_backend="apex"), "cuda")
+    precision = choose_apex("O1", "cuda", None, None, None)
     assert isinstance(precision, ApexPrecision)
     losses = train(precision, small_net())
     assert losses[-1] < losses[0]
@@ -227,15 +222,17 @@ def test_apex_is_used_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("changes", "fragment"),
+    ("choose", "level", "flags", "fragment"),
     [
-        ({"opt_level": "O1", "amp_backend": "apex"}, "removed it in May 2025"),
-        ({"amp_backend": "apex", "amp_dtype": "bfloat16", "opt_level": "O1"}, "float16 on CUDA only"),
-        ({"opt_level": "O0", "loss_scale": 2.0}, "--loss-scale does nothing"),
-        ({"opt_level": "O1", "keep_batchnorm_fp32": True}, "for --opt-level O2 and O3"),
-        ({"opt_level": "O3", "loss_scale": "dynamic"}, "needs float32 weights"),
+        (choose_apex, "O1", (None, None, None), "removed it in May 2025"),
+        (choose_apex, "O1", ("bfloat16", None, None), "float16 on CUDA only"),
+        (choose_precision, "O0", (None, 2.0, None), "--loss-scale does nothing"),
+        (choose_precision, "O1", (None, None, True), "for --opt-level O2 and O3"),
+        (choose_precision, "O3", (None, "dynamic", None), "needs float32 weights"),
     ],
 )
-def test_flags_that_do_not_go_together(changes: dict[str, Any], fragment: str) -> None:
+def test_flags_that_do_not_go_together(
+    choose: Callable[..., Precision], level: str, flags: tuple[Any, ...], fragment: str
+) -> None:
     with pytest.raises(UserError, match=fragment):
-        choose_precision(flags(**changes), "cuda")
+        choose(level, "cuda", *flags)

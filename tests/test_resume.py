@@ -1,6 +1,5 @@
 """Stopped at any moment and resumed: the same weights, optimizer state and log.txt as if nothing had been."""
 
-import argparse
 import json
 import os
 import re
@@ -18,12 +17,11 @@ from forks import Job
 from killer import fingerprint
 from test_imagenet import events
 
-from utils.common.distributed import Ranks
+import imagenet
+from utils.common.distributed import ONE_PROCESS, Ranks
 from utils.data.sampling import Position
-from utils.networks import building as network
-from utils.networks import checkpoint
-from utils.networks.checkpoint import kept, position_of
-from utils.runs.resume import differences, start_of_training
+from utils.runs.folder import RunFolder, kept, position_of, save
+from utils.runs.resume import Resumed, differences
 from utils.training import engine
 from utils.training.precision import Precision
 
@@ -283,7 +281,7 @@ def test_a_replaced_run_does_not_come_back(
     flags = (*SMALL, "--data", pictures, "-j", 0, "--train-batch", 16, "-c", "out")
     assert call(*flags, "--epochs", 3).returncode == 0
     with monkeypatch.context() as patch:
-        patch.setattr("utils.runs.folder.Predecessor.leave", lambda _: 1 / 0)
+        patch.setattr(RunFolder, "_replace_old_run", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             call(*flags, "--epochs", 2, "--overwrite", "--lr", 0.01)
     result = call(*flags, "--epochs", 2, "--resume", "auto", "--lr", 0.01)
@@ -307,16 +305,16 @@ def test_another_process_that_went_on_meanwhile(
 ) -> None:
     flags = (*SMALL, "--data", pictures, "-j", 0, "--train-batch", 16, "-c", "out", "--resume", "auto")
     assert call(*flags, "--epochs", 1).returncode == 0
-    build = network.build_model
+    build = imagenet.build_model
 
     def meanwhile(*args: Any) -> Any:
         built = build(*args)
-        monkeypatch.setattr(network, "build_model", build)
+        monkeypatch.setattr(imagenet, "build_model", build)
         saved = torch.load("out/checkpoint.pth.tar", weights_only=True)
-        checkpoint.save({**saved, "epoch": 2}, Path("out"))
+        save({**saved, "epoch": 2}, Path("out"))
         return built
 
-    monkeypatch.setattr(network, "build_model", meanwhile)
+    monkeypatch.setattr(imagenet, "build_model", meanwhile)
     assert_one_line_error(call(*flags, "--epochs", 3), "another process has trained into it meanwhile")
 
 
@@ -356,10 +354,10 @@ def test_a_first_epoch_beside_a_resumed_file_is_noted(call: Run, pictures: Path)
 
 
 def test_sums_of_fewer_processes() -> None:
-    args = argparse.Namespace(start_epoch=0)
     saved = {"epoch": 1, "images": 8, "sums": [[1.0, 2.0, 3.0, 4.0], [], [1.0, 1.0, 1.0, 1.0]]}
-    assert start_of_training(args, saved).sums == (2.0, 3.0, 4.0, 5.0)
-    assert start_of_training(args, saved, Ranks(1, 2)).sums == ()
+    resumed = Resumed(Path(), "x", saved)
+    assert resumed.position(0, 4, ONE_PROCESS).sums == (2.0, 3.0, 4.0, 5.0)
+    assert resumed.position(0, 4, Ranks(1, 2)).sums == ()
 
 
 def test_what_a_checkpoint_says_of_its_origin(call: Run, pictures: Path, tmp_path: Path) -> None:

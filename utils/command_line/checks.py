@@ -74,7 +74,9 @@ def check_decay(parser: Parser, args: argparse.Namespace, e_shift: float, e_lamb
             parser.error(f"--wd-all and --nowd-{kind} contradict each other")
 
 
-def check_tricks(parser: Parser, args: argparse.Namespace, e_shift: float, e_lambda: float) -> None:
+def check_tricks(
+    parser: Parser, args: argparse.Namespace, e_shift: float, e_lambda: float, cosine: bool = False
+) -> None:
     """Refuse combinations of imagenet_fast.py's flags, and fill in what companions leave open.
 
     Args:
@@ -82,6 +84,7 @@ def check_tricks(parser: Parser, args: argparse.Namespace, e_shift: float, e_lam
         args: the command line; what is None and depends on other flags is set.
         e_shift: ``--mineps`` where it is not given.
         e_lambda: ``--lam`` where it is not given.
+        cosine: whether ``--cos`` holds where ``--schedule`` is not given.
     """
     side = (args.img_size or DEFAULT_SIZE) // 2
     _fill_companions(parser, args, {**_COMPANIONS, "--cutout_size": ("cutout", side)})
@@ -94,6 +97,7 @@ def check_tricks(parser: Parser, args: argparse.Namespace, e_shift: float, e_lam
         parser.error("--nesterov needs --momentum above 0")
     if args.cos and args.schedule:
         parser.error("--cos and --schedule contradict each other")
+    args.cos = args.cos or (cosine and not args.schedule)
     if args.ema is not None and args.opt_level == "O3":
         parser.error("--ema averages float32 weights, which --opt-level O3 does not have: use O2")
     if args.amp_backend == "apex" and (args.ema is not None or args.teacher):

@@ -1,6 +1,7 @@
 """--dry-run: says what would be, and does nothing."""
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,7 @@ import torch
 from conftest import Run, assert_one_line_error
 from PIL import Image
 
-from utils.data.sampling import Position
-from utils.training.dry_run import Clock, EnoughError, curve, hours, sparkline
+from utils.training.dry_run import STEPS, curve, hours, seconds_each, sparkline
 from utils.training.schedule import Schedule
 
 SMALL = ("-a", "shufflenetv2_05x", "--img-size", 32, "--manualSeed", 7, "-j", 0, "--train-batch", 2)
@@ -23,7 +23,7 @@ def test_what_would_be(call: Run, images: Path, tmp_path: Path, script: str) -> 
     assert "0.34M parameters, 0.001 GFLOPs" in result.stdout
     assert "12 steps in each of 20 epochs" in result.stdout
     assert ("weight decay" in result.stdout) == (script != "imagenet.py")
-    assert re.search(r"^rate [▁▂▃▄▅▆▇█]{60} \(0 to [0-9.e-]+\)$", result.stdout, re.MULTILINE)
+    assert re.search(r"^learning rate [▁▂▃▄▅▆▇█]{60} \(0 to [0-9.e-]+\)$", result.stdout, re.MULTILINE)
     assert re.search(r"[0-9.,]+ images/s, [0-9.]+ s per step of 5 timed", result.stdout)
     assert re.search(r"expected: [0-9.]+ \w+ per epoch with .* evaluation, [0-9.]+ \w+ in all", result.stdout)
     assert "GiB at most" in result.stdout
@@ -54,29 +54,25 @@ def test_two_processes(launch: Run, images: Path) -> None:
     assert "6 steps in each of 2 epochs" in result.stdout
 
 
-def test_the_clock_leaves_out_the_first_step() -> None:
-    begun: list[None] = []
-    clock = Clock(torch.device("cpu"), 4, lambda: begun.append(None), stop=True)
-    for step in range(1, 4):
-        clock.after_step(Position(0), step, 0)
-        assert len(begun) == 1
-    with pytest.raises(EnoughError):
-        clock.after_step(Position(0), 4, 0)
-    assert len(clock.times) == 4
-    clock.times = [1.0, 2.0, 3.0, 7.0]
-    assert clock.seconds == 2.0
-    clock.began, clock.times = 1.0, [4.0]
-    assert clock.seconds == 3.0
+@pytest.mark.parametrize(
+    ("clock", "seconds"), [([0.0, 1.0, 2.0, 3.0, 7.0], 2.0), ([1.0, 4.0], 3.0), ([0.0, 9.0, 9.5], 0.5)]
+)
+def test_the_time_of_a_step_leaves_out_the_first(
+    monkeypatch: pytest.MonkeyPatch, clock: list[float], seconds: float
+) -> None:
+    """Unless there is only one."""
+    readings = iter(clock)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(readings))
+    assert seconds_each(range(len(clock) - 1), torch.device("cpu")) == seconds
 
 
-def test_a_clock_that_goes_on() -> None:
-    clock = Clock(torch.device("cpu"), 1)
-    for _ in range(3):
-        clock.between_batches()
-    assert len(clock.times) == 3
+def test_only_some_steps_are_timed() -> None:
+    steps = iter(range(100))
+    seconds_each(steps, torch.device("cpu"))
+    assert next(steps) == 1 + STEPS
 
 
 def test_curve_and_words() -> None:
-    assert sparkline(curve(Schedule(1.0, 4, milestones=[2]), 4, 10)) == "█" * 31 + "▂" * 29
+    assert sparkline(curve(Schedule(1.0, 4, milestones=[2]), 10)) == "█" * 31 + "▂" * 29
     assert sparkline([0.0, 1.0]) == "▁█"
     assert (hours(12.34), hours(600), hours(7200)) == ("12.3 s", "10.0 min", "2.0 h")

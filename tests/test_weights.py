@@ -1,18 +1,18 @@
 """Which network a checkpoint fits, and which parameter its momentum belongs to."""
 
-import argparse
 import functools
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
+from test_optim import optimizer_of
 from torch import nn
 
 from models import create_model
 from utils.common.errors import UserError
 from utils.networks import weights as fitting
-from utils.training.optim import create_optimizer
+from utils.networks.optimizer_state import load_optimizer
 
 _known = functools.cache(fitting._shapes_of)
 
@@ -130,7 +130,7 @@ def test_momentum_follows_the_parameters_and_flags_stay() -> None:
     net(torch.randn(2, 3, 64, 64)).sum().backward()
     old.step()
     new = torch.optim.SGD(net.named_parameters(), lr=0.1, momentum=0.8, weight_decay=0.2)
-    fitting.load_optimizer(new, old.state_dict(), net, "x")
+    load_optimizer(new, old.state_dict(), net, "x")
     group = new.param_groups[0]
     assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.1, 0.8, 0.2)
     for parameter in net.parameters():
@@ -144,7 +144,7 @@ def test_momentum_takes_the_layout_of_the_parameters() -> None:
     plain.step()
     other = create_model("mobilenetv1", num_classes=3).to(memory_format=torch.channels_last)
     resumed = torch.optim.SGD(other.named_parameters(), 0.1, momentum=0.9, fused=True)
-    fitting.load_optimizer(resumed, plain.state_dict(), other, "x")
+    load_optimizer(resumed, plain.state_dict(), other, "x")
     for ours, theirs in zip(other.parameters(), net.parameters(), strict=True):
         momentum = resumed.state[ours]["momentum_buffer"]
         assert torch.equal(momentum, plain.state[theirs]["momentum_buffer"])
@@ -173,12 +173,9 @@ def momentum_of(name: str, parameter: torch.Tensor) -> torch.Tensor:
     return torch.full_like(parameter, float(sum(map(ord, name)) + len(name) / 7))
 
 
-def flags(**given: bool) -> argparse.Namespace:
-    off = dict.fromkeys(("wdall", "nowd_bn", "nowd_fc", "nowd_conv", "el2", "nesterov"), False)
-    return argparse.Namespace(**{**off, "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, **given})
-
-
-@pytest.mark.parametrize("ours", [{}, {"wdall": True}, {"nowd_bn": True}, {"nowd_bn": True, "nowd_fc": True}])
+@pytest.mark.parametrize(
+    "ours", [{}, {"wd_all": True}, {"nowd_bn": True}, {"nowd_bn": True, "nowd_fc": True}]
+)
 @pytest.mark.parametrize("theirs", [(), (1,), (1, 2), (4,), (1, 2, 4), "together"])
 def test_published_momentum_goes_to_its_parameters_whatever_the_groups(
     theirs: tuple[int, ...] | str, ours: dict[str, bool]
@@ -187,8 +184,8 @@ def test_published_momentum_goes_to_its_parameters_whatever_the_groups(
     net = create_model("sge_resnet18", num_classes=3)
     together = theirs == "together"
     saved = published_state(net, *(() if isinstance(theirs, str) else theirs), together=together)
-    optimizer = create_optimizer(net, flags(**ours))
-    fitting.load_optimizer(optimizer, saved, net, "x")
+    optimizer = optimizer_of(net, **ours)
+    load_optimizer(optimizer, saved, net, "x")
     for name, parameter in net.named_parameters():
         momentum = optimizer.state[parameter]["momentum_buffer"]
         assert torch.equal(momentum, momentum_of(name, parameter)), name
@@ -196,11 +193,11 @@ def test_published_momentum_goes_to_its_parameters_whatever_the_groups(
 
 def test_our_momentum_goes_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     net = create_model("gc_resnet50", num_classes=3)
-    ours = create_optimizer(net, flags(nowd_bn=True))
+    ours = optimizer_of(net, nowd_bn=True)
     for name, parameter in net.named_parameters():
         ours.state[parameter]["momentum_buffer"] = momentum_of(name, parameter)
-    other = create_optimizer(net, flags(nowd_fc=True))
-    fitting.load_optimizer(other, ours.state_dict(), net, "x")
+    other = optimizer_of(net, nowd_fc=True)
+    load_optimizer(other, ours.state_dict(), net, "x")
     for name, parameter in net.named_parameters():
         assert torch.equal(other.state[parameter]["momentum_buffer"], momentum_of(name, parameter)), name
 
@@ -214,7 +211,7 @@ def test_momentum_that_cannot_be_told_apart_is_refused() -> None:
             self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
 
     net = Two()
-    optimizer = create_optimizer(net, flags())
+    optimizer = optimizer_of(net)
     swapped = {
         "state": {i: {"momentum_buffer": torch.ones(s)} for i, s in enumerate(((3, 3), (3,), (3,), (3, 3)))},
         "param_groups": [{"params": [0, 1]}, {"params": [2, 3]}],
@@ -225,4 +222,4 @@ def test_momentum_that_cannot_be_told_apart_is_refused() -> None:
     }
     for saved in (None, swapped, scalar, {"state": {}, "param_groups": [{"params": [0, 1, 2]}]}):
         with pytest.raises(UserError, match="--fresh-optimizer"):
-            fitting.load_optimizer(optimizer, saved, net, "x")
+            load_optimizer(optimizer, saved, net, "x")

@@ -1,6 +1,7 @@
 """The network of a run: started from other weights, averaged, taught."""
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ from small_checkpoint import ARCH, SIZE, fields, write_checkpoint
 import imagenet_fast
 from models import create_model
 from utils.common.errors import UserError
-from utils.networks.building import finetune
-from utils.runs.provenance import plain
+from utils.networks import checkpoint
+from utils.networks.building import choose_network, finetune
 from utils.training.ema import create_average
 
 FAST = "imagenet_fast.py"
@@ -23,7 +24,8 @@ def test_plain_weights_start_an_attention_net(tmp_path: Path, capsys: pytest.Cap
     plain, net = create_model("resnet18", num_classes=10), create_model("se_resnet18", num_classes=3)
     before = {key: value.clone() for key, value in net.state_dict().items()}
     torch.save({f"module.{key}": value for key, value in plain.state_dict().items()}, tmp_path / "plain.pth")
-    finetune(net, str(tmp_path / "plain.pth"))
+    path = str(tmp_path / "plain.pth")
+    finetune(net, checkpoint.load(path)["state_dict"], path)
     said = capsys.readouterr().out
     for key, value in net.state_dict().items():
         known = key in plain.state_dict() and not key.startswith("fc.")
@@ -36,8 +38,10 @@ def test_plain_weights_start_an_attention_net(tmp_path: Path, capsys: pytest.Cap
 
 def test_weights_of_another_kind_are_refused(tmp_path: Path) -> None:
     torch.save(create_model("mobilenetv1", num_classes=3).state_dict(), tmp_path / "other.pth")
+    path = str(tmp_path / "other.pth")
+    state = checkpoint.load(path)["state_dict"]
     with pytest.raises(UserError, match=r"--finetune .*other\.pth: no layer"):
-        finetune(create_model("resnet18", num_classes=3), str(tmp_path / "other.pth"))
+        finetune(create_model("resnet18", num_classes=3), state, path)
 
 
 def test_the_average_is_evaluated_and_saved_and_continued(call: Run, images: Path, tmp_path: Path) -> None:
@@ -92,7 +96,7 @@ def test_what_changes_at_a_resume_is_said(call: Run, images: Path) -> None:
     said = call(*flags, *resume, script=FAST).stdout
     assert "continuing out/checkpoint.pth.tar after epoch 1" in said
     assert "note: that run's seed is 7" in said
-    assert "note: without --ema the average of the resumed run" in said
+    assert "note: without --ema the EMA of the resumed run" in said
 
 
 @pytest.mark.parametrize("script", [FAST, "imagenet.py"])
@@ -153,7 +157,9 @@ def test_a_training_takes_none_of_it(call: Run, images: Path, tmp_path: Path) ->
 
 def test_the_defaults_are_among_the_arguments_that_are_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", [FAST, "--data", "digits"])
-    saved = plain(vars(imagenet_fast.parse_arguments(None, imagenet_fast.DEFAULTS)))
+    args, recorded = imagenet_fast.parse_arguments(None, imagenet_fast.DEFAULTS)
+    spec = choose_network(args.arch, args.img_size, args.cardinality, args.base_width)
+    saved = {**recorded, **asdict(spec)}
     kept = {name: saved[name] for name in ("arch", "img_size", "cutout_size", "cardinality")}
     assert kept == {"arch": "resnet18", "img_size": 224, "cutout_size": 112, "cardinality": None}
 
