@@ -53,7 +53,7 @@ def create_average(net: nn.Module, decay: float | None, saved: Mapping[str, Any]
     """
     if decay is None:
         if "averaged_steps" in saved:
-            print("note: without --ema the EMA of the resumed run ends here; its best top-1 was the EMA's")
+            print("note: without --ema the average of the resumed run ends; its best top-1 is the average's")
         return None
     average = Average(net, decay)
     if "averaged_steps" in saved:
