@@ -1,7 +1,8 @@
 """TensorBoard's event files."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from tensorboardX.event_file_writer import EventsWriter
@@ -23,38 +24,31 @@ class Events:
 
     def __init__(self, folder: Path, first: int) -> None:
         self.writer: EventsWriter | None = None
-        try:
+        with self._until_an_error():
             self.writer = EventsWriter(str(folder / "events"))
-            start = SessionLog(status=SessionLog.START)
-            self.writer.write_event(Event(step=first, session_log=start))
-        except OSError as error:
-            self._give_up(error)
+            self.writer.write_event(Event(step=first, session_log=SessionLog(status=SessionLog.START)))
 
     def add(self, values: Mapping[str, float], step: int, when: float) -> None:
         """Write the value of every tag, except where it is nan, as of sizes that no object has.
 
         ``when`` is in seconds, as of ``time.time()``.
         """
-        if self.writer is None:
-            return
-        try:
-            for tag, value in values.items():
-                if math.isnan(value):
-                    continue
-                summary = scalar(tag, value)
-                self.writer.write_event(Event(wall_time=when, step=step, summary=summary))
-            self.writer.flush()
-        except OSError as error:
-            self._give_up(error)
+        if self.writer is not None:
+            with self._until_an_error():
+                for tag, value in values.items():
+                    if not math.isnan(value):
+                        self.writer.write_event(Event(wall_time=when, step=step, summary=scalar(tag, value)))
+                self.writer.flush()
 
     def close(self) -> None:
-        writer, self.writer = self.writer, None
-        if writer is not None:
-            try:
-                writer.close()
-            except OSError as error:
-                self._give_up(error)
+        if self.writer is not None:
+            with self._until_an_error():
+                self.writer.close()
 
-    def _give_up(self, error: OSError) -> None:
-        self.writer = None
-        tqdm.write(f"note: no more events for TensorBoard: {error.strerror or error}")
+    @contextmanager
+    def _until_an_error(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.writer = None
+            tqdm.write(f"note: no more events for TensorBoard: {error.strerror or error}")

@@ -48,14 +48,15 @@ def newest(folder: Path) -> str | None:
     Raises:
         UserError: there are some, and none can be read.
     """
-    for path in candidates(folder):
+    found = candidates(folder)
+    for path in found:
         try:
             checkpoint.load(str(path), "--resume auto:")
         except UserError as error:
             print(f"note: {error}; trying the one before it", flush=True)
         else:
             return str(path)
-    if found := candidates(folder):
+    if found:
         raise UserError(
             f"--resume auto: none of the {len(found)} checkpoints in {folder} can be read; "
             "start anew in another folder with -c"
@@ -202,18 +203,14 @@ class RunFolder:
                 path.unlink(missing_ok=True)
         path = save(content, self.path)
         if self.unsaved:
-            self._replace_old_run()
+            if self.best is not None and self.best.exists():
+                copy_atomically(self.best, self.path / BEST)
+                self.old_files = [old for old in self.old_files if old.name != BEST]
+            for old in self.old_files:
+                old.unlink(missing_ok=True)
             self.unsaved = False
         write_log(self.path, content["rows"])
         publish(path, is_best, self.keep)
-
-    def _replace_old_run(self) -> None:
-        """Copy the best checkpoint of the run that is continued, and remove what another run left here."""
-        if self.best is not None and self.best.exists():
-            copy_atomically(self.best, self.path / BEST)
-            self.old_files = [path for path in self.old_files if path.name != BEST]
-        for path in self.old_files:
-            path.unlink(missing_ok=True)
 
 
 def _files_of_a_run(folder: Path) -> tuple[list[Path], list[Path]]:

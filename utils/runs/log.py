@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from utils.common.files import write_atomically
@@ -24,6 +25,7 @@ def write_log(folder: Path, rows: Sequence[str]) -> None:
     write_atomically(folder / LOG, lambda file: file.write(text.encode()))
 
 
+@dataclass
 class RunLog:
     """The log of one run: rows of log.txt, TensorBoard events and the console table.
 
@@ -42,19 +44,16 @@ class RunLog:
         first_step: its first step, counted from 0 at the beginning of training.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        epochs: int,
-        columns: Sequence[Column],
-        previous: Sequence[str],
-        first_epoch: int,
-        first_step: int,
-    ) -> None:
-        self.folder, self.columns = folder, columns
-        self.epochs, self.first_epoch, self.first_step = epochs, first_epoch, first_step
+    folder: Path
+    epochs: int
+    columns: Sequence[Column]
+    previous: Sequence[str]
+    first_epoch: int
+    first_step: int
+
+    def __post_init__(self) -> None:
         self.started = time.perf_counter()
-        self.rows = ["".join(f"{name}\t" for name, *_ in columns), *previous]
+        self.rows = ["".join(f"{name}\t" for name, *_ in self.columns), *self.previous]
         self.events: Events | None = None
         self.waiting: list[tuple[Mapping[str, float], int, float]] = []  # values, step, time
 
@@ -74,13 +73,9 @@ class RunLog:
 
         elapsed = time.perf_counter() - self.started
         left = elapsed / (epoch - self.first_epoch) * (self.epochs - epoch)
-        self._print(
-            f"{epoch}/{self.epochs}",
-            *(column.shown(value) for column, value in zip(self.columns, values, strict=True)),
-            speed_text(images_per_second),
-            clock(elapsed),
-            clock(left),
-        )
+        cells = [column.shown(value) for column, value in zip(self.columns, values, strict=True)]
+        times = (speed_text(images_per_second), clock(elapsed), clock(left))
+        self._print(f"{epoch}/{self.epochs}", *cells, *times)
 
     def point(self, step: int, loss: float, rate: float, wait: bool = False) -> None:
         """Write a step's loss and learning rate to TensorBoard; ``wait``: with what is written next."""
@@ -88,23 +83,17 @@ class RunLog:
 
     def _draw(self, values: Mapping[str, float], step: int, wait: bool = False) -> None:
         self.waiting.append((values, step, time.time()))
-        if wait:
-            return
-        if self.events is None:
-            self.events = Events(self.folder, self.first_step + 1)
-        for event in self.waiting:
-            self.events.add(*event)
-        self.waiting.clear()
+        if not wait:
+            self.events = self.events or Events(self.folder, self.first_step + 1)
+            while self.waiting:
+                self.events.add(*self.waiting.pop(0))
 
     def _print(self, epoch: str, *cells: str) -> None:
         """Print a line of the table, 100 characters at most; ``cells`` end in speed, time and ETA."""
-        titled = [
-            f"{cell:>{column.width}}"
-            for column, cell in zip(self.columns, cells[:-3], strict=True)
-            if column.title
-        ]
-        speed, *times = cells[-3:]
-        print(f"{epoch:>7}", *titled, f"{speed:>5}", *(f"{time:>8}" for time in times), flush=True)
+        *figures, speed, elapsed, left = cells
+        columns = zip(self.columns, figures, strict=True)
+        titled = [f"{cell:>{column.width}}" for column, cell in columns if column.title]
+        print(f"{epoch:>7}", *titled, f"{speed:>5} {elapsed:>8} {left:>8}", flush=True)
 
     def close(self) -> None:
         if self.events is not None:

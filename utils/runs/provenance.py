@@ -24,7 +24,7 @@ def origin(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """
     return {
         "command": shlex.join(sys.argv),
-        "arguments": {name: _plain(value) for name, value in arguments.items()},
+        "arguments": {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()},
         "versions": {
             "python": platform.python_version(),
             "torch": str(torch.__version__),
@@ -34,10 +34,6 @@ def origin(arguments: Mapping[str, Any]) -> dict[str, Any]:
         },
         "commit": commit(),
     }
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
