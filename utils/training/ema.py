@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 class Average(nn.Module):
@@ -33,14 +33,10 @@ class Average(nn.Module):
         pairs = list(zip((*self.module.parameters(), *self.module.buffers()), values, strict=True))
         moving = [pair for pair in pairs if pair[0].is_floating_point()]
         counts = [pair for pair in pairs if not pair[0].is_floating_point()]
-        torch._foreach_lerp_(*_unzip(moving), 1 - decay)
+        torch._foreach_lerp_(*map(list, zip(*moving, strict=True)), 1 - decay)
         if counts:
-            torch._foreach_copy_(*_unzip(counts))
+            torch._foreach_copy_(*map(list, zip(*counts, strict=True)))
         self.steps += 1
-
-
-def _unzip(pairs: list[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
-    return [average for average, _ in pairs], [value for _, value in pairs]
 
 
 def create_average(net: nn.Module, decay: float | None, saved: Mapping[str, Any]) -> Average | None:
