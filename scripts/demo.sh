@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SGE-ResNet-18 learns the embedded handwritten digits, then its best checkpoint is evaluated. No download but pip's.
-source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/lib/venv.sh"
 install_requirements requirements.txt
 
 run=checkpoints/demo

@@ -1,14 +1,14 @@
-"""Export a network with a checkpoint's weights to ONNX or to torch.export's .pt2, by OUT's suffix.
+"""Export a network with a checkpoint's weights to ONNX or to torch.export's .pt2, according to OUT's suffix.
 
     python scripts/export.py -a sge_resnet50 --resume sge_resnet50.pth.tar sge_resnet50.onnx
     python scripts/export.py --resume checkpoints/demo/model_best.pth.tar digits.pt2
 
-OUT takes "images" (B, 3, S, S), float32, any B, RGB normalised as in validation, and gives "logits" (B, K).
-With it come architecture, S, mean, standard deviation and class names: metadata in .onnx, the extra file
-network.json in .pt2. Before it is written it is run (.onnx by onnxruntime) on random images, in batches of
-several sizes; its largest difference from the network must be at most 1e-4 of the largest output.
+OUT maps "images" (B, 3, S, S), float32, RGB normalised as in validation, for any B, to "logits" (B, K). It
+also holds architecture, S, mean, standard deviation and class names: .onnx as metadata, .pt2 as the extra
+file network.json. Before OUT is written, it is run (.onnx by onnxruntime) on random images in batches of
+several sizes. Its outputs may differ from the network's by at most 1e-4 of the largest output.
 
-Exit code: 0 OUT is written, 1 it differs too much and is not, 2 the command is wrong.
+Exit code: 0 OUT is written, 1 it differs more and is not written, 2 the command is wrong.
 """
 
 import argparse
@@ -25,49 +25,50 @@ from torch.export import Dim, ExportedProgram
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from utils.command_line import cli
+from utils.command_line import arguments, cli
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
 from utils.data.transforms import MEAN, STD
 from utils.networks import building as network
 from utils.networks.building import Restored
+from utils.networks.outputs import names_of_outputs
 
 SUFFIXES = (".onnx", ".pt2")
 NOTES = "network.json"  # the extra file of .pt2
-BATCHES = (1, 2, 5)  # that are compared
+BATCHES = (1, 2, 5)  # sizes of the batches that are compared
 TOLERANCE = 1e-4  # of the largest output
-LARGEST = 2**31 - 2**20  # bytes of weights: a protocol buffer ends at 2 GiB
+LARGEST = 2**31 - 2**20  # bytes of weights in .onnx: a protocol buffer holds at most 2 GiB
 
 Network = Callable[[Tensor], Tensor]
 
 
 def random_images(batch: int, size: int) -> Tensor:
-    """As normalised images are: (B, 3, S, S), mean 0, deviation 1."""
+    """Return random images (B, 3, S, S) with mean 0 and standard deviation 1, as normalised images have."""
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(batch))
 
 
 def export(restored: Restored) -> ExportedProgram:
-    """The graph of the network for any batch size.
+    """Trace the network's graph for any batch size.
 
     Raises:
         UserError: torch cannot trace it.
     """
-    images = random_images(2, restored.img_size)  # 1 would be taken for a constant
+    images = random_images(2, restored.img_size)  # a batch of 1 would be traced as a constant
     try:
         return torch.export.export(restored.net, (images,), dynamic_shapes=({0: Dim("batch")},))
-    except Exception as error:  # each of its many stages has kinds of its own
+    except Exception as error:  # each of its many stages raises its own types
         raise UserError(f"torch cannot export {restored.arch}: {str(error)[:200]}") from error
 
 
 def notes_of(restored: Restored, classes: list[str]) -> dict[str, str]:
-    """What a user of the file needs to know, as text."""
+    """Return what a user of the file needs to know, as text."""
     known = {"arch": restored.arch, "img_size": str(restored.img_size), "classes": json.dumps(classes)}
     return {**known, "mean": json.dumps(MEAN), "std": json.dumps(STD)}
 
 
 def to_onnx(program: ExportedProgram, notes: Mapping[str, str]) -> tuple[bytes, Network]:
-    """The file, and what onnxruntime computes from it."""
-    import onnx  # only those who want such files need the libraries
+    """Return the file's content, and the network as onnxruntime runs it."""
+    import onnx  # needed for .onnx files only
     import onnxruntime
 
     settings = {"input_names": ["images"], "output_names": ["logits"], "dynamic_shapes": ({0: "batch"},)}
@@ -81,7 +82,7 @@ def to_onnx(program: ExportedProgram, notes: Mapping[str, str]) -> tuple[bytes, 
 
 
 def to_pt2(program: ExportedProgram, notes: Mapping[str, str]) -> tuple[bytes, Network]:
-    """The file, and the network that is read from it."""
+    """Return the file's content, and the network that is read from it."""
     file = io.BytesIO()
     torch.export.save(program, file, extra_files={NOTES: json.dumps(notes)})
     data = file.getvalue()
@@ -90,7 +91,7 @@ def to_pt2(program: ExportedProgram, notes: Mapping[str, str]) -> tuple[bytes, N
 
 @torch.inference_mode()
 def largest_difference(net: nn.Module, exported: Network, size: int) -> float:
-    """The largest difference between two networks' outputs, as a share of the largest output; perhaps NaN."""
+    """Return the largest difference of two networks' outputs, divided by the largest output; may be NaN."""
     shares = []
     for batch in BATCHES:
         images = random_images(batch, size)
@@ -99,26 +100,26 @@ def largest_difference(net: nn.Module, exported: Network, size: int) -> float:
     return float(torch.stack(shares).max())
 
 
-def check_command(args: argparse.Namespace) -> Path:
-    """The file to be written.
+def check_out(out: Path, overwrite: bool) -> None:
+    """Refuse a file that cannot be written.
 
     Raises:
-        UserError: it has an unknown suffix, is there already, or has no folder; a library is not installed.
+        UserError: its suffix is unknown, it exists and may not be replaced, its folder is missing, or a
+            library is not installed.
     """
-    out = Path(args.out)
     if out.suffix not in SUFFIXES:
         raise UserError(f"{out}: the suffix says the format; give one of {' '.join(SUFFIXES)}")
-    cli.check_output(out, overwrite=args.overwrite)
+    cli.check_output(out, overwrite=overwrite)
     if out.suffix == ".onnx":
         cli.check_libraries(str(out), "onnx", "onnxscript", "onnxruntime")
-    return out
 
 
-def export_checked(args: argparse.Namespace) -> bool:
-    """Export and compare; write if it is right, and return whether it is."""
-    out = check_command(args)
-    restored = network.restore(args.resume, args.arch, args.img_size)
-    classes = network.names_of_outputs(restored, args.class_list)
+def export_checked(restored: Restored, classes: list[str], out: Path) -> bool:
+    """Export a network and compare the outputs; write the file if they agree, and return whether they do.
+
+    Raises:
+        UserError: the network cannot be exported, or the file cannot be written.
+    """
     weights = sum(tensor.numel() * tensor.element_size() for tensor in restored.net.state_dict().values())
     if out.suffix == ".onnx" and weights > LARGEST:
         raise UserError(f"{out}: an .onnx file holds at most 2 GiB, the weights are more: give a .pt2 file")
@@ -144,20 +145,28 @@ def export_checked(args: argparse.Namespace) -> bool:
     return True
 
 
-def main() -> None:
+def create_parser() -> cli.Parser:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=cli.name_of_file, metavar="OUT", help="an .onnx or .pt2 file")
     parser.add_argument("--resume", required=True, type=cli.name_of_file, metavar="FILE", help="checkpoint")
     what = "its architecture (default: what the checkpoint says)"
-    parser.add_argument("-a", "--arch", type=cli.architecture, help=what)
+    parser.add_argument("-a", "--arch", type=arguments.architecture, help=what)
     what = "names of the classes, one a line, in the order of the outputs (default: as the checkpoint says)"
     parser.add_argument("--class-list", type=cli.name_of_file, metavar="FILE", help=what)
     what = "S, the side of the input in pixels (default: as in training; 224 if the checkpoint does not say)"
     parser.add_argument("--img-size", type=cli.count_of, metavar="S", help=what)
     parser.add_argument("--overwrite", action="store_true", help="replace OUT")
-    args = parser.parse_args()
-    warnings.simplefilter("ignore")  # torch's exporters warn of their own internals
-    if not export_checked(args):
+    return parser
+
+
+def main() -> None:
+    args = create_parser().parse_args()
+    warnings.simplefilter("ignore")  # torch's exporters warn about their own internals
+    out = Path(args.out)
+    check_out(out, args.overwrite)
+    restored = network.restore(args.resume, args.arch, args.img_size)
+    classes = names_of_outputs(restored, args.class_list)
+    if not export_checked(restored, classes, out):
         sys.exit(1)
 
 

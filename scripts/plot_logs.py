@@ -1,13 +1,12 @@
-"""Draw the curves of one or many runs from their log.txt: loss, top-1 (of detectors AP) and rate over the
-epochs.
+"""Draw the curves of runs from their log.txt: loss, top-1 (for detectors AP) and learning rate by epoch.
 
     python scripts/plot_logs.py checkpoints/sge_resnet50
     python scripts/plot_logs.py checkpoints/* -o all.svg
     python scripts/plot_logs.py checkpoints/sge-1 checkpoints/sge-2 checkpoints/se-1 checkpoints/se-2
     python scripts/plot_logs.py run_a0 run_b0 run_a1 run_b1 --seeds '[01]$' --band error
 
-Runs whose names differ by a seed at the end only (sge-1 and sge-2) are drawn as their mean within a band.
-A log.txt may be ours or a published one. Dashed: training, solid: validation.
+Runs whose names differ only in a seed at the end (sge-1 and sge-2) are drawn as one curve, their mean, with a
+band. A log.txt may be of this code or of the published code. Dashed: training, solid: validation.
 """
 
 import argparse
@@ -20,22 +19,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from scripts.lib.pictures import check_picture, picture_file, write_picture
 from utils.command_line import cli
 from utils.common.errors import UserError
-from utils.common.files import write_atomically
 from utils.common.text import plural
 from utils.runs.curves import BANDS, CURVES, SEEDS, Group, RunCurves, draw, grouped, read_curves, rendered
 from utils.runs.log import LOG
-
-KINDS = ("png", "svg")
-
-
-def picture(text: str) -> Path:
-    """An argparse type: the file of a picture, by its suffix PNG or SVG."""
-    path = Path(cli.name_of_file(text))
-    if path.suffix[1:].lower() not in KINDS:
-        raise argparse.ArgumentTypeError(f"must end in .png or .svg, not '{path.name}'")
-    return path
 
 
 def expression(text: str) -> str:
@@ -47,33 +36,11 @@ def expression(text: str) -> str:
     return text
 
 
-def check_picture(path: Path, flag: str = "-o") -> None:
-    """Refuse at once what would fail after the work.
-
-    Raises:
-        UserError: the file cannot be written there, or matplotlib is missing.
-    """
-    cli.check_output(path, flag)
-    cli.check_libraries("pictures", "matplotlib")
-
-
-def write_picture(path: Path, content: bytes, flag: str = "-o") -> None:
-    """Write a picture's file.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    try:
-        write_atomically(path, lambda file: file.write(content))
-    except OSError as error:
-        raise UserError(f"{flag} {path}: {error.strerror}") from error
-
-
 def read_runs(names: Sequence[str]) -> list[RunCurves]:
-    """The log.txt of every run; a run goes by its folder or file, by the whole path where these share a name.
+    """Read the log.txt of every run; a run is named after its folder, or by its path if two have that name.
 
     Raises:
-        UserError: one is missing, damaged, empty or named twice.
+        UserError: a log is missing, damaged or empty, or a run is given twice.
     """
     paths = [Path(name) / LOG if Path(name).is_dir() else Path(name) for name in names]
     places = [path.resolve() for path in paths]
@@ -90,12 +57,12 @@ def read_runs(names: Sequence[str]) -> list[RunCurves]:
 
 
 def name_of(log: Path) -> str:
-    """What a run is called: as its folder, or, where a log has a name of its own (sge-1.log.txt), as that."""
+    """Return the run's name: its folder's, or that of a log with a name of its own (sge-1.log.txt: sge-1)."""
     return log.parent.name if log.name == LOG else log.name.removesuffix(f".{LOG}").removesuffix(".txt")
 
 
 def say(groups: Sequence[Group]) -> None:
-    """A line for every run, and which of them are drawn as one."""
+    """Print a line for every run, and a note where runs of one curve differ in their epochs."""
     width = max(len(run.name) for group in groups for run in group.runs)
     for group in groups:
         for run in group.runs:
@@ -112,11 +79,15 @@ def main() -> None:
     what = f"a run's folder, or a {LOG}"
     parser.add_argument("runs", type=cli.name_of_file, nargs="+", metavar="RUN", help=what)
     what = f"the picture, .png or .svg (default: {CURVES})"
-    parser.add_argument("-o", dest="output", type=picture, default=Path(CURVES), metavar="FILE", help=what)
-    what = "what names of runs that belong together differ by; '': draw each run alone (default: %(default)s)"
+    parser.add_argument(
+        "-o", dest="output", type=picture_file, default=Path(CURVES), metavar="FILE", help=what
+    )
+    what = "the part of a run's name that is its seed; '': draw each run alone (default: %(default)s)"
     parser.add_argument("--seeds", type=expression, default=SEEDS, metavar="REGEX", help=what)
-    what = "of runs drawn as one: range, from the least to the largest, or error, the mean's standard error"
-    parser.add_argument("--band", choices=BANDS, default=BANDS[0], help=f"{what} (default: %(default)s)")
+    what = (
+        "range: from the least to the largest seed; error: standard error of the mean (default: %(default)s)"
+    )
+    parser.add_argument("--band", choices=BANDS, default=BANDS[0], help=what)
     args = parser.parse_args()
     check_picture(args.output)
     groups = grouped(read_runs(args.runs), args.seeds, args.band)

@@ -1,15 +1,15 @@
-"""Say what is on images: the classes of the highest probability, as CSV on stdout or in a file, or as JSON.
+"""Classify images: write the most probable classes of each as CSV, to stdout or to a file, or as JSON.
 
     python scripts/predict.py -a sge_resnet50 --resume sge_resnet50.pth.tar photo.jpg
     python scripts/predict.py --resume checkpoints/demo/model_best.pth.tar -k 3 data/digits/val --csv a.csv
     python scripts/predict.py -a se_resnet50 --resume se.pth --class-list names.txt photos/ --json found.json
 
-Images are decoded, resized, cropped and normalised as in validation, but first turned upright as the EXIF
-orientation of a photo says, which training and evaluation ignore. Folders are searched with all folders in
-them. Class names are those of the checkpoint unless --class-list is given; without either they are
-ImageNet's for 1000 outputs, otherwise numbers from 0.
+Images are decoded, resized, cropped and normalised as in validation. Before that, photos are turned upright
+according to their EXIF orientation, which training and evaluation ignore. Folders are searched with all
+folders in them. Class names are those of --class-list, else the checkpoint's, else for 1000 outputs
+ImageNet's, else numbers from 0.
 
-Exit code: 0 every image has its line, 1 some could not be decoded, 2 the command is wrong.
+Exit code: 0 all images were classified, 1 some could not be decoded, 2 the command is wrong.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,19 +28,20 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from scripts.folders.contents import kind_of
-from scripts.folders.reading import listed
-from utils.command_line import cli
-from utils.common.distributed import Ranks, select_devices
+from scripts.lib.data_files import find_images
+from scripts.lib.data_reading import listed
+from utils.command_line import arguments, cli
+from utils.common.devices import select_devices
+from utils.common.distributed import Ranks
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
 from utils.common.text import plural, shown
-from utils.data.decoding import DECODERS, choose_decoder
-from utils.data.loading import Broken, DeviceLoader, validation_loader
+from utils.data.loading import Broken, DeviceLoader, Reading, validation_loader
 from utils.data.sampling import EvalBatches
 from utils.data.splits import ImageSplit
 from utils.networks import building as network
 from utils.networks.building import Restored
+from utils.networks.outputs import names_to_show
 
 TOP = 5  # classes for an image
 
@@ -48,72 +49,42 @@ TOP = 5  # classes for an image
 class Predictions(NamedTuple):
     """The classes of the highest probability of N images, the most probable first."""
 
-    files: Tensor  # (N,), int64: positions in the list of files
+    files: Tensor  # (N,), int64: indices into the list of files
     probabilities: Tensor  # (N, k), float32
     labels: Tensor  # (N, k), int64
 
 
-def find_images(names: Iterable[str]) -> tuple[list[str], list[Broken]]:
-    """The images that files and folders mean, those of a folder in order, and links that lead nowhere.
+def class_names(restored: Restored, checkpoint: str, listed: str | None, flag: str) -> list[str]:
+    """Return a name for every output of the network.
+
+    Args:
+        restored: the network.
+        checkpoint: its file.
+        listed: the file with the names, if one is given.
+        flag: the flag that gave it.
 
     Raises:
-        UserError: a name leads nowhere, a folder cannot be read, or there are no images.
+        UserError: that file cannot be read, or does not have one line for each output.
     """
-    images: list[str] = []
-    dead: list[Broken] = []
-    for name in names:
-        if Path(name).is_dir():
-            search(name, images, dead)
-        elif Path(name).is_file():
-            images.append(name)
-        else:
-            raise UserError(f"{shown(name)}: no such file or folder")
-    if not images and not dead:
-        raise UserError(f"no images in {shown(' '.join(names))}: give image files, or folders with some")
-    return images, dead
-
-
-def search(folder: str, images: list[str], dead: list[Broken]) -> None:
-    """Add the images below a folder, in order of their names; links are followed as in training."""
-    try:
-        with os.scandir(folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
-    except OSError as error:
-        raise UserError(f"{shown(folder)}: {error.strerror}") from error
-    for entry in entries:
-        kind = kind_of(entry)
-        if kind == "folder":
-            search(entry.path, images, dead)
-        elif kind == "image":
-            images.append(entry.path)
-        elif kind == "dead link":
-            dead.append(Broken(entry.path, "leads to no file"))
-
-
-def class_names(args: argparse.Namespace, restored: Restored) -> list[str]:
-    """A name for every output of the network.
-
-    Raises:
-        UserError: ``--class-list`` cannot be read, or has other than a line for each.
-    """
-    flag, path = ("--classes", args.classes) if args.classes else ("--class-list", args.class_list)
-    names, told = network.names_to_show(restored, args.resume, path, flag)
+    names, told = names_to_show(restored, checkpoint, listed, flag)
     if len(names) < restored.outputs:
         which = "names no classes" if not names else f"names only {len(names)} of {restored.outputs} classes"
-        told = f"{args.resume} {which}: the others are numbers from 0 (--class-list FILE names all)"
+        told = f"{checkpoint} {which}: the others are numbers from 0 (--class-list FILE names all)"
     if told:
         note(told)
     return names + [str(label) for label in range(len(names), restored.outputs)]
 
 
 def note(text: str) -> None:
-    """On stderr: stdout is for the CSV."""
+    """Print a note on stderr, because stdout is for the CSV."""
     print(f"note: {shown(text)}", file=sys.stderr, flush=True)
 
 
 @torch.inference_mode()
 def predict(net: nn.Module, loader: DeviceLoader[EvalBatches], k: int) -> Predictions:
-    """The ``k`` most probable classes of every image that could be decoded; labels are positions of files.
+    """Return the ``k`` most probable classes of every image that could be decoded.
+
+    The loader's labels must be the images' indices.
 
     Raises:
         UserError: an output is not finite.
@@ -132,18 +103,27 @@ def predict(net: nn.Module, loader: DeviceLoader[EvalBatches], k: int) -> Predic
     return Predictions(*map(torch.cat, zip(*(parts or [empty]), strict=True)))
 
 
-def answers(found: Predictions, paths: Sequence[str], names: Sequence[str]) -> Iterator[dict[str, object]]:
-    """For every image its path and its classes with their probabilities."""
+def as_json(
+    facts: Mapping[str, object],
+    found: Predictions,
+    paths: Sequence[str],
+    names: Sequence[str],
+    broken: Sequence[Broken],
+) -> str:
+    """Return JSON with the facts, the classes of every image, and the files that could not be decoded."""
+    images = []
     for file, probabilities, labels in zip(*(part.tolist() for part in found), strict=True):
         classes = [
             {"class": names[label], "label": label, "probability": round(probability, 6)}
             for label, probability in zip(labels, probabilities, strict=True)
         ]
-        yield {"path": paths[file], "classes": classes}
+        images.append({"path": paths[file], "classes": classes})
+    files = [{"path": path, "reason": reason} for path, reason in broken]
+    return json.dumps({**facts, "images": images, "undecodable": files}, indent=1) + "\n"
 
 
 def as_csv(found: Predictions, paths: Sequence[str], names: Sequence[str]) -> str:
-    """A line for every image and class: path, rank from 1, class, its number from 0, probability."""
+    """Return CSV with a line for every image and class: path, rank (from 1), class, index, probability."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("path", "rank", "class", "label", "probability"))
@@ -154,10 +134,10 @@ def as_csv(found: Predictions, paths: Sequence[str], names: Sequence[str]) -> st
 
 
 def write(name: str, text: str) -> None:
-    """Write a result; names that are no UTF-8 keep their bytes.
+    """Write a file of results; paths that are no UTF-8 keep their bytes.
 
     Raises:
-        UserError: the system refuses.
+        UserError: it cannot be written.
     """
     try:
         write_atomically(Path(name), lambda file: file.write(text.encode("utf-8", "surrogateescape")))
@@ -165,53 +145,23 @@ def write(name: str, text: str) -> None:
         raise UserError(f"{shown(name)}: {error.strerror}") from error
 
 
-def check_outputs(args: argparse.Namespace) -> None:
-    """Before hours of work: may the results be written?
+def check_outputs(csv_file: str | None, json_file: str | None, overwrite: bool) -> None:
+    """Refuse, before hours of work, files of results that cannot be written.
 
     Raises:
-        UserError: a file is there already, or its folder is not.
+        UserError: a file exists and may not be replaced, or its folder is missing.
     """
-    for flag, name in (("--csv", args.csv), ("--json", args.json)):
+    for flag, name in (("--csv", csv_file), ("--json", json_file)):
         if name:
-            cli.check_output(Path(name), flag, args.overwrite)
+            cli.check_output(Path(name), flag, overwrite)
 
 
-def answer(args: argparse.Namespace) -> int:
-    """Predict and write; return the number of files that could not be decoded."""
-    check_outputs(args)
-    args.decoder = choose_decoder(args.decoder)
-    device, _ = select_devices(args.device, "0")
-    paths, dead = find_images(args.images)
-    restored = network.restore(args.resume, args.arch, args.img_size)
-    names = class_names(args, restored)
-    if args.k is not None and args.k > restored.outputs:
-        raise UserError(f"-k {args.k} is too many: the network has {plural(restored.outputs, 'class')}")
-    args.img_size = restored.img_size
-    split = ImageSplit([(path, file) for file, path in enumerate(paths)], ())
-    loader = validation_loader(split, args, 0, Ranks(device=device), upright=True)
-    found = predict(restored.net.to(device), loader, args.k or min(TOP, restored.outputs))
-    broken = sorted(loader.broken) + dead
-    if args.json:
-        files = [{"path": path, "reason": reason} for path, reason in broken]
-        content = {"arch": restored.arch, "checkpoint": args.resume, "img_size": restored.img_size}
-        content |= {"images": list(answers(found, paths, names)), "undecodable": files}
-        write(args.json, json.dumps(content, indent=1) + "\n")
-    if args.csv:
-        write(args.csv, as_csv(found, paths, names))
-    if not args.csv and not args.json:
-        print(as_csv(found, paths, names), end="", flush=True)
-    if broken:
-        what = f"{plural(len(broken), 'file')} cannot be decoded: no predictions for"
-        print("\n".join([f"trouble: {what}", *map(shown, listed(broken, Path.cwd()))]), file=sys.stderr)
-    return len(broken)
-
-
-def main() -> None:
+def create_parser() -> cli.Parser:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", type=cli.name_of_file, metavar="IMAGE", help="files or folders")
     parser.add_argument("--resume", required=True, type=cli.name_of_file, metavar="FILE", help="checkpoint")
     what = "its architecture (default: what the checkpoint says)"
-    parser.add_argument("-a", "--arch", type=cli.architecture, help=what)
+    parser.add_argument("-a", "--arch", type=arguments.architecture, help=what)
     what = f"classes for an image (default: {TOP}, or all if there are fewer)"
     parser.add_argument("-k", type=cli.count_of, help=what)
     names = parser.add_mutually_exclusive_group()
@@ -231,11 +181,37 @@ def main() -> None:
     cores = min(32, os.cpu_count() or 1)
     parser.add_argument("-j", "--workers", type=cli.whole, default=cores, metavar="N", help=what)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
-    parser.add_argument("--decoder", choices=DECODERS, default="auto", help="(default: the fastest)")
-    parser.set_defaults(max_bad=1.0)  # each is named at the end
-    args = parser.parse_args()
-    warnings.simplefilter("ignore")  # PIL's of odd metadata; workers inherit the filter
-    if answer(args):
+    what = "(default: the fastest that is installed)"
+    parser.add_argument("--decoder", type=arguments.decoder, default="auto", help=what)
+    return parser
+
+
+def main() -> None:
+    args = create_parser().parse_args()
+    warnings.simplefilter("ignore")  # PIL warns of odd metadata; workers inherit the filter
+    check_outputs(args.csv, args.json, args.overwrite)
+    device, _ = select_devices(args.device, "0")
+    paths, dead = find_images(args.images)
+    restored = network.restore(args.resume, args.arch, args.img_size)
+    flag, listed_in = ("--classes", args.classes) if args.classes else ("--class-list", args.class_list)
+    names = class_names(restored, args.resume, listed_in, flag)
+    if args.k is not None and args.k > restored.outputs:
+        raise UserError(f"-k {args.k} is too many: the network has {plural(restored.outputs, 'class')}")
+    split = ImageSplit([(path, file) for file, path in enumerate(paths)], ())
+    reading, ranks = Reading(args.workers, decoder=args.decoder), Ranks(device=device)
+    loader = validation_loader(split, restored.img_size, args.test_batch, reading, ranks, upright=True)
+    found = predict(restored.net.to(device), loader, args.k or min(TOP, restored.outputs))
+    broken = sorted(loader.broken) + dead
+    if args.json:
+        facts = {"arch": restored.arch, "checkpoint": args.resume, "img_size": restored.img_size}
+        write(args.json, as_json(facts, found, paths, names, broken))
+    if args.csv:
+        write(args.csv, as_csv(found, paths, names))
+    if not args.csv and not args.json:
+        print(as_csv(found, paths, names), end="", flush=True)
+    if broken:
+        what = f"{plural(len(broken), 'file')} cannot be decoded: no predictions for"
+        print("\n".join([f"trouble: {what}", *map(shown, listed(broken, Path.cwd()))]), file=sys.stderr)
         sys.exit(1)
 
 

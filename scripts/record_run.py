@@ -1,10 +1,11 @@
-"""Keep the log of a finished run in pretrain_log/, with what the result can be traced back to.
+"""Copy the log of a finished run to pretrain_log/, with everything that its result can be traced back to.
 
     python scripts/record_run.py checkpoints/study/digits/sge_resnet18-1 --study digits
 
-writes pretrain_log/digits/sge_resnet18-1.log.txt and, beside it, .json: architecture, seed, command, commit
-and versions, as the run's checkpoint has them. scripts/results.py makes the tables; NAME-1, NAME-2, ... are
-one row. What is recorded already stays: remove both files to record another run under the same name.
+writes pretrain_log/digits/sge_resnet18-1.log.txt and beside it sge_resnet18-1.json with architecture, seed,
+command, commit and versions, as the run's checkpoint says them. scripts/results.py makes the tables; NAME-1,
+NAME-2, ... are one row. A recorded run is never replaced: to record another one under its name, remove both
+files.
 """
 
 import argparse
@@ -17,22 +18,22 @@ from pathlib import Path
 from typing import IO, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from scripts.tables.study import COMMIT, LOG
+from scripts.lib.results_study import COMMIT, LOG
 from utils.command_line import cli
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
 from utils.networks import checkpoint
-from utils.networks.checkpoint import LAST
+from utils.runs.folder import LAST
 
 LOGS = Path(__file__).resolve().parent.parent / "pretrain_log"
 FACTS = ("arch", "seed", "classes", "training_images", "command", "commit", "versions")
 
 
 def finished(folder: Path) -> dict[str, Any]:
-    """The newest checkpoint of a run that has done all its epochs, at a commit that names its code.
+    """Load the last checkpoint of a run, and check that the run is complete and can be repeated.
 
     Raises:
-        UserError: there is none, it is not one of this code, or it could not be repeated.
+        UserError: there is no checkpoint of this code, an epoch is missing, or the code was at no commit.
     """
     saved = checkpoint.load(str(folder / LAST), "RUN")
     if missing := [name for name in (*FACTS, "arguments", "rows") if name not in saved]:
@@ -49,17 +50,17 @@ def finished(folder: Path) -> dict[str, Any]:
 
 
 def study_name(text: str) -> str:
-    """An argparse type: the name of a folder, not a path."""
+    """An argparse type: the name of a folder, which is no path."""
     if not re.fullmatch(r"\w[\w.-]*", text):
         raise argparse.ArgumentTypeError(f"must be a name, not '{text}'")
     return text
 
 
 def write(log: Path, saved: Mapping[str, Any]) -> None:
-    """Keep a checkpoint's log and, before it, the facts.
+    """Write the facts of a checkpoint, and then its log.
 
     Raises:
-        UserError: another run is recorded there, or the disk does not take the files.
+        UserError: another run is recorded there, or a file cannot be written.
     """
     facts = {name: saved[name] for name in FACTS} | {"classes": len(saved["classes"])}
     path = log.with_name(f"{log.name.removesuffix(LOG)}.json")

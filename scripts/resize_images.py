@@ -1,14 +1,15 @@
-"""Copy an image data set with smaller images, so that training spends less time on reading them.
+"""Copy an image data set with smaller images, so that training spends less time on decoding them.
 
     python scripts/resize_images.py /path/to/imagenet1k /fast/imagenet320 --side 320
     python imagenet.py --data /fast/imagenet320 ...
 
 Training images whose shorter side is above --side are resized to it (Lanczos) and written under the same name
-in the format of its suffix: a JPEG with 4:2:0 colour, a PNG without loss. Smaller images are copied byte for
-byte, and so are all validation images unless --val is given: published accuracies start from the originals.
-What training does not read is left out: files that cannot be decoded, dead links, other suffixes, metadata.
+in the format of its suffix: JPEG with 4:2:0 chroma subsampling, PNG without loss. Smaller images are copied
+byte for byte, and so are all validation images unless --val is given: published accuracies are those of the
+originals. Left out is what training does not read: files that cannot be decoded, dead links, files of other
+suffixes, metadata.
 
-Started again with the same arguments it goes on where it stopped; only one at a time may write to TARGET.
+The same command goes on where it was stopped. Only one process at a time may write to TARGET.
 
 Exit code: 0 all is copied, 1 trouble was found in SOURCE, 2 the command is wrong or TARGET cannot be written.
 """
@@ -19,7 +20,7 @@ import os
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -27,8 +28,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from scripts.folders.contents import Split, open_splits, troubles_of
-from scripts.folders.reading import broken_file, by_workers, listed, say
+from scripts.lib.data_contents import Split, open_splits, troubles_of
+from scripts.lib.data_reading import broken_file, by_workers, listed, say
 from utils.command_line import cli
 from utils.common.errors import UserError
 from utils.common.files import remove_leftovers, write_atomically
@@ -38,36 +39,43 @@ from utils.data.loading import Broken
 from utils.data.splits import VAL_NAMES
 
 NOTE = "resized.txt"  # in TARGET: what it was made from, and how
-# The sharpest of PIL's: training resizes once more, and what a first filter blurs is lost to it.
+# PIL's sharpest filter: training resizes the copy once more, and cannot bring back what was blurred.
 FILTER = Image.Resampling.LANCZOS
-# Decoded 1.45 times as fast as 4:4:4: at 320 pixels as fast as that at 256, and closer to the original.
+# Decodes 1.45 times as fast as 4:4:4: as fast at 320 pixels as 4:4:4 at 256, and closer to the original.
 SUBSAMPLING = "4:2:0"
-WAYS = ("resized", "copied", "there before")  # how a copy came about
+WAYS = ("resized", "copied", "there before")  # how a copy was made
 
 
 class Copying(Dataset[Counter[str] | Broken | UserError]):
-    """Indexed by path: makes the copy of an image unless it is there, and counts it and the bytes of both.
+    """Copies the image whose path it is indexed with, unless the copy exists, and counts images and bytes.
 
-    An image that cannot be read is ``Broken``, a copy that cannot be written a ``UserError``: returned, as an
-    exception would lose its type on the way out of a worker.
+    Returns ``Broken`` for an image that cannot be read, and a ``UserError`` if the copy cannot be written; an
+    exception raised in a worker would lose its type.
+
+    Args:
+        root: of the data set.
+        target: of the copy.
+        side: longest shorter side of the copies, in pixels.
+        quality: of JPEGs.
+        untouched: names of the splits whose images are copied byte for byte.
     """
 
-    def __init__(self, root: Path, args: argparse.Namespace) -> None:
-        self.root, self.target = root, Path(args.target)
-        self.side, self.quality = args.side, args.quality
-        self.untouched = () if args.val else VAL_NAMES
+    def __init__(self, root: Path, target: Path, side: int, quality: int, untouched: Collection[str]) -> None:
+        self.root, self.target, self.side, self.quality = root, target, side, quality
+        self.untouched = untouched
 
     def copy_of(self, path: str) -> Path:
+        """Return the path of an image's copy."""
         return self.target / os.path.relpath(path, self.root)
 
     def __getitem__(self, path: str) -> Counter[str] | Broken | UserError:
         copy = self.copy_of(path)
         try:
             before = Path(path).stat().st_size
-            if copy.is_file():  # whole, as it was written atomically
+            if copy.is_file():  # complete, because it was written atomically
                 return Counter({"there before": 1, "before": before, "after": copy.stat().st_size})
             how, data = self.content(path)
-        except Exception as error:  # decoders raise anything
+        except Exception as error:  # decoders raise exceptions of many types
             return broken_file(path, error)
         try:
             write_atomically(copy, lambda file: file.write(data))
@@ -76,15 +84,15 @@ class Copying(Dataset[Counter[str] | Broken | UserError]):
         return Counter({how: 1, "before": before, "after": len(data)})
 
     def content(self, path: str) -> tuple[str, bytes]:
-        """How the copy comes about, and its bytes."""
+        """Return how the copy is made (of ``WAYS``), and its bytes."""
         if Path(os.path.relpath(path, self.root)).parts[0] not in self.untouched:
-            image = decode(path)  # smaller images too: a broken one must not get into the copy
+            image = decode(path)  # smaller images too, so that no broken one is copied
             shorter = min(image.size)
             if shorter > self.side:
                 width, height = (round(edge * self.side / shorter) for edge in image.size)
                 kind = Image.registered_extensions()[Path(path).suffix.lower()]
-                file = io.BytesIO()  # writing to a full disk, PIL would not say that it is full
-                options = {"quality": self.quality, "subsampling": SUBSAMPLING}  # of JPEG, ignored by others
+                file = io.BytesIO()  # PIL itself would not report a full disk
+                options = {"quality": self.quality, "subsampling": SUBSAMPLING}  # other formats ignore them
                 image.resize((width, height), FILTER).save(file, kind, **options)
                 return "resized", file.getvalue()
         return "copied", Path(path).read_bytes()
@@ -92,7 +100,7 @@ class Copying(Dataset[Counter[str] | Broken | UserError]):
 
 @contextmanager
 def naming(folder: Path) -> Iterator[None]:
-    """Turn an error of the system into a line that names the folder."""
+    """Turn an OSError of the block into a UserError that names the folder."""
     try:
         yield
     except OSError as error:
@@ -100,10 +108,10 @@ def naming(folder: Path) -> Iterator[None]:
 
 
 def open_target(target: Path, splits: Sequence[Split], made_from: str) -> None:
-    """Make the folder, or check that it was made from the same images in the same way.
+    """Make the folder of the copy, or check that it was made from the same images in the same way.
 
     Raises:
-        UserError: it was not, it lies in the data set, or it cannot be written.
+        UserError: it was made in another way, it lies in the data set, or it cannot be written.
     """
     name, note = shown(str(target)), target / NOTE
     with naming(target):
@@ -121,24 +129,19 @@ def open_target(target: Path, splits: Sequence[Split], made_from: str) -> None:
         remove_leftovers(target)
 
 
-def copy_all(args: argparse.Namespace) -> int:
-    """Copy the data set, say what was done, and return the number of troubles."""
-    splits, _ = open_splits(args.source)  # one split is enough
-    root = splits[0].folder.parent
-    flags = f"--side {args.side} --quality {args.quality}{' --val' * args.val}"
-    open_target(Path(args.target), splits, f"{root.resolve()} by {flags}\n")
-    paths = sorted(path for split in splits for path in split.scan())
-    troubles = [f"trouble: {line}" for line in troubles_of(splits, imagenet=False)]
-    if troubles:
-        say(*troubles)
-    copying = Copying(root, args)
+def copy_all(copying: Copying, paths: list[str], workers: int) -> bool:
+    """Copy the images, print what was done, and return whether all of them could be decoded.
+
+    Raises:
+        UserError: a copy cannot be written, or a worker died.
+    """
     for folder in sorted({copying.copy_of(path).parent for path in paths}):
         with naming(folder):
             folder.mkdir(parents=True, exist_ok=True)
             remove_leftovers(folder)
     counts: Counter[str] = Counter()
     broken: list[Broken] = []
-    with closing(by_workers(copying, paths, args.workers, "resizing")) as results:
+    with closing(by_workers(copying, paths, workers, "resizing")) as results:
         for result in results:
             if isinstance(result, UserError):
                 raise result
@@ -147,30 +150,45 @@ def copy_all(args: argparse.Namespace) -> int:
             else:
                 counts.update(result)
     if broken:
-        say(f"trouble: {plural(len(broken), 'file')} cannot be decoded: not copied", *listed(broken, root))
+        what = f"{plural(len(broken), 'file')} cannot be decoded: not copied"
+        say(f"trouble: {what}", *listed(broken, copying.root))
     images, how = sum(counts[way] for way in WAYS), ", ".join(f"{counts[way]:,} {way}" for way in WAYS)
     size = ", ".join(f"{counts[when] / 1e9:.2f} GB {when}" for when in ("before", "after"))
     say(f"{plural(images, 'image')}: {how}; {size}")
-    return len(troubles) + bool(broken)
+    return not broken
 
 
-def main() -> None:
+def create_parser() -> cli.Parser:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=cli.name_of_file, metavar="SOURCE", help="what --data takes")
     parser.add_argument("target", type=cli.name_of_file, metavar="TARGET", help="a new folder")
     kind = cli.number(int, lambda value: value >= 64, "a whole number of at least 64")
-    what = "longest shorter side of the copy in pixels; for training at 224, 256 to 512 is sensible"
+    what = "shorter side of the copies in pixels, at most; for training at 224 take 256 to 512"
     parser.add_argument("--side", type=kind, required=True, metavar="S", help=what)
     kind = cli.number(int, lambda value: 75 <= value <= 100, "a whole number from 75 to 100")
     parser.add_argument("--quality", type=kind, default=95, metavar="Q", help="of JPEGs (default: 95)")
-    what = "resize validation images too: accuracies are then no longer comparable with published ones"
+    what = "resize validation images too; accuracies can then not be compared with published ones"
     parser.add_argument("--val", action="store_true", help=what)
     workers = min(32, os.cpu_count() or 1)
     what = "processes that resize (default: one per core, at most 32)"
     parser.add_argument("-j", "--workers", type=cli.whole, default=workers, metavar="N", help=what)
-    args = parser.parse_args()
-    warnings.simplefilter("ignore")  # PIL's of odd metadata; forked workers inherit the filter
-    if copy_all(args):
+    return parser
+
+
+def main() -> None:
+    args = create_parser().parse_args()
+    warnings.simplefilter("ignore")  # PIL warns of odd metadata; forked workers inherit the filter
+    splits, _ = open_splits(args.source)  # one split is enough
+    root, target = splits[0].folder.parent, Path(args.target)
+    flags = f"--side {args.side} --quality {args.quality}{' --val' * args.val}"
+    open_target(target, splits, f"{root.resolve()} by {flags}\n")
+    paths = sorted(path for split in splits for path in split.scan())
+    troubles = [f"trouble: {line}" for line in troubles_of(splits, imagenet=False)]
+    if troubles:
+        say(*troubles)
+    copying = Copying(root, target, args.side, args.quality, () if args.val else VAL_NAMES)
+    complete = copy_all(copying, paths, args.workers)
+    if troubles or not complete:
         sys.exit(1)
 
 

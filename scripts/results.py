@@ -1,10 +1,10 @@
-"""Write the tables of README.md and docs/results.md.
+"""Write the tables of results in README.md and docs/results.md.
 
     python scripts/results.py           rewrite the tables between the markers
-    python scripts/results.py --check   only say whether they are up to date (exit code 1 if not)
+    python scripts/results.py --check   only print whether they are up to date (exit code 1 if not)
 
-A table stands between <!-- results NAME --> and <!-- end NAME -->. README.md has sizes from the code and
-accuracies of others from pretrain_log/published.csv; docs/results.md has the studies that were made with
+A table stands between <!-- results NAME --> and <!-- end NAME -->. README.md shows sizes computed from the
+code and published accuracies from pretrain_log/published.csv. docs/results.md shows the studies made with
 this code, a table for every folder of pretrain_log/.
 """
 
@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from scripts.tables import published, study
+from scripts.lib import results_published as published
+from scripts.lib import results_study as study
 from utils.command_line import cli
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
@@ -24,16 +25,17 @@ LOGS = ROOT / "pretrain_log"
 
 
 def markdown(rows: Iterator[Sequence[str]]) -> str:
+    """Return a table in Markdown; the first row is its head."""
     head, *body = rows
     lines = [head, ["---"] * len(head), *body]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def replaced(text: str, name: str, table: str, file: str = "README.md") -> str:
-    """The text with the table between its markers.
+    """Return the text with the table between its markers.
 
     Raises:
-        UserError: they are not there.
+        UserError: the markers are missing.
     """
     begin, end = f"<!-- results {name} -->\n", f"<!-- end {name} -->\n"
     if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
@@ -44,16 +46,16 @@ def replaced(text: str, name: str, table: str, file: str = "README.md") -> str:
 
 
 def published_tables() -> dict[str, str]:
-    """Those of README.md."""
+    """Return the tables of README.md by name."""
     figures = published.read_published(LOGS / "published.csv")
     return {name: markdown(rows_of(figures[name])) for name, rows_of in published.TABLES.items()}
 
 
 def studies(logs: Path) -> str:
-    """A section per folder that holds logs.
+    """Return a section for each folder with logs.
 
     Raises:
-        UserError: ``logs`` is no folder, or a study is not one that compares.
+        UserError: ``logs`` is no folder, or the runs of a study cannot be compared.
     """
     if not logs.is_dir():
         raise UserError(f"--logs {logs}: no such folder")
@@ -65,10 +67,10 @@ def studies(logs: Path) -> str:
 
 
 def bring_up_to_date(path: Path, flag: str, tables: Mapping[str, str], check: bool) -> bool:
-    """Rewrite a file's tables, or with ``check`` only look; whether they were up to date.
+    """Rewrite the tables of a file, unless ``check``, and return whether they were up to date.
 
     Raises:
-        UserError: it cannot be read or written, or lacks a marker.
+        UserError: the file cannot be read or written, or a marker is missing.
     """
     try:
         before = after = path.read_text()
@@ -89,7 +91,7 @@ def main() -> None:
     where = "the file with the markers (default: %(default)s)"
     for flag, file in (("--readme", "README.md"), ("--results", "docs/results.md")):
         parser.add_argument(flag, type=Path, default=ROOT / file, metavar="FILE", help=where)
-    what = "folder with a folder of logs per study (default: %(default)s)"
+    what = "folder that holds a folder of logs for each study (default: %(default)s)"
     parser.add_argument("--logs", type=Path, default=LOGS, metavar="DIR", help=what)
     args = parser.parse_args()
     files = [

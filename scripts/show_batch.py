@@ -1,18 +1,19 @@
-"""Show a batch as a command line of imagenet_fast.py trains on it: augmented, mixed, with its labels.
+"""Draw the batch that a command of imagenet_fast.py trains on in a step: augmented, mixed, with its labels.
 
     python scripts/show_batch.py -d /path/to/imagenet --cutmix --manualSeed 1
     python scripts/show_batch.py -d digits --img-size 64 --mixup --auto-augment ra --manualSeed 1 \\
         --show-epoch 3 --show-step 10 -o batch.png
     python scripts/show_batch.py -d digits --img-size 64 --resume checkpoint/checkpoint.pth.tar --epochs 20
 
-Takes every flag of imagenet_fast.py, and reads the images of one step only. With the seed of a run it is the
-very batch of that run; of several processes --processes and --rank choose whose.
+It takes every flag of imagenet_fast.py, and reads the images of one step only. With the seed of a run it
+draws exactly the batch of that run. For a run of several processes, give their number as --processes, and the
+process whose batch is drawn as --rank.
 """
 
 import argparse
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +22,24 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from imagenet_fast import DEFAULTS, create_mixer, create_parser
-from scripts.plot_logs import check_picture, picture, write_picture
-from utils.command_line import arguments, cli
+from imagenet_fast import DEFAULTS, create_parser
+from scripts.lib.pictures import check_picture, picture_file, write_picture
+from utils.command_line import cli
+from utils.command_line.checks import check, check_tricks
 from utils.common.distributed import Ranks
 from utils.common.errors import UserError
 from utils.common.randomness import derive_seed
 from utils.common.text import drawable, plural
-from utils.data.loading import DeviceLoader, training_loader
+from utils.data.loading import DeviceLoader, Reading, training_loader
 from utils.data.sampling import Position, TrainBatches
 from utils.data.splits import open_data
 from utils.data.transforms import MEAN, STD, TrainTransform
-from utils.networks import building as network
+from utils.networks import checkpoint
+from utils.networks.building import choose_network, layout
+from utils.networks.outputs import outputs_of
 from utils.runs.curves import rendered
-from utils.runs.resume import choose_seed, resumed, start_of_training
+from utils.runs.resume import choose_seed, find_checkpoint
+from utils.training.metrics import Meter
 from utils.training.mixing import MixedBatch, Mixer
 
 COLUMNS = 8  # of the grid
@@ -43,25 +48,26 @@ NAME = 20  # characters of a class name
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The flags of imagenet_fast.py, checked as there, and those of the picture."""
+    """Parse and check the flags of imagenet_fast.py, as it does, and those of the picture."""
     parser = create_parser(__doc__)
     group = parser.add_argument_group("picture")
-    what = "from 1, as training prints it (default: where training starts)"
+    what = "epoch, from 1 as training prints it (default: the one where training starts)"
     group.add_argument("--show-epoch", type=cli.count_of, metavar="N", help=what)
-    group.add_argument("--show-step", type=cli.count_of, metavar="N", help="from 1 (default: the first)")
+    what = "step of the epoch, from 1 (default: the first)"
+    group.add_argument("--show-step", type=cli.count_of, metavar="N", help=what)
     what = "images that are drawn at most (default: 32)"
     group.add_argument("--images", type=cli.count_of, default=32, metavar="N", help=what)
-    what = "of the training (default: 1)"
+    what = "number of processes of the training (default: 1)"
     group.add_argument("--processes", type=cli.count_of, default=1, metavar="N", help=what)
-    what = "whose batch of the step it is, from 0 (default: 0)"
+    what = "process whose batch is drawn, from 0 (default: 0)"
     group.add_argument("--rank", type=cli.whole, default=0, metavar="R", help=what)
     what = "the picture, .png or .svg (default: batch.png)"
     group.add_argument(
-        "-o", dest="output", type=picture, default=Path("batch.png"), metavar="FILE", help=what
+        "-o", dest="output", type=picture_file, default=Path("batch.png"), metavar="FILE", help=what
     )
     args = parser.parse_args()
-    arguments.check(parser, args)
-    arguments.check_tricks(parser, args, DEFAULTS["mineps"], DEFAULTS["lam"])
+    check(parser, args)
+    check_tricks(parser, args, DEFAULTS["mineps"], DEFAULTS["lam"])
     if args.evaluate:
         parser.error("-e trains on no batch: leave it out")
     if args.rank >= args.processes:
@@ -72,18 +78,23 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def chosen_step(
-    args: argparse.Namespace, saved: Mapping[str, Any], batches: TrainBatches, ranks: Ranks
+    start: Position, batches: TrainBatches, show_epoch: int | None, show_step: int | None
 ) -> tuple[Position, int]:
-    """Where the step that is shown begins, and its number in the epoch, from 0.
+    """Return where the step that is drawn begins, and its number in the epoch, from 0.
+
+    Args:
+        start: where training starts.
+        batches: of the training.
+        show_epoch: the wanted epoch, from 1; None: the one where training starts.
+        show_step: the wanted step of it, from 1; None: the first.
 
     Raises:
-        UserError: the epoch has no such step, or the resumed run has done it before.
+        UserError: the epoch has no such step, or the resumed run has already done it.
     """
-    start = start_of_training(args, saved, ranks)
-    epoch = args.show_epoch - 1 if args.show_epoch else start.epoch
+    epoch = show_epoch - 1 if show_epoch else start.epoch
     batches.set_position(start if epoch == start.epoch else Position(epoch))
     first, last = batches.first_step, batches.steps - 1
-    step = args.show_step - 1 if args.show_step else first
+    step = show_step - 1 if show_step else first
     if not first <= step <= last:
         has = f"steps {first + 1} to {last + 1}" if last >= first else "no step left"
         raise UserError(f"--show-step {step + 1}: epoch {epoch + 1} has {has}; choose one of them")
@@ -93,12 +104,12 @@ def chosen_step(
 def batches_of_step(
     loader: DeviceLoader[TrainBatches], mixer: Mixer, seed: int, begin: Position, step: int
 ) -> list[MixedBatch]:
-    """What the Trainer gives to the network in a step, a batch for each part of ``--accum-steps``.
+    """Return the network's inputs of a step, a batch for each of its ``--accum-steps`` parts.
 
     Args:
         loader: of the process.
-        mixer: as in training.
-        seed: the run's.
+        mixer: of the training.
+        seed: of the run.
         begin: where the step begins.
         step: its number in the epoch, from 0.
     """
@@ -113,13 +124,13 @@ def batches_of_step(
 
 
 def pixels(images: Tensor) -> Tensor:
-    """Normalised images (B, 3, H, W) back in [0, 1], (B, H, W, 3)."""
+    """Undo the normalisation of images (B, 3, H, W): (B, H, W, 3) in [0, 1]."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     return (images * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
 
 
 def captions(batch: MixedBatch, classes: Sequence[str]) -> list[str]:
-    """The label of every image, with its share where it is mixed with another one's."""
+    """Return the text of every image: its label, and for a mixed one both labels with their weights."""
     names = [name if len(name) <= NAME else f"{name[: NAME - 3]}..." for name in map(drawable, classes)]
     own, partners = batch.labels.tolist(), batch.partners.tolist()
     if batch.weight == 1:
@@ -130,7 +141,7 @@ def captions(batch: MixedBatch, classes: Sequence[str]) -> list[str]:
 
 
 def draw(tiles: Tensor, texts: Sequence[str], title: str) -> Any:
-    """A matplotlib figure of images (N, S, S, 3) in a grid, each above its text."""
+    """Draw a matplotlib figure with a grid of images (N, S, S, 3), each above its text."""
     from matplotlib.figure import Figure
 
     columns = min(COLUMNS, max(4, math.ceil(math.sqrt(len(tiles)))))
@@ -155,22 +166,30 @@ def main() -> None:
     args = parse_arguments()
     check_picture(args.output)
     ranks = Ranks(args.rank, args.processes)
-    saved = resumed(args)
-    splits = open_data(args.data, False, network.outputs_of(args, saved), args.cache)
-    assert splits.train is not None  # it is missing in evaluation only
-    seed = choose_seed(args.manualSeed, saved.get("seed"))
-    args.workers = 0  # they would read further batches
-    transform = TrainTransform(args, args.scale or (0.08, 1.0))
-    layout = network.layout(args)
-    loader = training_loader(splits.train, transform, args, seed, ranks, layout, args.accum_steps)
-    begin, step = chosen_step(args, saved, loader.batches, ranks)
+    resumed = find_checkpoint(args.resume, args.checkpoint)
+    seed = choose_seed(args.manualSeed, resumed.saved.get("seed"))
+    spec = choose_network(args.arch, args.img_size, args.cardinality, args.base_width)
+    started = checkpoint.load(args.finetune, "--finetune") if args.finetune and resumed.file is None else {}
+    classes = (spec.arch, args.num_classes, args.class_list)
+    outputs = outputs_of(*classes, False, resumed.saved, started, resumed.file)
+    split = open_data(args.data, False, outputs, args.cache).train
+    assert split is not None  # it is missing in evaluation only
+    scale = args.scale or (0.08, 1.0)
+    transform = TrainTransform(spec.img_size, scale, args.hflip, args.auto_augment, args.random_erase)
+    reading = Reading(0, args.max_bad, args.decoder)  # data workers would read further batches
+    batches = (args.train_batch, seed, reading, ranks, layout(args.channels_last), args.accum_steps)
+    loader = training_loader(split, transform, *batches)
+    start = resumed.position(args.start_epoch, len(Meter(ranks.device).sums), ranks)
+    begin, step = chosen_step(start, loader.batches, args.show_epoch, args.show_step)
     steps = loader.batches.steps
     size = loader.batches.batch * args.accum_steps
     where = f"epoch {begin.epoch + 1}, step {step + 1} of {steps:,}, seed {seed}"
     print(f"{where}: reading {plural(size, 'image')}", flush=True)
-    mixed = batches_of_step(loader, create_mixer(args), seed, begin, step)
+    mixup, cutmix = args.alpha if args.mixup else None, args.cutmix_prob if args.cutmix else None
+    mixer = Mixer(mixup, cutmix, args.cutout_size if args.cutout else None)
+    mixed = batches_of_step(loader, mixer, seed, begin, step)
     tiles = torch.cat([pixels(batch.images) for batch in mixed])[: args.images]
-    texts = [text for batch in mixed for text in captions(batch, splits.train.classes)][: args.images]
+    texts = [text for batch in mixed for text in captions(batch, split.classes)][: args.images]
     of = f"process {args.rank} of {args.processes}, " if args.processes > 1 else ""
     title = f"{drawable(args.data)}, {where}, {of}{len(tiles)} of {plural(size, 'image')}"
     content = rendered(draw(tiles, texts, title), args.output.suffix[1:].lower())

@@ -1,17 +1,18 @@
-"""Draw what a detector finds on images: boxes, masks, names, scores; a PNG for each, an index.html over all.
+"""Draw what a detector finds on images: a PNG with boxes, masks and names for each, an index.html over all.
 
     python scripts/show_detections.py --resume checkpoints/mask_rcnn/model_best.pth.tar street.jpg kitchen.jpg
     python scripts/show_detections.py --resume FILE coco/val2017/ -o found --threshold 0.3
 
-The detector is that of the checkpoint, which detection/train.py has written, and images are resized as in its
-training (800 to 1333 pixels if the file does not say). Folders are searched with all folders in them. Photos
-are turned upright as their EXIF orientation says.
+The checkpoint is one of detection/train.py and says which detector it is. Images are resized as in its
+training (if the file does not say, to 800 pixels and at most 1333). Folders are searched with all folders in
+them. Photos are turned upright according to their EXIF orientation.
 """
 
 import argparse
 import io
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,12 +25,12 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from detection.backbone import create_backbone
 from detection.detectors import create_detector
-from detection.options import DETECTOR, settle
-from scripts.detections.draw import Found, drawn
-from scripts.gallery import Entry, make_folder, picture_name, write_page, write_picture
-from scripts.predict import find_images
+from detection.options import DetectorSpec, choose_detector
+from scripts.lib.data_files import find_images
+from scripts.lib.detections_draw import Found, drawn
+from scripts.lib.pictures import Entry, make_folder, picture_name, write_page, write_picture
 from utils.command_line import cli
-from utils.common.distributed import select_devices
+from utils.common.devices import select_devices
 from utils.common.errors import UserError
 from utils.common.text import drawable, plural, shown
 from utils.data.decoding import decode
@@ -41,23 +42,22 @@ class Detector(NamedTuple):
     """A checkpoint's detector, in evaluation mode."""
 
     net: nn.Module
-    name: str  # what it is, on which backbone
+    name: str  # of detector and backbone
     classes: Sequence[str]  # names of the labels 1, 2, ...
 
 
 def restore(path: str) -> Detector:
-    """The detector that a checkpoint of detection/train.py holds.
+    """Restore the detector of a checkpoint of detection/train.py.
 
     Raises:
-        UserError: the file cannot be read, or holds something else.
+        UserError: the file cannot be read, or is no such checkpoint.
     """
     saved = checkpoint.load(path)
-    args = argparse.Namespace(resume=path, **dict.fromkeys(DETECTOR))
-    settle(args, saved)
+    spec = choose_detector(dict.fromkeys(field.name for field in fields(DetectorSpec)), saved, path)
     if "classes" not in saved:
         raise UserError(f"--resume {path} names no classes: give a checkpoint of detection/train.py")
-    backbone, classes = create_backbone(args.arch, None, False), saved["classes"]
-    net = create_detector(args.model, backbone, 1 + len(classes), args.min_size, args.max_size)
+    backbone, classes = create_backbone(spec.arch, None, False), saved["classes"]
+    net = create_detector(spec.model, backbone, 1 + len(classes), spec.min_size, spec.max_size)
     fitting.load_other(net, saved, saved["arch"], path, "it is damaged")
     return Detector(net.eval(), saved["arch"], classes)
 
@@ -66,7 +66,7 @@ def restore(path: str) -> Detector:
 def detect(
     net: nn.Module, image: Image.Image, classes: Sequence[str], threshold: float, device: torch.device
 ) -> Found:
-    """What the detector finds with a score of ``threshold`` or more."""
+    """Return the detections with a score of ``threshold`` or more."""
     pixels = pil_to_tensor(image).to(device).float() / 255
     (found,) = net([pixels])
     found = {key: value[found["scores"] >= threshold].cpu() for key, value in found.items()}
@@ -76,7 +76,7 @@ def detect(
     return Found(found["boxes"], labels, names, found["scores"].tolist(), masks)
 
 
-def main() -> None:
+def create_parser() -> cli.Parser:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = "an image file, or a folder of some"
     parser.add_argument("images", type=cli.name_of_file, nargs="+", metavar="IMAGE", help=what)
@@ -92,7 +92,11 @@ def main() -> None:
     )
     what = "auto: CUDA if there is one"
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help=what)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = create_parser().parse_args()
     cli.check_libraries("pictures", "matplotlib")
     images, dead = find_images(args.images)
     device, _ = select_devices(args.device, "0")
@@ -103,7 +107,7 @@ def main() -> None:
     for path in tqdm(images, "drawing", unit="image", leave=False, disable=None):
         try:
             image = decode(path, upright=True)
-        except Exception as error:  # decoders raise anything
+        except Exception as error:  # decoders raise exceptions of many types
             broken.append(f"{path} ({getattr(error, 'strerror', None) or type(error).__name__})")
             continue
         found = detect(net, image, classes, args.threshold, device)

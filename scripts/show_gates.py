@@ -3,12 +3,12 @@
     python scripts/show_gates.py -a sge_resnet50 --resume sge_resnet50.pth.tar cat.JPEG dog.JPEG -o gates
     python scripts/show_gates.py -a se_resnet50 --resume checkpoints/se/model_best.pth.tar val/*/1.JPEG --sort
 
-Drawn are the channel gates of SE, SK, SRM, CBAM and GC, the spatial ones of SGE, CBAM, BAM and GC over the
-image, and the energy in the two resolutions of Octave nets: of the last block of every stage. Photos are
-turned upright as their EXIF orientation says.
+For the last block of every stage it draws the channel gates of SE, SK, SRM, CBAM and GC, the spatial gates of
+SGE, CBAM, BAM and GC over the image, and the energy in the two resolutions of Octave nets. Photos are turned
+upright according to their EXIF orientation.
 
-Colours span the range of a map, which stands above it, but at least 0.1 of a gate from 0 to 1, and a tenth of
-the largest value of others: a map that hardly differs looks flat.
+The colours of a map span its range, which is written above it, but at least 0.1 for a gate from 0 to 1, and
+at least a tenth of the largest value for others. So a map that hardly varies looks flat.
 """
 
 import argparse
@@ -23,23 +23,23 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from models import create_model
-from scripts.gallery import Entry, make_folder, picture_name, write_page
-from scripts.gates.draw import draw, ranges_of
-from scripts.gates.record import Gate, Recorded, last_of_each_stage, record
-from scripts.plot_logs import write_picture
-from utils.command_line import cli
+from scripts.lib.gates_draw import draw, ranges_of
+from scripts.lib.gates_record import Gate, Recorded, last_of_each_stage, record
+from scripts.lib.pictures import Entry, make_folder, picture_name, write_page, write_picture
+from utils.command_line import arguments, cli
 from utils.common.errors import UserError
 from utils.common.text import drawable, plural
 from utils.data.decoding import decode
 from utils.data.transforms import MEAN, STD, ValTransform
 from utils.networks import building as network
+from utils.networks.outputs import names_to_show
 from utils.runs.curves import rendered
 
-TOP = 3  # predictions that are named
+TOP = 3  # predictions that are shown
 
 
 def pixels_of(path: str, size: int) -> Tensor:
-    """The middle of an image, turned upright, otherwise as in evaluation, (3, S, S) in [0, 1].
+    """Read an image upright, then resize and crop it as in evaluation: (3, S, S) in [0, 1].
 
     Raises:
         UserError: it cannot be read.
@@ -49,53 +49,54 @@ def pixels_of(path: str, size: int) -> Tensor:
     transform = ValTransform(size)
     try:
         image = decode(path, upright=True)
-    except Exception as error:  # decoders raise anything
+    except Exception as error:  # decoders raise exceptions of many types
         reason = getattr(error, "strerror", None) or f"no image ({type(error).__name__})"
         raise UserError(f"{path}: {reason}; name files that are images") from None
     return transform(image, transform.box(image.height, image.width)) / 255
 
 
 def normalised(pixels: Tensor) -> Tensor:
-    """As the network takes them, (1, 3, S, S)."""
+    """Normalise an image (3, S, S) for the network: (1, 3, S, S)."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     return ((pixels - mean) / std)[None]
 
 
-def open_network(args: argparse.Namespace) -> network.Restored:
-    """The network of ``--resume``, or that of ``-a`` with random weights.
+def open_network(
+    file: str | None, arch: str | None, img_size: int | None, outputs: int = 1000
+) -> network.Restored:
+    """Restore the network of a checkpoint, or without one create it with random weights and these outputs.
 
     Raises:
-        UserError: the file cannot be read or does not fit, or both flags are missing.
+        UserError: the file cannot be read or does not fit, or neither file nor architecture is given.
     """
-    if args.resume:
-        return network.restore(args.resume, args.arch, args.img_size)
-    if not args.arch:
-        raise UserError("whose attention? Give --resume FILE, or -a ARCH for random weights")
+    if file:
+        return network.restore(file, arch, img_size)
+    if not arch:
+        raise UserError("which network? Give --resume FILE, or -a ARCH for random weights")
     print("note: without --resume FILE the weights are random, and so is what is drawn")
     torch.manual_seed(0)
-    outputs = args.num_classes or 1000
-    net = create_model(args.arch, num_classes=outputs).eval()
-    return network.Restored(net, args.arch, {}, args.img_size or 224, outputs)
+    net = create_model(arch, num_classes=outputs).eval()
+    return network.Restored(net, arch, {}, img_size or 224, outputs)
 
 
 def predictions(logits: Tensor, names: Sequence[str]) -> list[str]:
-    """The likeliest classes of one image, ``57.1 % tabby``."""
+    """Return the most probable classes of one image, such as ``57.1 % tabby``."""
     shares, classes = logits[0].softmax(0).topk(min(TOP, logits.shape[1]))
     called = [drawable(names[i]) if i < len(names) else f"class {i}" for i in classes.tolist()]
     return [f"{100 * share:.1f} % {name}" for share, name in zip(shares.tolist(), called, strict=True)]
 
 
 def chosen(recorded: Recorded, all_blocks: bool) -> Sequence[Any]:
-    """What is drawn of a pass."""
+    """Return what is drawn: the last block of every stage, or all blocks."""
     gates = [one for one in recorded.shown if isinstance(one, Gate)]
     return last_of_each_stage(gates) if gates and not all_blocks else recorded.shown
 
 
-def main() -> None:
+def create_parser() -> cli.Parser:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", type=cli.name_of_file, nargs="+", metavar="IMAGE", help="an image file")
     what = "the network, see models/ (default: what the checkpoint says)"
-    parser.add_argument("-a", "--arch", type=cli.architecture, help=what)
+    parser.add_argument("-a", "--arch", type=arguments.architecture, help=what)
     weights = parser.add_mutually_exclusive_group()
     what = "checkpoint of the network (default: random weights)"
     weights.add_argument("--resume", type=cli.name_of_file, metavar="FILE", help=what)
@@ -111,11 +112,15 @@ def main() -> None:
     parser.add_argument("--all-blocks", action="store_true", help=what)
     what = "folder of the pictures; made if missing, files of the same names are replaced (default: gates)"
     parser.add_argument("-o", dest="output", type=cli.name_of_file, default="gates", metavar="DIR", help=what)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = create_parser().parse_args()
     cli.check_libraries("pictures", "matplotlib")
     folder = Path(args.output)
-    opened = open_network(args)
-    names, told = network.names_to_show(opened, args.resume, args.class_list)
+    opened = open_network(args.resume, args.arch, args.img_size, args.num_classes or 1000)
+    names, told = names_to_show(opened, args.resume, args.class_list)
     if told:
         print(f"note: {told}")
     called = f"{opened.arch}, {args.resume or 'random weights'}"

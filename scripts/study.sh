@@ -6,7 +6,7 @@
 #   bash scripts/study.sh FOLDER sge_resnet18 se_resnet18     train/ and val/ of a folder at 64 px, these nets only
 #
 # EPOCHS (20) and SEEDS ("1 2 3") may be set before the command.
-source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/lib/venv.sh"
 
 data=${1:-digits}
 shift || true

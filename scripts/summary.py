@@ -1,10 +1,10 @@
-"""List the layers of a network: output, parameters, multiply-adds, and how training decays its parameters.
+"""List the layers of a network: output, parameters, multiply-adds, and the weight decay in training.
 
     python scripts/summary.py -a sge_resnet50
     python scripts/summary.py -a ws_resnet18 --img-size 128 --num-classes 10 --nowd-conv --el2 --nowd-bn
 
-Multiply-adds are for one image, by the rules of utils/networks/complexity.py; functions that are no modules
-count nothing. The flags of weight decay are those of imagenet_fast.py.
+Multiply-adds are those of one image, counted as utils/networks/complexity.py describes; functions that are
+not modules are not counted. The flags of weight decay are those of imagenet_fast.py.
 """
 
 import argparse
@@ -18,32 +18,40 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from utils.command_line import arguments, cli
-from utils.networks import building as network
+from utils.command_line.checks import check_decay
+from utils.networks.building import NetworkSpec, build_model
 from utils.networks.complexity import trace
-from utils.training.optim import Owned, classify, decay_text, decaying_kinds, describe_groups
+from utils.training.optim import Owned, WeightDecay, classify, decaying_kinds, describe_groups
 
-WIDTH, KIND = 110, 20  # characters of a line, and of the longest kind in it
+WIDTH, KIND = 110, 20  # characters of a line, and of the kind in it at most
 E_SHIFT, E_LAMBDA = 1e-3, 1e-4  # as in imagenet_fast.py
 
 
 class Row(NamedTuple):
-    """A module without children, or one that has parameters of its own."""
+    """A layer: a module without children, or with parameters of its own."""
 
     layer: str
     kind: str  # the class of the module
-    output: str  # shape without the batch dimension, of the last call if there are several
+    output: str  # shape without the batch dimension; the last call's if there are several
     parameters: int
     multiply_adds: int
-    decay: str  # of its parameters, by their kind
+    decay: str  # weight decay of its parameters, by their kind
 
     def cells(self) -> tuple[str, ...]:
         return (*self[:3], f"{self.parameters:,}", f"{self.multiply_adds:,}", self.decay)
 
 
-def rows_of(net: nn.Module, args: argparse.Namespace) -> Iterator[Row]:
-    """The layers in the order in which the network defines them."""
+def rows_of(net: nn.Module, arch: str, img_size: int, decay: WeightDecay) -> Iterator[Row]:
+    """Yield the layers in the order in which the network defines them.
+
+    Args:
+        net: the network.
+        arch: its name.
+        img_size: side of the square input in pixels.
+        decay: of the training.
+    """
     calls = defaultdict(list)
-    for call in trace(net, (3, args.img_size, args.img_size)):
+    for call in trace(net, (3, img_size, img_size)):
         calls[call.name].append(call)
     owned = defaultdict(list)
     for one in classify(net):
@@ -56,24 +64,23 @@ def rows_of(net: nn.Module, args: argparse.Namespace) -> Iterator[Row]:
             parameters = sum(one.parameter.numel() for one in own)
             multiply_adds = sum(call.multiply_adds for call in called)
             yield Row(
-                name or args.arch,
+                name or arch,
                 type(module).__name__,
                 output,
                 parameters,
                 multiply_adds,
-                decay_of(own, args),
+                decay_of(own, decay),
             )
 
 
-def decay_of(owned: Sequence[Owned], args: argparse.Namespace) -> str:
-    """``conv 0.0001, bias 0``: the kinds of a layer's parameters and their decay."""
-    decaying, shifted = decaying_kinds(args), {"conv"} if args.el2 else set()
-    texts = {one.kind: decay_text(one.kind, decaying, shifted, args).split(",")[0] for one in owned}
+def decay_of(owned: Sequence[Owned], decay: WeightDecay) -> str:
+    """Return the kinds of a layer's parameters and their weight decay: ``conv 0.0001, bias 0``."""
+    texts = {one.kind: decay.text(one.kind).split(",")[0] for one in owned}
     return ", ".join(f"{kind} {text}" for kind, text in texts.items())
 
 
 def table(rows: Sequence[Row]) -> list[str]:
-    """Lines of at most ``WIDTH`` characters: a long name loses its beginning, a long kind its end."""
+    """Return lines of at most ``WIDTH`` characters; a long name loses its beginning, a long kind its end."""
     total = Row("total", "", "", sum(row.parameters for row in rows), sum(row[4] for row in rows), "")
     lines = [
         ("layer", "kind", "output", "parameters", "multiply-adds", "weight decay"),
@@ -86,7 +93,7 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 
 def line_of(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """Text to the left and numbers to the right."""
+    """Return a line with text aligned to the left and numbers to the right."""
     layer, kind, *others = cells
     layer = layer if len(layer) <= widths[0] else ".." + layer[2 - widths[0] :]
     kind = kind if len(kind) <= widths[1] else kind[: widths[1] - 2] + ".."
@@ -97,10 +104,10 @@ def line_of(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join(aligned).rstrip()
 
 
-def main() -> None:
+def create_parser() -> cli.Parser:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = "see models/ and torchvision.models"
-    parser.add_argument("-a", "--arch", required=True, type=cli.architecture, help=what)
+    parser.add_argument("-a", "--arch", required=True, type=arguments.architecture, help=what)
     what = "side of the square input in pixels (default: 224)"
     parser.add_argument("--img-size", type=cli.count_of, default=224, metavar="S", help=what)
     what = "outputs of the network (default: 1000)"
@@ -112,13 +119,19 @@ def main() -> None:
     group = parser.add_argument_group("weight decay")
     group.add_argument("--weight-decay", "--wd", type=cli.non_negative, default=1e-4, help="(default: 1e-4)")
     arguments.add_decay_arguments(group)
-    parser.set_defaults(pretrained=False, zero_gamma=False)
+    return parser
+
+
+def main() -> None:
+    parser = create_parser()
     args = parser.parse_args()
-    arguments.check_decay(parser, args, E_SHIFT, E_LAMBDA)
-    net, complexity = network.build_model(args, args.num_classes)
-    print(*table(list(rows_of(net, args))), sep="\n")
-    decaying, shifted = decaying_kinds(args), {"conv"} if args.el2 else set()
-    print(f"\n{describe_groups(classify(net), lambda kind: decay_text(kind, decaying, shifted, args))}")
+    check_decay(parser, args, E_SHIFT, E_LAMBDA)
+    spec = NetworkSpec(args.arch, args.img_size, args.cardinality, args.base_width)
+    net, complexity = build_model(spec, args.num_classes)
+    kinds = decaying_kinds(args.wdall, args.nowd_bn, args.nowd_fc, args.nowd_conv)
+    decay = WeightDecay(args.weight_decay, kinds, args.lam if args.el2 else None, args.mineps)
+    print(*table(list(rows_of(net, args.arch, args.img_size, decay))), sep="\n")
+    print(f"\n{describe_groups(classify(net), decay)}")
     print(f"\n{args.arch}: {complexity} at {args.img_size} px, {args.num_classes} classes")
 
 

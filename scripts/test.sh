@@ -4,7 +4,7 @@
 #   bash scripts/test.sh --slow     with the tests that take minutes
 #   bash scripts/test.sh --gpu      what needs a CUDA GPU, and nothing else
 #   bash scripts/test.sh -k resume  any other argument goes to pytest
-source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/lib/venv.sh"
 install_requirements requirements-dev.txt
 
 if [ "${1:-}" = --slow ]; then

@@ -11,9 +11,10 @@ import torch
 from conftest import Run, assert_one_line_error
 from PIL import Image
 
-from scripts.benchmarks import measure, scaling
-from scripts.benchmarks.report import Result, Table
-from scripts.benchmarks.scaling import Job
+from scripts.lib import benchmark_measure as measure
+from scripts.lib import benchmark_scaling as scaling
+from scripts.lib.benchmark_report import Result, Table
+from scripts.lib.benchmark_scaling import Job
 
 SCRIPT = "scripts/benchmark.py"
 SMALL = ("--batch", 2, "--img-size", 32, "--rounds", 2, "--warmup", 0, "--device", "cpu")
@@ -190,7 +191,7 @@ def test_mistakes_end_in_one_line(bench: Run, images: Path, command: str, fragme
 def test_a_mistake_that_the_processes_find(bench: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     said = "Traceback of the launcher\nbenchmark.py: error: no room\nmore of it"
     ended = subprocess.CompletedProcess([], 1, "", said)
-    monkeypatch.setattr("scripts.benchmarks.scaling.subprocess.run", lambda *_, **__: ended)
+    monkeypatch.setattr("scripts.lib.benchmark_scaling.subprocess.run", lambda *_, **__: ended)
     assert_one_line_error(bench("scaling", "resnet18", "--processes", 1, "--device", "cpu"), "no room")
 
 

@@ -300,9 +300,9 @@ def test_imagenets_numbers(
 def test_a_complete_imagenet(check: Run, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(images)
     wordnet_folders(images, 1000)
-    monkeypatch.setattr("scripts.folders.contents.VAL_IMAGES", 1000)
+    monkeypatch.setattr("scripts.lib.data_contents.VAL_IMAGES", 1000)
     assert len(troubles(check("--quick"))) == 1
-    monkeypatch.setattr("scripts.folders.contents.TRAIN_IMAGES", 1000)
+    monkeypatch.setattr("scripts.lib.data_contents.TRAIN_IMAGES", 1000)
     assert not troubles(check("--quick", "--imagenet"))
 
 

@@ -198,7 +198,7 @@ def test_bad_usage(
     arguments: tuple[str, ...],
     fragments: tuple[str, ...],
 ) -> None:
-    monkeypatch.setattr("utils.common.distributed.gpu_count", lambda: 0)
+    monkeypatch.setattr("utils.common.devices.gpu_count", lambda: 0)
     (tmp_path / "empty").mkdir()
     (tmp_path / "two.txt").write_text("cat\ndog\n")
     result = predict(*arguments)

@@ -11,7 +11,7 @@ import torch
 from conftest import Run, assert_one_line_error
 
 from utils.networks import checkpoint
-from utils.networks.checkpoint import LAST
+from utils.runs.folder import LAST
 
 COMMIT = "0123456789" * 4
 ROWS = ["Learning Rate\tTrain Loss\tValid Loss\tTrain Acc.\tValid Acc.\t", "0.1\t2\t1\t50\t60\t"]

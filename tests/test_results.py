@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from conftest import REPOSITORY, Run, assert_one_line_error
 
+from scripts.lib.results_study import read_recipe, with_error
 from scripts.results import markdown, replaced
-from scripts.tables.study import read_recipe, with_error
 from utils.common.errors import UserError
 
 SCRIPT = "scripts/results.py"

@@ -11,21 +11,21 @@ import torch
 from conftest import Run, assert_one_line_error
 from PIL import Image
 from torch import Tensor, nn
-from torch.optim import SGD
 
 import imagenet_fast
+from imagenet import Opened
 from scripts import show_batch
 from utils.common.distributed import Ranks
-from utils.data.loading import training_loader
+from utils.data.loading import Reading, training_loader
 from utils.data.sampling import Position
-from utils.data.splits import open_data
+from utils.data.splits import Splits, open_data
 from utils.data.transforms import TrainTransform
-from utils.networks import checkpoint
-from utils.training.classification import Classification
+from utils.networks.building import NetworkSpec
+from utils.runs.folder import save
+from utils.runs.resume import Resumed
 from utils.training.engine import Trainer
-from utils.training.losses import LabelSmoothing
 from utils.training.mixing import MixedBatch, Mixer
-from utils.training.schedule import Schedule
+from utils.training.precision import Precision
 
 SCRIPT = "scripts/show_batch.py"
 SEED = 5
@@ -76,13 +76,14 @@ def trained_on(args: argparse.Namespace, begin: Position) -> list[Tensor]:
     """What the network sees in an epoch of imagenet_fast.py's Trainer, from ``begin``."""
     split = open_data(args.data, evaluate=False).train
     assert split is not None
-    transform = TrainTransform(args, args.scale or (0.08, 1.0))
-    loader = training_loader(split, transform, args, SEED, Ranks(), parts=args.accum_steps)
-    net = Seeing()
-    task = Classification(LabelSmoothing(0.1, 3), imagenet_fast.create_mixer(args))
-    trainer = Trainer(net, SGD(net.named_parameters(), 0.1), task, Schedule(0.1, 9), SEED)
+    net, ranks, precision = Seeing(), Ranks(), Precision()
+    opened = Opened(NetworkSpec(img_size=args.img_size), net, 3, Splits(split, split))
+    reading, new = Reading(args.workers, args.max_bad, args.decoder), Resumed(Path())
+    parts = imagenet_fast.prepare_training(args, new, opened, precision, reading, SEED, ranks)
+    trainer = Trainer(net, parts.optimizer, parts.task, parts.schedule, SEED)
     trainer.accumulate = args.accum_steps
-    trainer.epoch(loader, begin)
+    for _ in trainer.epoch(parts.loader, begin):
+        pass
     return net.seen
 
 
@@ -121,7 +122,7 @@ def test_a_resumed_run_goes_on_in_the_middle_of_an_epoch(
 ) -> None:
     """Its steps begin at the image where it was stopped, perhaps with other batches than before."""
     fields: dict[str, Any] = {"state_dict": {"a": torch.zeros(1)}, "seed": SEED, "epoch": 1, "images": 7}
-    saved = checkpoint.save({**fields, "classes": ["cat", "dog", "owl"]}, tmp_path)
+    saved = save({**fields, "classes": ["cat", "dog", "owl"]}, tmp_path)
     args = parsed(monkeypatch, "--data", images, *FLAGS, "--mixup")
     seen = trained_on(args, Position(1, 7))
     assert show("--mixup", "--resume", saved).returncode == 0
@@ -150,17 +151,15 @@ def test_the_picture_and_its_labels(tmp_path: Path, show: Run) -> None:
     assert show_batch.captions(batch._replace(weight=1.0), ["cat", "dog"]) == ["cat", "dog"]
 
 
-def test_the_batch_of_another_process(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_batch_of_another_process(images: Path) -> None:
     """The processes' batches of a step are together that of one process, where nothing is mixed."""
     split = open_data(str(images), evaluate=False).train
     assert split is not None
-    args = parsed(monkeypatch, "--data", images, *FLAGS)
-    transform = TrainTransform(args, (0.08, 1.0))
+    transform = TrainTransform(32)
 
     def of(ranks: Ranks, batch: int) -> Tensor:
-        args.train_batch = batch
-        loader = training_loader(split, transform, args, SEED, ranks)
-        begin, step = show_batch.chosen_step(args, {}, loader.batches, ranks)
+        loader = training_loader(split, transform, batch, SEED, Reading(), ranks)
+        begin, step = show_batch.chosen_step(Position(0), loader.batches, None, None)
         return torch.cat([b.images for b in show_batch.batches_of_step(loader, Mixer(), SEED, begin, step)])
 
     both = torch.cat([of(Ranks(rank, 2), 4) for rank in range(2)])

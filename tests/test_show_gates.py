@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from models import create_model
 from scripts import show_gates
-from scripts.gates.draw import bars_of, draw, maps_of, numbers
-from scripts.gates.record import (
+from scripts.lib.gates_draw import bars_of, draw, maps_of, numbers
+from scripts.lib.gates_record import (
     Gate,
     Octave,
     Recorded,
@@ -29,7 +29,7 @@ from scripts.gates.record import (
 )
 from utils.common.errors import UserError
 from utils.data.labels import imagenet_classes
-from utils.networks import checkpoint
+from utils.runs.folder import save
 
 SCRIPT = "scripts/show_gates.py"
 SIDE = 64
@@ -224,7 +224,7 @@ def test_the_command(tmp_path: Path, show: Run) -> None:
     net = stirred("sge_resnet18")
     state = {"state_dict": net.state_dict(), "arch": "sge_resnet18"}
     names = {"classes": ["ant", "bee", "cat", "<dog>", "$owl"], "epoch": 1, "images": 0}
-    saved = checkpoint.save({**state, **names}, tmp_path)
+    saved = save({**state, **names}, tmp_path)
     flags = ("-a", "sge_resnet18", "--resume", saved, "--img-size", SIDE)
     result = show(*flags, "in/0.JPEG", odd, "-o", "out/pictures")
     assert result.returncode == 0, result.stderr
@@ -262,7 +262,7 @@ def test_a_checkpoint_says_what_it_holds(tmp_path: Path, show: Run, monkeypatch:
         "epoch": 1,
         "images": 0,
     }
-    saved = checkpoint.save({**state, "arguments": {"img_size": 64}}, tmp_path)
+    saved = save({**state, "arguments": {"img_size": 64}}, tmp_path)
     sizes: list[int] = []
     record_gates = show_gates.record
 

@@ -1,6 +1,5 @@
 """scripts/summary.py: every parameter and every multiply-add once, and what training does to them."""
 
-import argparse
 import re
 
 import pytest
@@ -9,7 +8,7 @@ from test_robustness import SHALLOW
 
 from models import create_model
 from utils.networks.complexity import count, trace
-from utils.training.optim import classify, create_optimizer
+from utils.training.optim import WeightDecay, classify, create_optimizer, decaying_kinds
 
 SCRIPT = "scripts/summary.py"
 NETS = ("sge_resnet18", "oct_mobilenet", "ws_resnet18", "shufflenetv2_05x", "squeezenet1_1")
@@ -75,16 +74,10 @@ def test_the_decay_is_that_of_training(
     for one in classify(net):
         assert f"{one.kind} {decays[one.kind]}" in rows[one.name.rpartition(".")[0]].split(", ")
     switches = {f"nowd_{kind}": f"--nowd-{kind}" in flags for kind in ("bn", "fc", "conv")}
-    settings = {
-        "wdall": "--wd-all" in flags,
-        "el2": "--el2" in flags,
-        "lam": 1e-4,
-        "mineps": 0.01,
-        **switches,
-    }
-    decay = 0.5 if "--wd" in flags else 1e-4
-    rates = {"lr": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": decay}
-    create_optimizer(net, argparse.Namespace(**settings, **rates))
+    kinds = decaying_kinds("--wd-all" in flags, **switches)
+    strength = 0.5 if "--wd" in flags else 1e-4
+    decay = WeightDecay(strength, kinds, 1e-4 if "--el2" in flags else None, 0.01)
+    create_optimizer(net, decay, lr=0.1, momentum=0.9)
     assert capsys.readouterr().out.strip() in output
 
 

@@ -1,10 +1,11 @@
-"""Which images a split has, and their labels; kept between runs.
+"""The images of a split and their labels, cached between runs.
 
-The samples are in arrays. Of a list of tuples each data worker would soon have a copy of its own: to read
-one is to count a reference to it, and that writes to a page that the processes shared.
+The samples are in arrays. A list of tuples would soon be copied into every data worker: reading a tuple
+changes its reference count, which writes to a page of memory that the processes share.
 
-The cache, ``$XDG_CACHE_HOME/pytorch-insight`` or ``~/.cache/pytorch-insight``, has a file for each split. It
-is used while no folder of the split has changed. File systems over object stores may not record that one did.
+The cache has a file for each split in ``$XDG_CACHE_HOME/pytorch-insight`` or ``~/.cache/pytorch-insight``. It
+is used as long as no folder of the split has changed. File systems on top of object stores may not record
+that a folder has changed.
 """
 
 import hashlib
@@ -22,12 +23,13 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
 from utils.common.files import write_atomically
+from utils.data.folders import Folder, is_image, walk
 
 VERSION = 1  # of the cache's content
 TICK = 2_000_000_000  # ns; of the coarsest clock that a file system has (FAT)
 
-# Inode, time of modification and time of change (ns); None where nothing is. A program that unpacks or
-# copies may set the time of modification back, but not the other.
+# Inode, time of modification and time of change (ns); None if there is no such file. Programs that unpack or
+# copy may set the time of modification back, but not the time of change.
 Stamp = tuple[int, int, int] | None
 
 
@@ -35,12 +37,12 @@ class Index(Sequence[tuple[str, int]]):
     """Path and label of each image.
 
     Args:
-        split: the folder, as the paths shall begin.
-        names: (bytes,), uint8: paths within the folder, as the system has them, a zero byte after each.
+        split: the folder that all paths begin with.
+        names: (bytes,), uint8: paths within the folder, in the system's encoding, each ended by a zero byte.
         labels: (images,), int32.
 
     Raises:
-        ValueError: the arrays are of another form, or don't fit each other.
+        ValueError: the shapes or types of the arrays are wrong, or their lengths do not match.
     """
 
     def __init__(self, split: Path, names: NDArray[np.uint8], labels: NDArray[np.int32]) -> None:
@@ -71,14 +73,14 @@ class Index(Sequence[tuple[str, int]]):
 
 
 def read_index(split: Path, classes: Sequence[str], use_cache: bool) -> Index:
-    """The images of a split in the order of ``torchvision.datasets.folder.make_dataset``.
+    """Return the images of a split in the order of ``torchvision.datasets.folder.make_dataset``.
 
     Links are followed, except to a folder that they lie in.
 
     Args:
         split: the folder of the class folders.
-        classes: their names by label; those without a folder have no images, other folders are left out.
-        use_cache: whether an index of an earlier run will do, and later runs may use this one.
+        classes: the names of the class folders by label. One may be missing; other folders are left out.
+        use_cache: whether to use the index of an earlier run, and to keep this one for later runs.
 
     Raises:
         OSError: a folder cannot be read.
@@ -88,7 +90,7 @@ def read_index(split: Path, classes: Sequence[str], use_cache: bool) -> Index:
     started = time.time_ns()
     stamps: dict[str, Stamp] = {}
     index = _scan(split, classes, stamps)
-    # A folder that changes twice within a tick has the same time after both.
+    # A folder that changes twice within a tick has the same time after both changes.
     times = (at for stamp in stamps.values() if stamp for at in stamp[1:])
     if use_cache and all(0 < at < started - TICK for at in times):
         _store(index, classes, stamps)
@@ -96,66 +98,39 @@ def read_index(split: Path, classes: Sequence[str], use_cache: bool) -> Index:
 
 
 def _scan(split: Path, classes: Sequence[str], stamps: dict[str, Stamp]) -> Index:
-    """Index a split and note in ``stamps``, by path within it, what the index depends on."""
+    """Index a split, and fill ``stamps`` (by path within it) with all that the index depends on."""
     label = {name: i for i, name in enumerate(classes)}
     folders = tqdm(
-        _walk(split, label, stamps),
+        _class_folders(split, label, stamps),
         desc=f"indexing {split.name}",
         unit=" folders",
         leave=False,
-        file=sys.stdout,  # of several processes one has it
+        file=sys.stdout,  # silenced in all processes but one
         disable=None,
         delay=2,
     )
     found = []
-    for folder, images in folders:
-        name = folder.partition("/")[0]
-        if name and images:
-            paths = "".join(f"{folder}{image}\0" for image in sorted(images))
-            found.append((name, folder[:-1], os.fsencode(paths), len(images)))
+    for folder in folders:
+        if images := sorted(entry.name for entry in folder.files if is_image(entry.name)):
+            paths = "".join(f"{folder.path}{image}\0" for image in images)
+            found.append((folder.path.partition("/")[0], folder.path[:-1], os.fsencode(paths), len(images)))
     found.sort()  # class by class; without the slash, "a/b-c" stands before "a/b/d"
     names = np.frombuffer(b"".join(paths for _, _, paths, _ in found), np.uint8)
     labels = np.array([label[name] for name, *_ in found], np.int32)
     return Index(split, names, labels.repeat(np.array([count for *_, count in found], np.int64)))
 
 
-def _walk(split: Path, classes: Collection[str], stamps: dict[str, Stamp]) -> Iterator[tuple[str, list[str]]]:
-    """Yield the folders, as paths within the split that end in a slash, and the names of their images."""
-    outside = frozenset((at.st_dev, at.st_ino) for at in map(Path.stat, split.resolve().parents))
-    waiting = [("", outside)]
-    while waiting:
-        folder, above = waiting.pop()
-        status = (split / folder).stat()
-        stamps[folder] = _stamp(status)
-        here = (status.st_dev, status.st_ino)
-        if here in above:
-            continue
-        images, folders, links = _list(f"{split}/{folder}")
-        stamps.update((folder + name, _stamp_of(split / folder / name)) for name in links)
-        yield folder, images
-        inside = above | {here}
-        waiting += [(f"{folder}{name}/", inside) for name in folders if folder or name in classes]
-
-
-def _list(folder: str) -> tuple[list[str], list[str], list[str]]:
-    """The names of images, of folders, and of links that lead to neither and one day may lead to a folder."""
-    images, folders, links = [], [], []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if _is_folder(entry):
-                folders.append(entry.name)
-            elif entry.name.lower().endswith(IMG_EXTENSIONS):
-                images.append(entry.name)
-            elif entry.is_symlink():
-                links.append(entry.name)
-    return images, folders, links
-
-
-def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself, for one; to torchvision it is a file
-        return False
+def _class_folders(split: Path, classes: Collection[str], stamps: dict[str, Stamp]) -> Iterator[Folder]:
+    """Walk through the folders of these classes, and note the stamps of folders and links."""
+    for folder in walk(split):
+        stamps[folder.path] = _stamp(folder.status)
+        # A link that leads to no folder may lead to one later.
+        links = (at for at in folder.files if at.is_symlink() and not is_image(at.name))
+        stamps.update((folder.path + link.name, _stamp_of(Path(link.path))) for link in links)
+        if folder.path:
+            yield folder
+        else:
+            folder.folders[:] = [entry for entry in folder.folders if entry.name in classes]
 
 
 def _stamp(status: os.stat_result) -> Stamp:
@@ -170,10 +145,10 @@ def _stamp_of(path: Path) -> Stamp:
 
 
 def _cache_file(split: Path) -> Path:
-    """Where the index of a split is kept.
+    """Return the file that keeps the index of a split.
 
     Raises:
-        RuntimeError: the user has no home.
+        RuntimeError: the user has no home folder.
     """
     digest = hashlib.sha256(os.fsencode(split.absolute())).hexdigest()
     caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
@@ -181,13 +156,13 @@ def _cache_file(split: Path) -> Path:
 
 
 def _state(split: Path, classes: Sequence[str], stamps: dict[str, Stamp]) -> NDArray[np.uint8]:
-    """A digest of all that an index depends on."""
+    """Return a digest of all that an index depends on."""
     state = repr((VERSION, str(split.absolute()), list(classes), IMG_EXTENSIONS, list(stamps.items())))
     return np.frombuffer(hashlib.sha256(state.encode()).digest(), np.uint8)
 
 
 def _store(index: Index, classes: Sequence[str], stamps: dict[str, Stamp]) -> None:
-    """Keep an index, unless the place cannot be written: then the next run makes it again."""
+    """Keep an index for later runs; if it cannot be written, the next run makes it again."""
     state = _state(index.split, classes, stamps)
     watched = np.frombuffer(os.fsencode("\0".join(stamps)), np.uint8)
     with suppress(OSError, RuntimeError):
@@ -200,13 +175,13 @@ def _store(index: Index, classes: Sequence[str], stamps: dict[str, Stamp]) -> No
 
 
 def _load(split: Path, classes: Sequence[str]) -> Index | None:
-    """The index that an earlier run kept; None if it is not whole or no longer true."""
+    """Return the index that an earlier run kept; None if it is damaged or out of date."""
     try:
         file = _cache_file(split)
-        if not file.is_file():  # a pipe would keep its reader waiting
+        if not file.is_file():  # reading a pipe would wait forever
             return None
         with np.load(file, allow_pickle=False) as cache:
-            if any(entry.compress_type for entry in cache.zip.infolist()):  # these could fill the memory
+            if any(entry.compress_type for entry in cache.zip.infolist()):  # it might fill the memory
                 return None
             watched = os.fsdecode(cache["watched"].tobytes()).split("\0")
             stamps = {name: _stamp_of(split / name) for name in watched}
@@ -215,5 +190,5 @@ def _load(split: Path, classes: Sequence[str]) -> Index | None:
             index = Index(split, cache["names"], cache["labels"])
         labelled = not len(index) or 0 <= index.labels.min() <= index.labels.max() < len(classes)
         return index if labelled else None
-    except Exception:  # numpy and zipfile raise anything over a damaged file
+    except Exception:  # a damaged file makes numpy and zipfile raise exceptions of many types
         return None

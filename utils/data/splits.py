@@ -11,6 +11,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from utils.common.errors import UserError
 from utils.common.text import plural
 from utils.data.digits import write_digits
+from utils.data.folders import is_image
 from utils.data.index import read_index
 from utils.data.labels import NOTHING_KNOWN, Outputs, in_order, order_classes
 
@@ -70,7 +71,7 @@ def class_names(split: Path) -> tuple[str, ...]:
     names = in_order(path.name for path in split.iterdir() if path.is_dir())
     if names:
         return names
-    if any(path.name.lower().endswith(IMG_EXTENSIONS) for path in split.iterdir()):
+    if any(is_image(path.name) for path in split.iterdir()):
         raise UserError(
             f"{split} has no class folders, and an image's label is the name of its folder: move each image "
             "into a folder of its class (ImageNet's archives: torchvision.datasets.ImageNet unpacks them so)"

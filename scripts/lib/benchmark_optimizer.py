@@ -1,8 +1,9 @@
-"""Optimizer steps on a network's parameters, whose gradients stay the same.
+"""Optimizer steps on a network's parameters, with the same gradients in every step.
 
     python scripts/benchmark.py optimizer --arch ws_resnet50 --threads 1
 
-torch's SGD, fused (the baseline) and by default, and the SGD with the e-shifted L2 regularizer.
+Compared are torch's SGD, fused (the baseline) and with default settings, and the SGD with the e-shifted L2
+regularizer.
 """
 
 import argparse
@@ -12,34 +13,34 @@ from typing import Any
 import torch
 
 from models import create_model
-from scripts.benchmarks import measure
-from scripts.benchmarks.report import Result, Table
-from utils.command_line import cli
+from scripts.lib import benchmark_measure as measure
+from scripts.lib.benchmark_report import Result, Table
+from utils.command_line import arguments, cli
 from utils.training.optim import EShiftedSGD, classify
 
 
 @dataclass(frozen=True)
 class Stepper:
-    """An optimizer by its name."""
+    """An optimizer and what it is called in the table."""
 
     name: str
     optimizer: torch.optim.Optimizer
     device: torch.device
 
     def __call__(self, turn: int) -> float:
-        """Milliseconds of a step."""
+        """Return the milliseconds of a step."""
         return 1e3 * measure.seconds(self.optimizer.step, self.device)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: cli.Parser) -> None:
     text = "(default: %(default)s)"
-    parser.add_argument("--arch", type=cli.architecture, default="ws_resnet50", help=text)
+    parser.add_argument("--arch", type=arguments.architecture, default="ws_resnet50", help=text)
     measure.add_round_arguments(parser, rounds=15)
     measure.add_device_arguments(parser)
 
 
-def run(args: argparse.Namespace) -> list[Table]:
-    device = measure.choose_device(args)
+def main(args: argparse.Namespace) -> list[Table]:
+    device = measure.choose_device(args.device, args.threads)
     torch.manual_seed(0)
     net = create_model(args.arch).to(device)
     for parameter in net.parameters():
@@ -53,6 +54,6 @@ def run(args: argparse.Namespace) -> list[Table]:
         Stepper("SGD, default", torch.optim.SGD([dict(group)], **settings), device),
         Stepper("e-shifted SGD", EShiftedSGD([shifted], lam=1e-4, shift=1e-3, **settings), device),
     ]
-    times = measure.interleave(steppers, args)
+    times = measure.interleave(steppers, args.rounds, args.warmup_rounds, "optimizer")
     results = [Result(stepper.name, own) for stepper, own in zip(steppers, times, strict=True)]
     return [Table(f"optimizer step on {args.arch}'s parameters", "ms/step", results)]

@@ -1,6 +1,5 @@
-"""Image folders to be read, and the decoders that can read them."""
+"""The images that benchmarks read, and the decoders that can read them."""
 
-import argparse
 import os
 import tempfile
 from collections.abc import Iterator
@@ -19,39 +18,39 @@ SYNTHETIC_FILES = 64
 SYNTHETIC_SIDES = (500, 375)  # pixels, the most frequent of ImageNet
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which files."""
+def add_arguments(parser: cli.Parser) -> None:
+    """Add the flags that say which files are read."""
     text = "folder with train/ and a folder per class in it, or 'digits'"
     parser.add_argument("folder", nargs="?", type=cli.name_of_file, metavar="FOLDER", help=text)
-    text = f"instead {SYNTHETIC_FILES} JPEGs of ImageNet's most frequent size, written for the run"
+    text = f"read {SYNTHETIC_FILES} JPEGs of ImageNet's most frequent size, written for the run"
     parser.add_argument("--synthetic", action="store_true", help=text)
-    text = "images of a pass, spread evenly over the files; of fewer files some are read again (default: 512)"
+    text = "images of a pass, spread evenly over the files; fewer files are read repeatedly (default: 512)"
     parser.add_argument("--images", type=cli.count_of, default=512, metavar="N", help=text)
 
 
-def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which processes read."""
+def add_worker_arguments(parser: cli.Parser) -> None:
+    """Add the flag that says how many processes read."""
     text = "processes that decode (default: one per core, at most 32)"
     workers = min(32, os.cpu_count() or 1)
     parser.add_argument("-j", "--workers", type=cli.whole, default=workers, metavar="N", help=text)
 
 
 def decoders() -> list[str]:
-    """The names that ``--decoder`` takes and that are installed here."""
+    """Return the values of ``--decoder`` that are installed here."""
     return [name for name in DECODERS if name != "auto" and available(name)]
 
 
 def decode_whole(path: str, decoder: str) -> object:
-    """The whole image, in the decoder's own form."""
+    """Decode a whole image, without a crop; the result's type depends on the decoder."""
     return read_image(path, decoder, lambda height, width: Box(0, 0, height, width))
 
 
 @contextmanager
 def open_images(folder: str | None, synthetic: bool, images: int) -> Iterator[ImageSplit]:
-    """So many samples of the training split of a folder, or of files written for the block.
+    """Give so many samples: of a folder's training split, or of files that exist within the block only.
 
     Raises:
-        UserError: the folder is missing or unusable, or both or none is asked for.
+        UserError: the folder is missing or unusable, or it is given with ``synthetic``, or neither is.
     """
     if synthetic == bool(folder):
         raise UserError("give either a FOLDER of images or --synthetic")
@@ -64,7 +63,11 @@ def open_images(folder: str | None, synthetic: bool, images: int) -> Iterator[Im
 
 
 def read(folder: str) -> ImageSplit:
-    """The training split."""
+    """Index the training split of a folder.
+
+    Raises:
+        UserError: it is missing or unusable.
+    """
     try:
         train = find_split(data_root(folder), TRAIN_NAMES)
         return read_split(train, class_names(train))
@@ -75,13 +78,13 @@ def read(folder: str) -> ImageSplit:
 
 
 def spread(split: ImageSplit, images: int) -> ImageSplit:
-    """So many of its samples, evenly over all; of fewer some stand again."""
+    """Return so many samples, spread evenly over the split; a smaller split's samples are repeated."""
     samples = split.samples
     return ImageSplit([samples[i * len(samples) // images] for i in range(images)], split.classes)
 
 
 def write_synthetic(folder: Path) -> None:
-    """JPEGs of about 100 KB like ImageNet's: large shapes, and noise of which JPEG keeps some."""
+    """Write JPEGs of about 100 KB like ImageNet's: large shapes, and noise of which JPEG keeps some."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
     width, height = SYNTHETIC_SIDES

@@ -1,28 +1,30 @@
-"""Pure decoding of whole images, by each decoder that is installed.
+"""Decoding of whole images, by each decoder that is installed.
 
     python scripts/benchmark.py decode /path/to/imagenet --images 256
     python scripts/benchmark.py decode --synthetic
 
-In this process alone, on one thread, without crop; the files are in the page cache after the warm-up. The
-baseline is PIL, to which the others leave what is no JPEG.
+One process decodes on one thread, without a crop; after the warm-up the files are in the page cache. The
+baseline is PIL, which also decodes for the others what is no JPEG.
 """
 
 import argparse
 import time
 
-from scripts.benchmarks import images, measure
-from scripts.benchmarks.report import Result, Table
+from scripts.lib import benchmark_images as images
+from scripts.lib import benchmark_measure as measure
+from scripts.lib.benchmark_report import Result, Table
+from utils.command_line import cli
 from utils.common.errors import UserError
 from utils.data.splits import ImageSplit
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: cli.Parser) -> None:
     images.add_arguments(parser)
     measure.add_round_arguments(parser, rounds=5)
 
 
 def images_per_second(split: ImageSplit, decoder: str) -> float:
-    """Of one pass.
+    """Decode every sample once.
 
     Raises:
         UserError: a file cannot be decoded.
@@ -36,11 +38,11 @@ def images_per_second(split: ImageSplit, decoder: str) -> float:
     return len(split.samples) / (time.perf_counter() - started)
 
 
-def run(args: argparse.Namespace) -> list[Table]:
+def main(args: argparse.Namespace) -> list[Table]:
     with images.open_images(args.folder, args.synthetic, args.images) as split:
         names = images.decoders()
         turns = [lambda turn, name=name: images_per_second(split, name) for name in names]
-        speeds = measure.interleave(turns, args)
+        speeds = measure.interleave(turns, args.rounds, args.warmup_rounds, "decode")
     results = [Result(name, own) for name, own in zip(names, speeds, strict=True)]
     what = args.folder or "synthetic JPEGs"
     return [Table(f"decoding of {args.images} whole images of {what}", "images/s", results, best=max)]

@@ -1,7 +1,7 @@
-"""What the attention modules of a network compute while it runs.
+"""Recording the gates of a network's attention modules during a forward pass.
 
-Nothing is computed again: hooks tell which module is running, and a mode of torch sees the result of every
-sigmoid and softmax in it.
+Hooks note which module is running, and a TorchFunctionMode sees the result of every sigmoid and softmax in
+it. So the gates are those of the pass itself, and no module needs to return them.
 """
 
 import re
@@ -25,17 +25,17 @@ from models.resnet_srm import SRMLayer
 from models.sknet import SKConv
 from utils.common.errors import UserError
 
-_GATES = ("sigmoid", "sigmoid_", "softmax")  # functions of torch whose results are gates
-_OCTAVES = ("features.3", "features.5", "features.11", "features.13")  # ends of OctMobileNet's stages
+_GATES = ("sigmoid", "sigmoid_", "softmax")  # torch functions whose results are gates
+_OCTAVES = ("features.3", "features.5", "features.11", "features.13")  # last modules of OctMobileNet's stages
 
 
 class Seen(NamedTuple):
-    """A gate as a family reads it: (B, C) of the channels, or (B, G, H, W), G maps of the positions."""
+    """The values of a gate and how they are shown."""
 
     title: str
-    values: Tensor
-    bounded: bool = True  # a share from 0 to 1, whatever the number of positions or channels
-    part: str = "group"  # what each of several maps is of
+    values: Tensor  # (B, C) for the channels, or (B, G, H, W): G maps of the positions
+    bounded: bool = True  # from 0 to 1, independently of the number of positions or channels
+    part: str = "group"  # what there is a map for, if there are several
 
 
 class Gate(NamedTuple):
@@ -43,7 +43,7 @@ class Gate(NamedTuple):
 
     module: str  # its name in the network
     stage: int  # from 1
-    formula: str  # what the module does with it
+    formula: str  # how the module applies it
     seen: Seen
 
     @property
@@ -52,17 +52,17 @@ class Gate(NamedTuple):
 
 
 class Octave(NamedTuple):
-    """The mean square over the channels at every position of a stage's two maps, (B, H, W) each."""
+    """A stage of an Octave net: the mean square over the channels at every position of its two maps."""
 
     module: str
     stage: int
-    high: Tensor
-    low: Tensor | None  # None: the stage has the high frequencies only
-    channels: tuple[int, int]  # of the two
+    high: Tensor  # (B, H, W)
+    low: Tensor | None  # (B, H / 2, W / 2); None: the stage has high frequencies only
+    channels: tuple[int, int]  # of the high and the low frequencies
 
     @property
     def shares(self) -> Tensor:
-        """Of the two in the sum of all squares, (B, 2); a position of the low map stands for four."""
+        """Return the shares of both maps in the sum of squares, (B, 2); a low position counts as four."""
         maps = (self.high, self.high[:, :1, :1] * 0 if self.low is None else self.low)
         energies = [count * values.mean((1, 2)) for count, values in zip(self.channels, maps, strict=True)]
         both = torch.stack(energies, 1)
@@ -70,14 +70,15 @@ class Octave(NamedTuple):
 
 
 class Family(NamedTuple):
-    """A kind of attention: what it does, and its gates by what its sigmoids and softmaxes give for x."""
+    """A kind of attention."""
 
-    formula: str
+    formula: str  # how its gates are applied
+    # Reads the gates from the results of its sigmoids and softmaxes, and from its input.
     read: Callable[[Sequence[Tensor], Tensor], list[Seen]]
 
 
 def _channels(title: str, formula: str) -> Family:
-    """One gate for every channel."""
+    """Return a family with one gate for every channel."""
     return Family(formula, lambda results, x: [Seen(title, results[0].flatten(1))])
 
 
@@ -86,7 +87,7 @@ def _enhance(results: Sequence[Tensor], x: Tensor) -> list[Seen]:
 
 
 def _context(results: Sequence[Tensor], x: Tensor) -> list[Seen]:
-    """Of GlobalContext: the softmax, and the output of its transform."""
+    """Read GlobalContext: its softmax, and the output of its transform."""
     weights = results[0].unflatten(-1, x.shape[2:])
     added = results[1].flatten(1)
     return [Seen("weight in the context", weights, bounded=False), Seen("added", added, bounded=False)]
@@ -111,7 +112,7 @@ _FAMILIES: Mapping[type[nn.Module], Family] = MappingProxyType(
 
 
 class _Recorder(TorchFunctionMode):
-    """Keeps what the innermost attention module that is running computes; filled and emptied by hooks."""
+    """Keeps the gates of the attention module that is running (of nested ones the innermost)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,15 +129,15 @@ class _Recorder(TorchFunctionMode):
         return result
 
     def begin(self, module: nn.Module, inputs: Any) -> None:
-        """A hook before an attention module."""
+        """The hook before an attention module."""
         self.running.append([])
 
     def keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        """A hook behind a part whose output is what is wanted."""
+        """The hook after a part of an attention module whose output is recorded too."""
         self.running[-1].append(output)
 
     def end(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        """The hook behind an attention module."""
+        """Return the hook after an attention module."""
 
         def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
             formula, read = _FAMILIES[type(module)]
@@ -147,7 +148,7 @@ class _Recorder(TorchFunctionMode):
         return hook
 
     def split(self, name: str, stage: int) -> Callable[[nn.Module, Any, tuple[Tensor, ...]], None]:
-        """The hook behind a stage of two resolutions."""
+        """Return the hook after a stage with two resolutions."""
 
         def hook(module: nn.Module, inputs: Any, output: tuple[Tensor, ...]) -> None:
             energies = [values.detach().square().mean(1) for values in output]
@@ -159,29 +160,29 @@ class _Recorder(TorchFunctionMode):
 
 
 class Recorded(NamedTuple):
-    """Of one pass: either gates or octaves, and the network's output."""
+    """What one pass computed: either gates or octaves, and the network's output."""
 
     shown: Sequence[Gate] | Sequence[Octave]
     logits: Tensor  # (B, K)
 
 
 def stage_of(name: str) -> int:
-    """From 1, by a module's name in the network, such as ``layer2.0.se`` or ``bam2``."""
+    """Return a module's stage, from 1, by its name in the network, such as ``layer2.0.se`` or ``bam2``."""
     found = re.search(r"(?:layer|bam)(\d)", name)
     return int(found[1]) if found else 0
 
 
 def attention_of(net: nn.Module) -> dict[str, nn.Module]:
-    """The modules whose gates can be recorded, by name."""
+    """Return the modules whose gates can be recorded, by name."""
     return {name: module for name, module in net.named_modules() if type(module) in _FAMILIES}
 
 
 @torch.no_grad()
 def record(net: nn.Module, images: Tensor) -> Recorded:
-    """Run a network in evaluation mode on images (B, 3, H, W) and keep what its attention computes.
+    """Run a network in evaluation mode on images (B, 3, H, W), and return its gates and its output.
 
     Raises:
-        UserError: it has none.
+        UserError: it has no attention that can be recorded.
     """
     modules = attention_of(net)
     octaves = isinstance(net, OctResNet | OctMobileNet)
@@ -210,6 +211,6 @@ def record(net: nn.Module, images: Tensor) -> Recorded:
 
 
 def last_of_each_stage(gates: Sequence[Gate]) -> list[Gate]:
-    """The gates of the last module of every stage."""
+    """Return the gates of the last module of every stage."""
     last = {gate.stage: gate.module for gate in gates}
     return [gate for gate in gates if gate.module == last[gate.stage]]

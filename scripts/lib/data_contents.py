@@ -1,4 +1,4 @@
-"""What lies in an image folder, as training would meet it, and what is wrong with it."""
+"""What an image data set holds, as training would read it, and what is wrong with it."""
 
 import os
 from collections import Counter, defaultdict
@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
+from scripts.lib.data_files import kind_of
 from utils.common.errors import UserError
 from utils.common.text import plural, shown
+from utils.data.folders import walk
 from utils.data.labels import IMAGENET_CLASSES, wordnet_id
 from utils.data.splits import TRAIN_NAMES, VAL_NAMES, MissingSplitError, data_root, find_split
 
 TRAIN_IMAGES, VAL_IMAGES = 1_281_167, 50_000  # ImageNet's
-NAMES = 5  # how many are listed
+NAMES = 5  # listed of each kind of trouble
 REMEDIES = MappingProxyType(
     {
         "loose image": "move each into the folder of its class",
@@ -31,78 +31,75 @@ REMEDIES = MappingProxyType(
 
 @dataclass
 class Split:
-    """What lies in a split's folder; ``full`` is the number of images that ImageNet has there."""
+    """The folder of a split and what it holds."""
 
     folder: Path
-    full: int
-    classes: Counter[str] = field(default_factory=Counter)  # images by class
+    full: int  # images that ImageNet has in this split
+    classes: Counter[str] = field(default_factory=Counter)  # number of images by class
     other: int = 0  # files without the suffix of an image
-    troubles: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # names by kind
+    troubles: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # paths by kind
 
     def scan(self) -> Iterator[str]:
-        """Yield the images and count them; links and nested folders are followed, as in training."""
-        waiting = [(str(self.folder), "")]
-        while waiting:
-            folder, label = waiting.pop()
-            try:
-                with os.scandir(folder) as entries:
-                    if not os.access(folder, os.X_OK):  # names can be listed, files not opened
-                        raise PermissionError
-                    for entry in entries:
-                        kind = kind_of(entry)
-                        if kind == "folder":
-                            waiting.append((entry.path, label or entry.name))
-                            self.classes[label or entry.name] += 0
-                        elif kind == "image" and label:
-                            self.classes[label] += 1
-                            yield entry.path
-                        elif kind == "other":
-                            self.other += 1
-                        else:
-                            self.note("loose image" if kind == "image" else kind, entry.path)
-            except OSError:
-                self.note("unreadable folder", folder)
+        """Yield the images, and count all that lies in the folder; links are followed as in training."""
+        for folder in walk(self.folder, self._note_unreadable):
+            label = class_of(folder.path)
+            if folder.is_loop:
+                self.note("dead link", folder.path)
+                continue
+            if not os.access(self.folder / folder.path, os.X_OK):  # names can be listed, files not opened
+                self._note_unreadable(folder.path)
+                folder.folders.clear()
+                continue
+            if label:
+                self.classes[label] += 0
+            for entry in folder.files:
+                kind = kind_of(entry)
+                if kind == "image" and label:
+                    self.classes[label] += 1
+                    yield entry.path
+                elif kind == "other":
+                    self.other += 1
+                else:
+                    self.note("loose image" if kind == "image" else kind, folder.path + entry.name)
         empty = {f"{self.folder.name}/{label}" for label, count in self.classes.items() if not count}
         self.troubles["empty class folder"] = list(empty.difference(self.troubles["unreadable folder"]))
         if not self.classes and not any(self.troubles.values()):
-            self.note("empty split", str(self.folder))
+            self.note("empty split", "")
 
     def note(self, kind: str, path: str) -> None:
-        self.troubles[kind].append(os.path.relpath(path, self.folder.parent))
+        """Note a trouble of a file or folder, by its path within the split."""
+        self.troubles[kind].append(f"{self.folder.name}/{path}".removesuffix("/"))
+
+    def _note_unreadable(self, path: str, error: OSError | None = None) -> None:
+        if label := class_of(path):
+            self.classes[label] += 0
+        self.note("unreadable folder", path)
 
     def row(self) -> str:
-        """Its line of the table: the classes, the images, the classes with fewest and most."""
+        """Return the split's line of the table: classes, images, the smallest and the largest class."""
         ordered = sorted(self.classes, key=lambda name: (self.classes[name], name))
         ends = " to ".join(f"{name} ({self.classes[name]:,})" for name in (*ordered[:1], *ordered[1:][-1:]))
         numbers = f"{len(self.classes):>9,}{self.classes.total():>12,}"
         return f"{self.folder.name + '/':<12}{numbers}  {ends}".rstrip()
 
 
-def kind_of(entry: "os.DirEntry[str]") -> str:
-    """What training sees in an entry: ``folder``, ``image``, ``other`` (file), or a ``dead link``."""
-    try:
-        if entry.is_dir():
-            here = Path(entry.path)
-            around = entry.is_symlink() and here.parent.resolve().is_relative_to(here.resolve())
-            return "dead link" if around else "folder"
-        if entry.is_file():
-            return "image" if entry.name.lower().endswith(IMG_EXTENSIONS) else "other"
-    except OSError:  # a link to itself, for one
-        pass
-    return "dead link"
+def class_of(path: str) -> str:
+    """Return the class folder that a folder within the split belongs to, or nothing for the split itself."""
+    return path.partition("/")[0]
 
 
 def troubles_of(splits: Sequence[Split], imagenet: bool, listed: Sequence[str] = ()) -> Iterator[str]:
-    """A line for each kind of trouble in a split; ImageNet's numbers are expected where its names are.
+    """Yield a line for each kind of trouble in a split.
 
     Args:
-        splits: that have been scanned.
-        imagenet: whether they are ImageNet's, whatever their names.
-        listed: the classes that may be there; all if there are none.
+        splits: they have been scanned.
+        imagenet: whether to expect as many classes and images as ImageNet has; in any case they are expected
+            if nearly all names of classes are WordNet's and there are about 1,000.
+        listed: the only classes that may be there; if it is empty, any.
     """
     names = {name for split in splits for name in split.classes}
     ids = sum(1 for name in names if wordnet_id(name))
-    # ImageNet-21k has such names too, but many more.
+    # ImageNet-21k has names of WordNet too, but many more.
     imagenet = imagenet or (
         0.9 * len(names) <= ids and 0.9 * IMAGENET_CLASSES <= ids <= 1.1 * IMAGENET_CLASSES
     )
@@ -124,10 +121,10 @@ def troubles_of(splits: Sequence[Split], imagenet: bool, listed: Sequence[str] =
 
 
 def open_splits(name: str) -> tuple[list[Split], list[str]]:
-    """The splits that are there, and a line of trouble for one that is not.
+    """Return the splits of a data set, and a line of trouble for one that is missing.
 
     Raises:
-        UserError: none is, or two folders may be the same split.
+        UserError: both are missing, or two folders might be the same split.
     """
     splits, missing = [], []
     try:
@@ -147,5 +144,5 @@ def open_splits(name: str) -> tuple[list[Split], list[str]]:
 
 
 def without_flag(error: UserError) -> str:
-    """Its message: the data set is no ``--data`` here, but an argument."""
+    """Return the error's message without ``--data``: here the data set is an argument of its own."""
     return shown(str(error).removeprefix("--data "))

@@ -1,7 +1,8 @@
 """The tables of docs/results.md: runs of one recipe with this code, from the logs of pretrain_log/STUDY/.
 
-record_run.py has put them there: NAME-SEED.log.txt and, beside it, NAME-SEED.json. A row is a NAME, its
-figures are means over the seeds of the last epoch: the best one would be chosen on the validation images.
+scripts/record_run.py writes NAME-SEED.log.txt and NAME-SEED.json there. A NAME is a row of the table. Its
+figures are means over the seeds, and those of the last epoch: the best epoch would have been chosen on the
+validation images.
 """
 
 import json
@@ -26,18 +27,18 @@ BASELINE = "resnet18"
 LOG = ".log.txt"
 FACTS = {"arch": str, "seed": int, "classes": int, "training_images": int, "command": str, "commit": str}
 COMMIT = re.compile(r"[0-9a-f]{40}")
-# Flags that do not decide what a run computes, or that stand in a column of their own.
+# Flags that do not change what a run computes, or have a column of their own.
 OF_THE_RUN = frozenset({
     "-a", "--arch", "--manualSeed", "-c", "--checkpoint", "-j", "--workers", "--resume", "--overwrite",
     "--save-every", "--keep", "-p", "--print-freq", "--print-always", "--no-cache", "--test-batch",
 })  # fmt: skip
-# The e-shifted L2 regularizer is a part of the net that it is compared as.
+# The e-shifted L2 regularizer counts as a part of the net: nets with and without it are compared.
 OF_THE_NET = frozenset({"--el2", "--mineps", "--lam", "--nowd-conv"})
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A finished run: its log, and what the .json beside it says."""
+    """A finished run: its log, and the content of the .json beside it."""
 
     log: Path
     net: str
@@ -46,18 +47,18 @@ class Recorded:
     curves: RunCurves
 
     def last(self, column: str) -> float:
-        """The value of the last epoch."""
+        """Return the last epoch's value."""
         return float(self.curves.columns[column][-1])
 
     @property
     def settings(self) -> str:
-        """``-a`` and the flags that are the net's."""
+        """The architecture and the flags of ``OF_THE_NET``."""
         flags = (f"{name} {value}".strip() for name, value in self.recipe.items() if name in OF_THE_NET)
         return " ".join([str(self.facts["arch"]), *flags])
 
 
 def read_recipe(command: str) -> dict[str, str]:
-    """What a command computes: its script and the values of its flags; without OF_THE_RUN."""
+    """Return a command's script and the values of its flags, without those of ``OF_THE_RUN``."""
     recipe = {"script": ""}
     flag = "script"
     for word in shlex.split(command):
@@ -67,15 +68,15 @@ def read_recipe(command: str) -> dict[str, str]:
         else:
             recipe[flag] = f"{recipe[flag]} {word}".strip()
     for name in {"script", "-d", "--data"} & set(recipe):
-        recipe[name] = Path(recipe[name]).name  # the same folder may lie elsewhere on another machine
+        recipe[name] = Path(recipe[name]).name  # on another machine the folder may be elsewhere
     return {name: value for name, value in recipe.items() if name not in OF_THE_RUN}
 
 
 def read_run(log: Path) -> Recorded:
-    """A log of a study, with the .json beside it.
+    """Read a log of a study and the .json beside it.
 
     Raises:
-        UserError: one of them is missing, damaged, or says too little to trace the result back.
+        UserError: one of them is missing or damaged, or does not say enough to trace the result back.
     """
     name = log.name.removesuffix(LOG)
     path = log.with_name(f"{name}.json")
@@ -103,10 +104,10 @@ def read_run(log: Path) -> Recorded:
 
 
 def check_log(run: Recorded) -> Recorded:
-    """The run itself.
+    """Return the run after checking its log.
 
     Raises:
-        UserError: its log is of no classification, or does not have the epochs of its command.
+        UserError: the log is not of a classification, or has other epochs than its command says.
     """
     if "Valid Acc." not in run.curves.columns:
         raise UserError(f"{run.log}: no log of a classification: a study compares top-1")
@@ -117,10 +118,10 @@ def check_log(run: Recorded) -> Recorded:
 
 
 def refuse_others(one: Recorded, other: Recorded, same_net: bool) -> None:
-    """Two runs that stand in one table must differ in nothing but seed and net, in one row by the seed alone.
+    """Check that two runs of a table differ only in seed and net, or (``same_net``) only in the seed.
 
     Raises:
-        UserError: they differ otherwise; it names both.
+        UserError: they differ in something else.
     """
     left, right = comparable(one, same_net), comparable(other, same_net)
     for name in {**left, **right}:
@@ -130,8 +131,8 @@ def refuse_others(one: Recorded, other: Recorded, same_net: bool) -> None:
 
 
 def comparable(run: Recorded, same_net: bool) -> dict[str, object]:
-    """What two runs must have in common, by a name for the message."""
-    # The rate follows from the command and from the number of processes, which no command says.
+    """Return what two runs must have in common, by its name in the message."""
+    # The learning rate depends on the number of processes, which the command does not say.
     shared: dict[str, object] = {
         "classes:": run.facts["classes"],
         "training images:": run.facts["training_images"],
@@ -145,10 +146,10 @@ def comparable(run: Recorded, same_net: bool) -> dict[str, object]:
 
 
 def read_study(folder: Path) -> dict[str, list[Recorded]]:
-    """The runs of a study by net, the baseline first and then by name; seeds in order.
+    """Return the runs of a study by net, the baseline first, then in order of name and seed.
 
     Raises:
-        UserError: a run cannot be read, or does not compare with the others.
+        UserError: a run cannot be read, or cannot be compared with the others.
     """
     logs = sorted(folder.glob(f"*{LOG}"))
     for path in sorted(folder.glob("*.json")):
@@ -166,12 +167,13 @@ def read_study(folder: Path) -> dict[str, list[Recorded]]:
 
 @cache
 def parameters(arch: str, classes: int) -> int:
+    """Return the number of parameters of a network."""
     with torch.device("meta"):
         return sum(value.numel() for value in create_model(arch, num_classes=classes).parameters())
 
 
 def with_error(values: Sequence[float], sign: str = "") -> str:
-    """The mean and, of several values, its standard error; a dash for none."""
+    """Return the mean, of several values with its standard error, of none a dash."""
     if not values:
         return "-"
     error = f" ± {stdev(values) / math.sqrt(len(values)):.2f}" if len(values) > 1 else ""
@@ -179,7 +181,7 @@ def with_error(values: Sequence[float], sign: str = "") -> str:
 
 
 def difference(row: Sequence[Recorded], baseline: Sequence[Recorded]) -> str:
-    """Of the validation top-1 to the baseline's, paired by seed; how many pairs where a seed is missing."""
+    """Return the difference of validation top-1 to the baseline, paired by seed; missing seeds are noted."""
     of_baseline = {run.facts["seed"]: run.last("Valid Acc.") for run in baseline}
     pairs = [run for run in row if run.facts["seed"] in of_baseline]
     text = with_error([run.last("Valid Acc.") - of_baseline[run.facts["seed"]] for run in pairs], "+")
@@ -187,7 +189,7 @@ def difference(row: Sequence[Recorded], baseline: Sequence[Recorded]) -> str:
 
 
 def study(rows: Mapping[str, Sequence[Recorded]]) -> Iterator[Sequence[str]]:
-    """The table's head and a row per net."""
+    """Yield the table's head and a row for each net."""
     baseline = rows.get(BASELINE)
     head = ("net", "`-a` and flags", "#P", "epochs", "seeds", "valid top-1 %", "train top-1 %")
     yield (*head, f"valid top-1, difference to {BASELINE}") if baseline else head
@@ -202,7 +204,7 @@ def study(rows: Mapping[str, Sequence[Recorded]]) -> Iterator[Sequence[str]]:
 
 
 def caption(rows: Mapping[str, Sequence[Recorded]]) -> str:
-    """What all rows share: recipe, data, commit, versions."""
+    """Return what all rows have in common: recipe, data, commit, versions."""
     runs = [run for row in rows.values() for run in row]
     recipe, facts = runs[0].recipe, runs[0].facts
     flags = {name: value for name, value in recipe.items() if name not in {"script", *OF_THE_NET}}

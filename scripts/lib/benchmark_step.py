@@ -1,36 +1,36 @@
-"""The parts of imagenet_fast.py's training step, and what its loop costs beside a bare one.
+"""The parts of imagenet_fast.py's training step, and what its loop costs more than a bare one.
 
     python scripts/benchmark.py step sge_resnet50 --batch 32
     python scripts/benchmark.py step resnet50 --data /path/to/imagenet -j 8 --opt-level O1 --ema
 
-Without --data or --synthetic the images lie on the device already. The bare loop (the baseline) does forward,
-loss, backward, the optimizer's step and zero_grad with the same network on the same loader, and nothing else.
+Without --data or --synthetic the images are on the device already. The bare loop (the baseline) is forward,
+loss, backward, the optimizer's step and zero_grad with the same network and loader, and nothing else.
 """
 
 import argparse
 import copy
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any, cast
 
 from torch import Tensor
 
-from scripts.benchmarks import images, measure, training
-from scripts.benchmarks.report import Result, Table
-from scripts.benchmarks.training import Loader
-from utils.command_line import cli
+from scripts.lib import benchmark_images as images
+from scripts.lib import benchmark_measure as measure
+from scripts.lib import benchmark_training as training
+from scripts.lib.benchmark_report import Result, Table
+from scripts.lib.benchmark_training import Loader
+from utils.command_line import arguments, cli
 from utils.common.distributed import Ranks
-from utils.data.decoding import DECODERS
 from utils.data.sampling import Position
-from utils.data.splits import ImageSplit
 from utils.training.classification import Classification
-from utils.training.dry_run import Clock
 from utils.training.engine import Trainer
 
 PARTS = ("data", "forward", "backward", "optimizer")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: cli.Parser) -> None:
     training.add_arguments(parser)
     source = parser.add_mutually_exclusive_group()
     text = "read the training images of this folder"
@@ -38,14 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "read JPEGs of ImageNet's most frequent size, written for the run"
     source.add_argument("--synthetic", action="store_true", help=text)
     images.add_worker_arguments(parser)
-    text = "of the files (default: auto, the fastest that is installed)"
-    parser.add_argument("--decoder", choices=DECODERS, default="auto", help=text)
+    text = "decoder of the files (default: auto, the fastest that is installed)"
+    parser.add_argument("--decoder", type=arguments.decoder, default="auto", help=text)
     measure.add_round_arguments(parser, rounds=5)
     measure.add_device_arguments(parser)
 
 
 class WatchedLoader:
-    """A loader the waiting for whose batches counts as ``data``."""
+    """A loader whose waiting times are counted as the part ``data``."""
 
     def __init__(self, loader: Loader, watch: measure.Watch) -> None:
         self.loader, self.watch = loader, watch
@@ -61,7 +61,7 @@ class WatchedLoader:
 
 
 def watched(trainer: Trainer, watch: measure.Watch) -> Trainer:
-    """The same Trainer, whose parts are waited for and timed."""
+    """Return a copy of a Trainer, with the parts of its step timed."""
     own = copy.copy(trainer)
     own.precision, own.task = copy.copy(trainer.precision), copy.copy(trainer.task)
     parts = [
@@ -78,12 +78,12 @@ def watched(trainer: Trainer, watch: measure.Watch) -> Trainer:
 
 
 def bare_seconds(trainer: Trainer, loader: Loader, epoch: int, steps: int) -> float:
-    """Seconds of a step of the bare loop."""
+    """Return the seconds of a step of the bare loop."""
     precision, optimizer, accumulate = trainer.precision, trainer.optimizer, trainer.accumulate
     criterion = cast(Classification, trainer.task).criterion
     trainer.model.train()
-    clock = Clock(trainer.ranks.device, steps)
     loader.batches.set_position(Position(epoch))
+    began = 0.0
     for position, (pictures, labels) in enumerate(loader, 1):
         loss = criterion(precision.forward(trainer.model, pictures), labels)
         precision.backward(loss / accumulate, optimizer)
@@ -91,12 +91,15 @@ def bare_seconds(trainer: Trainer, loader: Loader, epoch: int, steps: int) -> fl
             precision.unscale(optimizer)
             precision.step(optimizer)
             optimizer.zero_grad()
-            clock.after_step(Position(epoch), position // accumulate, 0)
-    return clock.seconds
+            if position == accumulate:  # the first step is not counted
+                measure.wait(trainer.ranks.device)
+                began = time.perf_counter()
+    measure.wait(trainer.ranks.device)
+    return (time.perf_counter() - began) / (steps - 1)
 
 
 def part_seconds(trainer: Trainer, loader: Loader, epoch: int, steps: int) -> dict[str, float]:
-    """Seconds of each part of a step, ``rest`` the remainder."""
+    """Return the seconds of each part of a step; ``rest`` is all that no part counts."""
     watch = measure.Watch(trainer.ranks.device)
     timed = cast(Loader, WatchedLoader(loader, watch))
     whole = training.time_epoch(watched(trainer, watch), timed, epoch, steps, watch)
@@ -104,43 +107,33 @@ def part_seconds(trainer: Trainer, loader: Loader, epoch: int, steps: int) -> di
     return {**parts, "rest": whole - sum(parts.values())}
 
 
-def source(args: argparse.Namespace, ranks: Ranks) -> AbstractContextManager[ImageSplit | None]:
-    """The samples of the files; None: the images lie on the device."""
-    if args.folder or args.synthetic:
-        return images.open_images(args.folder, args.synthetic, training.images_of_an_epoch(args, ranks))
-    return nullcontext()
-
-
-def run(args: argparse.Namespace) -> list[Table]:
-    ranks, whole = Ranks(device=measure.choose_device(args)), training.complete(args)
-    with source(whole, ranks) as split:
-        resident = split is None
-        loader = (
-            training.resident_loader(whole, ranks)
-            if split is None
-            else training.folder_loader(whole, ranks, split)
-        )
-        trainer = training.create_trainer(whole, ranks, loader.batches)
-        bare, loop, parts = measure.interleave(
-            [
-                lambda turn: bare_seconds(trainer, loader, turn, args.steps),
-                lambda turn: training.time_epoch(trainer, loader, turn, args.steps),
-                lambda turn: part_seconds(trainer, loader, turn, args.steps),
-            ],
-            args,
-        )
-    data = "images on the device" if resident else f"images of {args.folder or 'synthetic JPEGs'}"
+def main(args: argparse.Namespace) -> list[Table]:
+    training.check(args)
+    ranks, steps = Ranks(device=measure.choose_device(args.device, args.threads)), args.steps
+    count = training.images_of_an_epoch(args.train_batch, args.accum_steps, steps, ranks)
+    from_files = bool(args.folder or args.synthetic)
+    files = images.open_images(args.folder, args.synthetic, count) if from_files else nullcontext()
+    with files as split:
+        trainer, loader = training.create(args, split, ranks)
+        measures: list[Callable[[int], Any]] = [
+            lambda turn: bare_seconds(trainer, loader, turn, steps),
+            lambda turn: training.time_epoch(trainer, loader, turn, steps),
+            lambda turn: part_seconds(trainer, loader, turn, steps),
+        ]
+        bare, loop, parts = measure.interleave(measures, args.rounds, args.warmup_rounds, "step")
+    data = f"images of {args.folder or 'synthetic JPEGs'}" if from_files else "images on the device"
     what = f"{args.arch}, batch {args.train_batch}, {args.img_size} px, {trainer.precision}, {data}"
     return [overhead(what, bare, loop), shares(what, parts)]
 
 
 def overhead(what: str, bare: list[float], loop: list[float]) -> Table:
+    """Compare the Trainer's loop with the bare one, both in seconds of a step."""
     results = [Result(name, milliseconds(own)) for name, own in (("bare loop", bare), ("Trainer", loop))]
     return Table(f"training step of {what}", "ms/step", results)
 
 
 def shares(what: str, rounds: list[dict[str, float]]) -> Table:
-    """A row per part; the shares are those of the sums over all rounds."""
+    """Return a row for each part; its share is that of the sums over all rounds."""
     total = sum(sum(one.values()) for one in rounds)
     results = [
         Result(
@@ -150,7 +143,10 @@ def shares(what: str, rounds: list[dict[str, float]]) -> Table:
         )
         for part in rounds[0]
     ]
-    note = "forward: with the loss; rest: metrics, checks, exchange, schedule; each part is waited for"
+    note = (
+        "forward: with the loss; rest: metrics, checks, exchange between processes, schedule; the device is "
+        "waited for after each part"
+    )
     return Table(f"parts of the training step of {what}", "ms/step", results, ratios=False, notes=[note])
 
 

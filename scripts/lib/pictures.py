@@ -1,5 +1,6 @@
-"""A folder of pictures and the page over them, for the tools that draw one for each image."""
+"""Writing pictures: a single file, or a folder of them with an HTML page."""
 
+import argparse
 import html
 import re
 import shlex
@@ -9,10 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from scripts.plot_logs import write_picture
+from utils.command_line import cli
 from utils.common.errors import UserError
+from utils.common.files import write_atomically
 from utils.common.text import drawable
 
+KINDS = ("png", "svg")
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <meta charset="utf-8">
@@ -38,22 +41,52 @@ FIGURE = """<figure id="{name}">
 </figure>"""
 
 
+def picture_file(text: str) -> Path:
+    """An argparse type: the path of a picture, .png or .svg."""
+    path = Path(cli.name_of_file(text))
+    if path.suffix[1:].lower() not in KINDS:
+        raise argparse.ArgumentTypeError(f"must end in .png or .svg, not '{path.name}'")
+    return path
+
+
+def check_picture(path: Path) -> None:
+    """Refuse before the work a picture that cannot be written after it.
+
+    Raises:
+        UserError: the file of ``-o`` cannot be written, or matplotlib is missing.
+    """
+    cli.check_output(path, "-o")
+    cli.check_libraries("pictures", "matplotlib")
+
+
+def write_picture(path: Path, content: bytes) -> None:
+    """Write the file of ``-o``, or a file in its folder.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        write_atomically(path, lambda file: file.write(content))
+    except OSError as error:
+        raise UserError(f"-o {path}: {error.strerror}") from error
+
+
 class Entry(NamedTuple):
-    """One image's part of the page."""
+    """What the page shows for one image."""
 
     name: str  # of its picture
     image: str  # its file
-    text: str  # what the network says of it
+    text: str  # what the network finds on it
     details: Sequence[str] = ()  # lines below its picture
 
 
 def picture_name(number: int, path: str) -> str:
-    """Of letters that need no escape in a link."""
+    """Return the name of an image's picture, of characters that need no escape in a link."""
     return f"{number:03d}_{re.sub(r'[^A-Za-z0-9._-]+', '_', Path(path).stem)[:80]}.png"
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder of the pictures.
+    """Make the folder of the pictures, unless it exists.
 
     Raises:
         UserError: it cannot be made.
@@ -65,7 +98,7 @@ def make_folder(folder: Path) -> None:
 
 
 def write_page(folder: Path, entries: Sequence[Entry], title: str, what: str) -> None:
-    """Write ``index.html`` over all pictures, which lie beside it; ``what`` says what they show.
+    """Write ``index.html`` beside the pictures, which shows all of them; ``what`` says what they show.
 
     Raises:
         UserError: it cannot be written.

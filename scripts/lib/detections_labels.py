@@ -1,4 +1,4 @@
-"""Names and scores beside the boxes of a picture, none over another."""
+"""Labels (names and scores) beside the boxes of a picture, without overlaps."""
 
 import math
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ Corners = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels
 def draw_labels(
     picture: Image.Image, boxes: Sequence[Corners], texts: Sequence[str], colours: Sequence[Colour], size: int
 ) -> None:
-    """Draw a label above each box, or near it where the border, a small box or another label is in the way.
+    """Draw a label above each box; if the border, a small box or another label is in the way, near it.
 
     Args:
-        picture: is drawn on.
-        boxes: the most important first: its label is placed first.
-        texts: one for each box.
+        picture: the labels are drawn on it.
+        boxes: the most important first; its label is placed first.
+        texts: of the labels, one for each box.
         colours: of boxes and labels.
         size: height of the letters in pixels.
     """
@@ -34,7 +34,7 @@ def draw_labels(
         wide = math.ceil(draw.textlength(text, font)) + 2 * margin
         above = (box[0], box[1] - high - 1)
         labels.append(free_place(above, (wide, high), picture.size, [*small, *labels]))
-    for label, box, colour in zip(labels, boxes, colours, strict=True):  # to labels that are not at their box
+    for label, box, colour in zip(labels, boxes, colours, strict=True):  # lines to labels away from their box
         x, y = (min(max(box[axis], label[axis]), label[axis + 2]) for axis in (0, 1))
         draw.line((box[0], box[1], x, y), fill=colour, width=max(1, size // 6))
     for label, text, colour in zip(labels, texts, colours, strict=True):
@@ -45,17 +45,17 @@ def draw_labels(
 def free_place(
     wanted: tuple[float, float], size: tuple[int, int], picture: tuple[int, int], taken: Sequence[Corners]
 ) -> Corners:
-    """The place of a label: within the picture, over nothing that is ``taken``, nearest to the wanted one.
+    """Return the place for a label within the picture that is nearest to the wanted one and free.
 
-    Where there is no such place, it is over something.
+    If no place is free, the label covers something.
 
     Args:
-        wanted: left upper corner, x and y in pixels.
+        wanted: upper left corner, x and y in pixels.
         size: width and height of the label.
-        picture: its width and height.
-        taken: what the label is not to cover.
+        picture: width and height of the picture.
+        taken: boxes that the label should not cover.
     """
-    # The nearest place is at the wanted x or y, or touches what is taken.
+    # The nearest free place has the wanted x or y, or touches a taken box.
     places = []
     for axis in (0, 1):
         limit = max(0, picture[axis] - 1 - size[axis])
@@ -72,6 +72,6 @@ def free_place(
 
 
 def letters_on(colour: Colour) -> str:
-    """Black or white, whichever is read more easily on a colour (its luma: ITU-R BT.601)."""
+    """Return black or white, whichever is easier to read on a colour (by its luma, ITU-R BT.601)."""
     red, green, blue = colour
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 127 else "white"

@@ -1,6 +1,5 @@
-"""Taking turns; the time and the memory of a step."""
+"""Measuring candidates in turns; the time, the memory traffic and the memory of a step."""
 
-import argparse
 import ctypes
 import statistics
 import time
@@ -17,52 +16,45 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from utils.command_line import cli
-from utils.common import distributed
+from utils.common.devices import process_device
 from utils.common.errors import UserError
 
 
-def add_round_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
-    """How often everything is measured."""
-    parser.add_argument(
-        "--rounds", type=cli.count_of, default=rounds, metavar="N", help="(default: %(default)s)"
-    )
-    parser.add_argument(
-        "--warmup",
-        dest="warmup_rounds",
-        type=cli.whole,
-        default=1,
-        metavar="N",
-        help="rounds before, not counted (default: 1)",
-    )
+def add_round_arguments(parser: cli.Parser, rounds: int) -> None:
+    """Add the flags that say how often everything is measured."""
+    text = "how often everything is measured (default: %(default)s)"
+    parser.add_argument("--rounds", type=cli.count_of, default=rounds, metavar="N", help=text)
+    text = "rounds before these, which do not count (default: 1)"
+    parser.add_argument("--warmup", dest="warmup_rounds", type=cli.whole, default=1, metavar="N", help=text)
 
 
-def add_device_arguments(parser: argparse.ArgumentParser) -> None:
-    """What computes."""
+def add_device_arguments(parser: cli.Parser) -> None:
+    """Add the flags that say what computes."""
     text = "threads of the CPU (default: torch's)"
     parser.add_argument("--threads", type=cli.count_of, metavar="N", help=text)
     text = "auto: CUDA if there is one"
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help=text)
 
 
-def choose_device(args: argparse.Namespace) -> torch.device:
-    """The device of ``--device``, with ``--threads`` set.
+def choose_device(device: str, threads: int | None) -> torch.device:
+    """Return the device of ``--device``, and have torch use so many threads of the CPU (None: its default).
 
     Raises:
         UserError: there is no GPU.
     """
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    return distributed.process_device(args.device, 0, under_slurm=False)
+    if threads:
+        torch.set_num_threads(threads)
+    return process_device(device, 0, under_slurm=False)
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has computed everything; a CPU has when its calls return."""
+    """Wait until the device has computed everything; on a CPU every call already has when it returns."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds(step: Callable[[], object], device: torch.device, repeats: int = 1) -> float:
-    """Seconds of a step, the mean of ``repeats`` in a row."""
+    """Return the seconds of a step, the mean of ``repeats`` in a row."""
     if device.type == "cuda":
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
@@ -77,21 +69,34 @@ def seconds(step: Callable[[], object], device: torch.device, repeats: int = 1) 
     return (time.perf_counter() - started) / repeats
 
 
-def interleave(measures: Sequence[Callable[[int], Any]], args: argparse.Namespace) -> list[list[Any]]:
-    """What each candidate's measurement, given the round from 0, returned in the rounds after the warm-up."""
+def interleave(
+    measures: Sequence[Callable[[int], Any]], rounds: int, warmup: int, title: str
+) -> list[list[Any]]:
+    """Measure every candidate once in each round, and return each candidate's values.
+
+    Args:
+        measures: one for each candidate; it takes the number of the round, from 0.
+        rounds: how many values are kept.
+        warmup: rounds before these, whose values are dropped.
+        title: of the progress bar.
+
+    Raises:
+        UserError: the GPU's memory is too small.
+    """
     taken: list[list[Any]] = [[] for _ in measures]
-    rounds = args.warmup_rounds + args.rounds
-    with tqdm(total=rounds * len(measures), desc=args.kind, leave=False, disable=None) as bar:
-        for turn in range(rounds):
+    turns = warmup + rounds
+    with tqdm(total=turns * len(measures), desc=title, leave=False, disable=None) as bar:
+        for turn in range(turns):
             for measure, own in zip(measures, taken, strict=True):
                 value = _in_memory(measure, turn)
                 bar.update()
-                if turn >= args.warmup_rounds:
+                if turn >= warmup:
                     own.append(value)
     return taken
 
 
 def _in_memory(measure: Callable[[int], Any], turn: int) -> Any:
+    """Measure, and turn a lack of GPU memory into a UserError."""
     try:
         return measure(turn)
     except torch.OutOfMemoryError as error:
@@ -99,7 +104,7 @@ def _in_memory(measure: Callable[[int], Any], turn: int) -> Any:
 
 
 class Watch:
-    """Seconds by part of a step, each part waited for."""
+    """Seconds of each part of a step; the device is waited for before and after a part."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -114,7 +119,7 @@ class Watch:
         self.seconds[name] += time.perf_counter() - started
 
     def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function, whose calls count as a part."""
+        """Return the same function, with the time of its calls added to a part."""
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             with self.part(name):
@@ -124,7 +129,7 @@ class Watch:
 
 
 class Traffic(TorchDispatchMode):
-    """Bytes of the tensors that operators read and write, each once for an operator, as if without cache."""
+    """Count the bytes of the tensors that operators read and write, as if there were no cache."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,7 +146,7 @@ class Traffic(TorchDispatchMode):
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes per second that a copy kernel reads and writes, the median of nine copies."""
+    """Return the bytes per second that a copy reads and writes, the median of nine copies."""
     source = torch.ones(2**26 if device.type == "cuda" else 2**25, device=device)  # 256, 128 MiB
     target = torch.empty_like(source)
     times = [seconds(lambda: target.copy_(source), device) for _ in range(10)]
@@ -149,10 +154,10 @@ def copy_bandwidth(device: torch.device) -> float:
 
 
 def step_memory(step: Callable[[], object], device: torch.device) -> int | None:
-    """The most bytes that a step holds at a time beyond those held before it; None where it can't be told.
+    """Return the most bytes that a step holds at a time, less those held before it.
 
-    On CUDA by torch's allocator; on a CPU by the kernel's peak of resident memory, which Linux lets a process
-    reset.
+    CUDA: from torch's allocator. CPU: from the peak of resident memory, which a process can reset on Linux;
+    None on other systems.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

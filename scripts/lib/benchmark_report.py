@@ -1,6 +1,5 @@
-"""What was measured: as a table, as JSON, as a chart."""
+"""The results of a benchmark as a table, as JSON, as a chart."""
 
-import argparse
 import io
 import json
 import os
@@ -24,25 +23,25 @@ from utils.common.text import plural
 from utils.runs import provenance
 
 WIDTH = 110  # characters of a line
-SPREAD = "median of {} rounds; ±: half of the distance between their quartiles"
+SPREAD = "median of {} rounds; ±: half of the interquartile range"
 RATIO = (
-    "ratio: to the first row, the median of the rounds' ratios; from, to: the least and the largest; "
-    "best: of the best rounds, which a busy machine disturbs least"
+    "ratio: to the first row, the median of the rounds' ratios; from, to: the least and the largest of them; "
+    "best: ratio of the best rounds, which a busy machine disturbs least"
 )
 
 
 class Ratio(NamedTuple):
-    """Of one candidate's rounds to those of the baseline."""
+    """The ratio of one candidate to the baseline, compared round by round."""
 
     median: float
     least: float
     most: float
-    best: float
+    best: float  # of the two best rounds
 
 
 @dataclass(frozen=True)
 class Result:
-    """One candidate: its figure of every round, and further columns by their heading."""
+    """One candidate: its value of every round, and further columns by their heading."""
 
     name: str
     rounds: Sequence[float]
@@ -54,7 +53,7 @@ class Result:
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """The first and the third; of one round that round."""
+        """The first and the third quartile; for a single round both are its value."""
         if len(self.rounds) == 1:
             return self.rounds[0], self.rounds[0]
         first, _, third = statistics.quantiles(self.rounds, n=4, method="inclusive")
@@ -62,7 +61,7 @@ class Result:
 
     @property
     def spread(self) -> float:
-        """Half of the distance between the quartiles."""
+        """Half of the interquartile range."""
         first, third = self.quartiles
         return (third - first) / 2
 
@@ -73,11 +72,11 @@ class Table:
 
     Args:
         title: what was measured.
-        unit: of the rounds' figures, such as ``ms/step``.
-        results: a row each, the baseline first.
-        best: ``min`` or ``max``: which round is the best.
+        unit: of the rounds' values, such as ``ms/step``.
+        results: one for each row, the baseline first.
+        best: ``min`` or ``max``, whichever gives the best round.
         ratios: whether the rows are compared with the first.
-        notes: lines that say how columns are meant.
+        notes: lines that explain columns.
     """
 
     title: str
@@ -88,6 +87,7 @@ class Table:
     notes: Sequence[str] = ()
 
     def ratio(self, result: Result) -> Ratio:
+        """Compare a row with the first one."""
         baseline = self.results[0].rounds
         each = [own / base for own, base in zip(result.rounds, baseline, strict=True)]
         best = self.best(result.rounds) / self.best(baseline)
@@ -110,7 +110,7 @@ class Table:
         return [result.name, *map(number, figures), *ratios, *map(number, result.further.values())]
 
     def fields(self) -> dict[str, Any]:
-        """For a JSON file."""
+        """Return the table for a JSON file."""
         results = [
             {
                 "name": result.name,
@@ -126,14 +126,14 @@ class Table:
 
 
 def align(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of columns, the first to the left."""
+    """Return a line for each row, the first column aligned to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligned = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
     return ["  ".join(cells).rstrip() for cells in aligned]
 
 
 def number(value: float | None) -> str:
-    """Three significant digits or more, all of a whole number, ``-`` for none."""
+    """Format with at least three significant digits, a whole number with all, None as ``-``."""
     if value is None:
         return "-"
     if isinstance(value, int):
@@ -142,36 +142,40 @@ def number(value: float | None) -> str:
     return f"{value:,.{0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3}f}"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where the figures go besides the terminal."""
+def add_arguments(parser: cli.Parser) -> None:
+    """Add the flags that name the files of the results."""
     text = "write all rounds, with the machine and the command"
     parser.add_argument("--json", type=cli.name_of_file, metavar="FILE", help=text)
-    text = "draw the medians and their quartiles (needs matplotlib)"
+    text = "draw the medians and the quartiles (needs matplotlib)"
     parser.add_argument("--png", type=cli.name_of_file, metavar="FILE", help=text)
 
 
-def check(args: argparse.Namespace) -> None:
-    """Refuse before anything is measured what would fail after it.
+def check(json: str | None, png: str | None) -> None:
+    """Refuse files that cannot be written before anything is measured.
 
     Raises:
         UserError: a file cannot be written, or matplotlib is missing.
     """
-    for flag, name in (("--json", args.json), ("--png", args.png)):
+    for flag, name in (("--json", json), ("--png", png)):
         if name:
             cli.check_output(Path(name), flag)
-    if args.png:
+    if png:
         cli.check_libraries("--png", "matplotlib")
 
 
-def machine(args: argparse.Namespace) -> dict[str, str]:
-    """What the figures belong to, in words."""
+def machine(device: str, threads: bool) -> dict[str, str]:
+    """Describe the machine and the software.
+
+    Args:
+        device: ``auto``, ``cuda`` or ``cpu``, as the command says.
+        threads: whether this process computes; its number of threads is then named.
+    """
     cpu = f"{_processor()} ({torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores)"
-    gpu = torch.cuda.is_available() and getattr(args, "device", "cpu") != "cpu"
+    gpu = torch.cuda.is_available() and device != "cpu"
     devices = {"gpu": torch.cuda.get_device_name()} if gpu else {}
-    # Elsewhere other processes compute, and the table says on how many threads.
-    threads = {"threads": plural(torch.get_num_threads(), "thread")} if "threads" in args else {}
+    own = {"threads": plural(torch.get_num_threads(), "thread")} if threads else {}
     versions = {"torch": f"torch {torch.__version__}", "commit": f"commit {provenance.commit()[:12] or '-'}"}
-    return {**devices, "cpu": cpu, **threads, **versions}
+    return {**devices, "cpu": cpu, **own, **versions}
 
 
 def _processor() -> str:
@@ -183,18 +187,23 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def publish(args: argparse.Namespace, tables: Sequence[Table]) -> None:
-    """Print the tables and write the files that are wanted."""
-    where = machine(args)
-    print(", ".join(where.values()), *(f"\n{table}" for table in tables), sep="\n")
-    if args.json:
+def publish(
+    tables: Sequence[Table], machine: Mapping[str, str], json_file: str | None, png_file: str | None
+) -> None:
+    """Print the tables, and write the files that are named.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    print(", ".join(machine.values()), *(f"\n{table}" for table in tables), sep="\n")
+    if json_file:
         command = {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}
-        fields = {**command, "machine": where, "tables": [table.fields() for table in tables]}
+        fields = {**command, "machine": dict(machine), "tables": [table.fields() for table in tables]}
         text = json.dumps(fields, indent=1) + "\n"
-        _write("--json", args.json, lambda file: file.write(text.encode()))
-    if args.png:
-        content = chart(", ".join(where.values()), tables)
-        _write("--png", args.png, lambda file: file.write(content))
+        _write("--json", json_file, lambda file: file.write(text.encode()))
+    if png_file:
+        content = chart(", ".join(machine.values()), tables)
+        _write("--png", png_file, lambda file: file.write(content))
 
 
 def _write(flag: str, name: str, write: Callable[[IO[bytes]], object]) -> None:
@@ -207,8 +216,8 @@ def _write(flag: str, name: str, write: Callable[[IO[bytes]], object]) -> None:
 STYLE = MappingProxyType({"ecolor": "0.25", "capsize": 3, "height": 0.6})
 
 
-def chart(where: str, tables: Sequence[Table]) -> bytes:
-    """A PNG with a panel of bars for each table."""
+def chart(caption: str, tables: Sequence[Table]) -> bytes:
+    """Return a PNG with a panel of bars for each table."""
     from matplotlib.figure import Figure  # takes a second, and is not needed for the tables
 
     heights = [1.5 + 0.4 * len(table.results) for table in tables]
@@ -216,14 +225,14 @@ def chart(where: str, tables: Sequence[Table]) -> bytes:
     panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, table in zip(panels, tables, strict=True):
         _draw(axes, table)
-    figure.suptitle(textwrap.fill(where, 110), fontsize=8, color="0.35")
+    figure.suptitle(textwrap.fill(caption, WIDTH), fontsize=8, color="0.35")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()
 
 
 def _draw(axes: Any, table: Table) -> None:
-    """Bars from top to bottom, with the distance to the quartiles and the median in figures."""
+    """Draw a bar for each row with its median in figures; the whiskers end at the quartiles."""
     results = table.results
     medians = [result.median for result in results]
     ends = [result.quartiles for result in results]

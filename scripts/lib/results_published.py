@@ -1,4 +1,4 @@
-"""The tables of README.md: sizes from the code, accuracies of others from pretrain_log/published.csv."""
+"""The tables of README.md: sizes computed from the code, accuracies from pretrain_log/published.csv."""
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,16 +11,16 @@ from models import create_model
 from utils.common.errors import UserError
 from utils.networks.complexity import Complexity, count
 
-DETECTION_SHAPE = (3, 800, 1333)  # of the published detection table; the backbone alone
-Figures = dict[str, str]  # by the figure's name
+DETECTION_SHAPE = (3, 800, 1333)  # images of the published detection table
+Figures = dict[str, str]  # value by name, such as "top-1"
 Rows = Mapping[tuple[str, str, str], Figures]  # by row, architecture and detector
 
 
 def read_published(path: Path) -> dict[str, dict[tuple[str, str, str], Figures]]:
-    """Others' figures: by table, then by row, architecture and detector.
+    """Read the published figures: by table, then by row, architecture and detector.
 
     Raises:
-        UserError: the file is missing or of another form.
+        UserError: the file is missing or damaged.
     """
     tables: dict[str, dict[tuple[str, str, str], Figures]] = {}
     try:
@@ -35,14 +35,14 @@ def read_published(path: Path) -> dict[str, dict[tuple[str, str, str], Figures]]
 
 @cache
 def whole_size(arch: str) -> Complexity:
-    """Of a classification network at 224 pixels."""
+    """Return the size of a classification network at 224 pixels."""
     with torch.device("meta"):
         return count(create_model(arch), (3, 224, 224))
 
 
 @cache
 def backbone_size(arch: str) -> Complexity:
-    """Of the convolutional part at the size of the published detection table."""
+    """Return the size of the convolutional part for images of the published detection table's size."""
     with torch.device("meta"):
         net = create_model(arch, num_classes=1)
     net.avgpool, net.fc = torch.nn.Identity(), torch.nn.Identity()

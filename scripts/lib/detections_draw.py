@@ -10,20 +10,20 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from scripts.detections.labels import Colour, draw_labels
+from scripts.lib.detections_labels import Colour, draw_labels
 
-LEAST_SIDE = 600  # pixels of the shorter side: smaller images are enlarged, or labels would cover them
-MOST_SIDE = 4000  # pixels of the longer side up to which they are
+LEAST_SIDE = 600  # pixels; images with a shorter side below it are enlarged, or labels would cover them
+MOST_SIDE = 4000  # pixels; the longer side of enlarged images
 TEXT = 0.02  # height of the letters, as a share of the picture's shorter side
 LEAST_TEXT = 12  # pixels
-GOLDEN = 0.618034
-# Of the instances of a class, one after the other.
+GOLDEN = 0.618034  # golden section: multiples of it, modulo 1, are spread evenly
+# For the instances of a class in turn.
 LIGHTNESS = (0.6, 0.4, 0.8)
 HUES = (0.0, 0.07, -0.07)
 
 
 class Found(NamedTuple):
-    """The N detections of an image that are drawn, the surest first."""
+    """The N detections of an image that are drawn, by decreasing score."""
 
     boxes: Tensor  # (N, 4): x1, y1, x2, y2 in pixels
     labels: list[int]  # classes, from 1
@@ -37,7 +37,7 @@ class Found(NamedTuple):
 
 
 def colours_of(labels: list[int]) -> list[Colour]:
-    """A colour for each detection: the class gives the hue, the instances of a class differ in shade."""
+    """Return a colour for each detection: its hue shows the class, its lightness the instance."""
     seen: Counter[int] = Counter()
     colours = []
     for label in labels:
@@ -47,7 +47,7 @@ def colours_of(labels: list[int]) -> list[Colour]:
 
 
 def _colour(label: int, instance: int) -> Colour:
-    """Of a class, from 1, and of its instance, from 0; the golden section spreads the hues of classes."""
+    """Return the colour of a class (from 1) and its instance (from 0)."""
     turn, shade = divmod(instance, len(LIGHTNESS))
     hue = (label * GOLDEN + HUES[turn % len(HUES)]) % 1
     red, green, blue = colorsys.hls_to_rgb(hue, LIGHTNESS[shade], 1.0)
@@ -55,7 +55,7 @@ def _colour(label: int, instance: int) -> Colour:
 
 
 def drawn(image: Image.Image, found: Found) -> Image.Image:
-    """The image, enlarged if it is small, with masks, boxes, and names with scores."""
+    """Draw masks, boxes, and names with scores on the image, which is enlarged if it is small."""
     if not found.names:
         return image
     factor = enlargement(*image.size)
@@ -73,18 +73,17 @@ def drawn(image: Image.Image, found: Found) -> Image.Image:
 
 
 def enlargement(width: int, height: int) -> int:
-    """The whole factor by which an image of so many pixels is enlarged."""
+    """Return the integer factor by which an image of so many pixels is enlarged."""
     wanted = math.ceil(LEAST_SIDE / min(width, height))
     return max(1, min(wanted, MOST_SIDE // max(width, height)))
 
 
 def with_masks(image: Image.Image, masks: Tensor, colours: list[Colour], width: int) -> Image.Image:
-    """Fill masks (N, H, W) and line their edges, ``width`` pixels wide.
+    """Fill masks (N, H, W), and draw their edges ``width`` pixels wide.
 
-    Where they overlap the smallest is seen, in its own colour: a person's tie, not the person. The edges of
-    all are seen.
+    Where masks overlap, the smallest one is drawn: a person's tie, not the person. All edges are drawn.
     """
-    inside = torch.zeros(masks.shape[1:], dtype=torch.int64)  # 0: nothing, i: detection i, from 1
+    inside = torch.zeros(masks.shape[1:], dtype=torch.int64)  # number of the detection, from 1; 0: none
     edges = torch.zeros_like(inside)
     for number in masks.flatten(1).sum(1).argsort(descending=True, stable=True).tolist():
         inside[masks[number]] = number + 1
@@ -97,7 +96,7 @@ def with_masks(image: Image.Image, masks: Tensor, colours: list[Colour], width: 
 
 
 def edge_of(mask: Tensor, width: int) -> Tensor:
-    """The pixels of a mask (H, W) that have one outside of it so near in their row or column."""
+    """Return the pixels of a mask (H, W) within ``width`` of one outside, in their row or column."""
     inner = mask.clone()
     for away in range(1, width + 1):
         inner[away:] &= mask[:-away]
@@ -108,7 +107,7 @@ def edge_of(mask: Tensor, width: int) -> Tensor:
 
 
 def _draw_boxes(picture: Image.Image, boxes: Tensor, colours: list[Colour], width: int) -> None:
-    """The surest last: it is not drawn over."""
+    """Draw the box of the highest score last, over the others."""
     draw = ImageDraw.Draw(picture)
     for box, colour in reversed(list(zip(boxes.tolist(), colours, strict=True))):
         draw.rectangle(box, outline=colour, width=width)

@@ -1,7 +1,7 @@
 # Sourced by the set-up commands: goes to the repository's root, makes .venv when there is none, installs what the given
 # requirements file lists (nothing when that file is already installed as it stands), and defines $python.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 python=.venv/bin/python
 
 install_requirements() {

@@ -1,4 +1,4 @@
-"""Published peaks of some GPUs, for dense matrices: NVIDIA's data sheets."""
+"""Published peak performance of some GPUs, for dense matrices; from NVIDIA's data sheets."""
 
 from types import MappingProxyType
 from typing import NamedTuple
@@ -9,8 +9,8 @@ import torch
 class Peak(NamedTuple):
     """What a GPU can do at most."""
 
-    single: float  # TFLOP/s in float32 as torch convolves by default: TF32 where there is such
-    half: float  # TFLOP/s in float16 summed in float32; as much in bfloat16 where there is such
+    single: float  # TFLOP/s in float32 as torch convolves by default: TF32 on GPUs that have it
+    half: float  # TFLOP/s in float16 accumulated in float32; the same in bfloat16 on GPUs that have it
     bandwidth: float  # GB/s
 
 
@@ -33,5 +33,5 @@ PEAKS = MappingProxyType(
 
 
 def peak_of(device: torch.device) -> Peak | None:
-    """The peaks of a device; None of a CPU and of a GPU that the table lacks."""
+    """Return the peaks of a device; None for a CPU and for a GPU that is not in the table."""
     return PEAKS.get(torch.cuda.get_device_name(device)) if device.type == "cuda" else None

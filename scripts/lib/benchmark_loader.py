@@ -1,10 +1,11 @@
-"""Loaders of training images: each decoder, and the published way.
+"""Loading of training images: with each decoder, and as the published code does it.
 
     python scripts/benchmark.py loader /path/to/imagenet -j 8 --batch 256 --images 4096
     python scripts/benchmark.py loader --synthetic -j 2
 
-Decoded, cropped, flipped and stacked uint8 batches, before they go to the device; the files are in the page
-cache after the warm-up. The baseline "published" decodes, crops, resizes and flips by PIL, stacks by numpy.
+Measured are decoding, crop, flip and stacking to uint8 batches, without the transfer to the device; after the
+warm-up the files are in the page cache. The baseline "published" decodes, crops, resizes and flips with PIL
+and stacks with numpy.
 """
 
 import argparse
@@ -23,21 +24,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from scripts.benchmarks import images, measure
-from scripts.benchmarks.report import Result, Table
+from scripts.lib import benchmark_images as images
+from scripts.lib import benchmark_measure as measure
+from scripts.lib.benchmark_report import Result, Table
 from utils.command_line import cli
 from utils.common.distributed import ONE_PROCESS
 from utils.common.signals import ignore_signals
-from utils.data.loading import training_loader
+from utils.data.loading import Reading, training_loader
 from utils.data.sampling import Position
 from utils.data.splits import ImageSplit
 from utils.data.transforms import TrainTransform
 
-CROP = {"scale": (0.08, 1.0), "hflip": 0.5, "auto_augment": None, "random_erase": 0.0}
 Pil = tuple[Image.Image, int]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: cli.Parser) -> None:
     images.add_arguments(parser)
     images.add_worker_arguments(parser)
     text = "images of a batch (default: 64)"
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class PublishedDataset(Dataset[Pil]):
-    """PIL images, cropped, resized and flipped by PIL."""
+    """PIL images and labels, cropped, resized and flipped by PIL."""
 
     def __init__(self, split: ImageSplit, size: int) -> None:
         self.samples = split.samples
@@ -64,13 +65,13 @@ class PublishedDataset(Dataset[Pil]):
 
 
 def collate(samples: list[Pil]) -> tuple[Tensor, Tensor]:
-    """Images (B, 3, S, S), uint8, by way of numpy, and their labels."""
+    """Stack with numpy: images (B, 3, S, S), uint8, and labels (B,), int64."""
     pixels = np.stack([np.asarray(image).transpose(2, 0, 1) for image, _ in samples])
     return torch.from_numpy(pixels), torch.tensor([label for _, label in samples])
 
 
 class Pass(NamedTuple):
-    """What a pass over a loader gave."""
+    """What was measured in a pass over a loader."""
 
     speed: float  # images/s
     cores: float  # CPU seconds of all processes per second
@@ -78,14 +79,14 @@ class Pass(NamedTuple):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A loader, and how it is told which pass begins."""
+    """A loader, and a function that tells it which pass begins."""
 
     name: str
     batches: Iterable[tuple[Tensor, ...]]
     begin: Callable[[int], object]
 
     def __call__(self, turn: int) -> Pass:
-        """One pass."""
+        """Measure one pass."""
         self.begin(turn)
         started, busy = time.perf_counter(), cpu_seconds()
         read = sum(len(batch[0]) for batch in self.batches)
@@ -94,44 +95,46 @@ class Candidate:
 
 
 def cpu_seconds() -> float:
-    """Taken by this process and its workers, which all stay alive; without /proc by this one only."""
+    """Return the CPU time of this process and its living workers; without /proc of this process only."""
     total = time.process_time()
     for worker in multiprocessing.active_children():
         try:
             text = Path(f"/proc/{worker.pid}/stat").read_text()
         except OSError:
             continue
-        user, system = text.rpartition(")")[2].split()[11:13]  # the name before may hold blanks
+        user, system = text.rpartition(")")[2].split()[11:13]  # the name in brackets may have blanks
         total += (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
     return total
 
 
-def published(split: ImageSplit, args: argparse.Namespace) -> Candidate:
+def published(split: ImageSplit, size: int, batch: int, workers: int) -> Candidate:
+    """Create the loader of the published code: images of ``size`` pixels in batches of ``batch``."""
     loader = DataLoader(
-        PublishedDataset(split, args.img_size),
-        args.train_batch,
+        PublishedDataset(split, size),
+        batch,
         shuffle=True,
-        num_workers=args.workers,
+        num_workers=workers,
         collate_fn=collate,
         drop_last=True,
-        persistent_workers=args.workers > 0,
+        persistent_workers=workers > 0,
         worker_init_fn=ignore_signals,
     )
     return Candidate("published", loader, lambda turn: None)
 
 
-def by_decoder(split: ImageSplit, args: argparse.Namespace, decoder: str) -> Candidate:
-    own = argparse.Namespace(**{**CROP, **vars(args), "max_bad": 1.0, "decoder": decoder})
-    loader = training_loader(split, TrainTransform(own, own.scale), own, 0, ONE_PROCESS)
+def by_decoder(split: ImageSplit, size: int, batch: int, workers: int, decoder: str) -> Candidate:
+    """Create the loader of this code with one of its decoders."""
+    reading = Reading(workers, decoder=decoder)
+    loader = training_loader(split, TrainTransform(size), batch, 0, reading, ONE_PROCESS)
     return Candidate(decoder, loader.loader, lambda turn: loader.batches.set_position(Position(turn)))
 
 
-def run(args: argparse.Namespace) -> list[Table]:
-    args.train_batch = min(args.train_batch, args.images)
+def main(args: argparse.Namespace) -> list[Table]:
+    batch = min(args.train_batch, args.images)
     with images.open_images(args.folder, args.synthetic, args.images) as split:
-        loaders = [by_decoder(split, args, name) for name in images.decoders()]
-        candidates = [published(split, args), *loaders]
-        passes = measure.interleave(candidates, args)
+        settings = (split, args.img_size, batch, args.workers)
+        candidates = [published(*settings), *(by_decoder(*settings, name) for name in images.decoders())]
+        passes = measure.interleave(candidates, args.rounds, args.warmup_rounds, "loader")
     results = [
         Result(
             candidate.name,
@@ -141,6 +144,6 @@ def run(args: argparse.Namespace) -> list[Table]:
         for candidate, own in zip(candidates, passes, strict=True)
     ]
     what = f"{args.images} images of {args.folder or 'synthetic JPEGs'}"
-    title = f"loading of {what}, {args.workers} workers, batch {args.train_batch}, {args.img_size} px"
-    note = "cores used: CPU time of this process and the workers over wall time"
+    title = f"loading of {what}, {args.workers} workers, batch {batch}, {args.img_size} px"
+    note = "cores used: CPU time of this process and its workers, divided by the time of the pass"
     return [Table(title, "images/s", results, best=max, notes=[note])]

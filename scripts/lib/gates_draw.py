@@ -1,4 +1,4 @@
-"""The picture of what the attention computed on one image: a row for every module."""
+"""The picture of a network's gates on one image: a row for every module."""
 
 import math
 from collections.abc import Sequence
@@ -9,25 +9,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scripts.gates.record import Gate, Octave
+from scripts.lib.gates_record import Gate, Octave
 
-_GROUPS = 3  # maps of single groups beside their mean, those that vary most
+_GROUPS = 3  # groups whose maps are drawn beside the mean: those that vary most
 _ROW, _SIDE = 2.4, 2.6  # inches: height of a row, width of the image
 _COLOURS = "viridis"
-_LEAST = 0.1  # of a gate from 0 to 1, or of the largest value of others: colours span as much at least
+# Least range of the colours: of a gate from 0 to 1 absolute, of others as a share of the largest value.
+_LEAST = 0.1
 
 
 def draw(
     image: Tensor, shown: Sequence[Gate] | Sequence[Octave], title: str, text: str, by_size: bool = False
 ) -> Any:
-    """A matplotlib figure.
+    """Draw a matplotlib figure.
 
     Args:
-        image: as the network saw it, (3, H, W) in [0, 1].
-        shown: what was computed on it alone, in the order of the network.
-        title: over all.
+        image: the network's input before normalisation, (3, H, W) in [0, 1].
+        shown: what was recorded for this image (a batch of one), in the order of the network.
+        title: of the figure.
         text: below the image.
-        by_size: channels are sorted by their gate, from the largest.
+        by_size: whether to sort the channels by their gate, the largest first.
     """
     from matplotlib.figure import Figure
 
@@ -70,7 +71,7 @@ def _draw_row(part: Any, row: Sequence[Any], grey: np.ndarray, by_size: bool) ->
 
 
 def maps_of(gate: Gate) -> list[tuple[str, np.ndarray]]:
-    """What is drawn of a gate of positions: the mean of its maps and those that vary most, (H, W) each."""
+    """Return the titles and maps (H, W) of a spatial gate: the mean and those that vary most."""
     if gate.values.dim() == 2:
         return []
     maps, title, what = gate.values[0].float(), gate.seen.title, gate.seen.part
@@ -83,7 +84,7 @@ def maps_of(gate: Gate) -> list[tuple[str, np.ndarray]]:
 
 
 def bars_of(gate: Gate, by_size: bool) -> np.ndarray:
-    """What is drawn of a gate of channels, (C,)."""
+    """Return the values (C,) of a channel gate in the order in which they are drawn."""
     values = gate.values[0].float().numpy()
     return np.sort(values)[::-1] if by_size else values
 
@@ -103,9 +104,9 @@ def _draw_bars(axes: Any, gate: Gate, by_size: bool) -> None:
 
 
 def scale_of(low: float, high: float, bounded: bool) -> tuple[float, float]:
-    """What the colours span of values from ``low`` to ``high``: these, or more where they hardly differ.
+    """Return the range of the colours for values from ``low`` to ``high``: theirs, widened if it is small.
 
-    Otherwise a gate of 0.7310 to 0.7312 would look like a strong pattern.
+    Otherwise a gate from 0.7310 to 0.7312 would look like a strong pattern.
     """
     least = _LEAST if bounded else max(_LEAST * max(abs(low), abs(high)), 1e-9)
     if high - low >= least:
@@ -118,7 +119,7 @@ def scale_of(low: float, high: float, bounded: bool) -> tuple[float, float]:
 def _draw_map(
     part: Any, axes: Any, title: str, values: np.ndarray, grey: np.ndarray, bounded: bool = False
 ) -> None:
-    """A map over the image."""
+    """Draw a map over the image."""
     height, width = grey.shape
     low, high = float(values.min()), float(values.max())
     start, end = scale_of(low, high, bounded)
@@ -141,13 +142,13 @@ def _draw_map(
 
 
 def span(values: np.ndarray) -> str:
-    """The range of what is drawn, ``0.731 to 0.7312``."""
+    """Return the range of the values as text, such as ``0.731 to 0.7312``."""
     low, high = numbers(float(values.min()), float(values.max()))
     return f"{low} to {high}" if low != high else f"all {low}"
 
 
 def ranges_of(shown: Sequence[Gate] | Sequence[Octave]) -> list[str]:
-    """What the picture shows in numbers, a line for each gate."""
+    """Return the numbers of the picture, a line for each gate."""
     lines = []
     for one in shown:
         where = f"stage {one.stage}: {one.module}"
@@ -161,7 +162,10 @@ def ranges_of(shown: Sequence[Gate] | Sequence[Octave]) -> list[str]:
 
 
 def numbers(*values: float) -> list[str]:
-    """With as many digits as tell them apart, at least three; what is nothing beside their range is 0."""
+    """Format numbers with as many digits as tell them apart, at least three.
+
+    A number below a 100,000th of their range is 0.
+    """
     spread, size = max(values) - min(values), max(map(abs, values))
     digits = 3 if spread <= 0 else 2 + math.ceil(math.log10(size / spread))
     whole = math.floor(math.log10(size)) + 1 if size > 0 else 1  # digits before the point

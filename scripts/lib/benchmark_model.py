@@ -3,8 +3,8 @@
     python scripts/benchmark.py model se_resnet50 'sge_*50' --batch 16
     python scripts/benchmark.py model timm:convnext_tiny --mode eval --precision bf16 --channels-last
 
-A training step is forward and backward, without optimizer. Names may be shell patterns; timm:NAME is one of
-timm's networks, where timm is installed, torchvision:NAME one of torchvision's.
+A training step is the forward and the backward pass, without the optimizer. A name may be a shell pattern.
+timm:NAME is a network of timm (which must be installed), torchvision:NAME one of torchvision.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import fnmatch
 import importlib.util
 import statistics
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torchvision
@@ -21,37 +21,58 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import create_model, list_models
-from scripts.benchmarks import measure
-from scripts.benchmarks.gpus import peak_of
-from scripts.benchmarks.report import Result, Table
+from scripts.lib import benchmark_measure as measure
+from scripts.lib.benchmark_gpus import peak_of
+from scripts.lib.benchmark_report import Result, Table
 from utils.command_line import cli
 from utils.common.errors import UserError
-from utils.networks import building as network
 from utils.networks.compilation import compile_blocks
 from utils.networks.complexity import Complexity, count
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: cli.Parser) -> None:
     parser.add_argument("names", nargs="+", metavar="NAME", help="a network, or a shell pattern of names")
-    text = "the network of the ratios (default: %(default)s)"
+    text = "the network that the others are compared with (default: %(default)s)"
     parser.add_argument("--baseline", default="resnet50", metavar="NAME", help=text)
     parser.add_argument("--mode", choices=("train", "eval"), default="train", help="(default: train)")
-    text = "bf16 and fp16 by autocast, without loss scale (default: fp32)"
+    text = "bf16 and fp16: autocast, without loss scaling (default: fp32)"
     parser.add_argument("--precision", choices=TYPES, default="fp32", help=text)
     parser.add_argument("--batch", type=cli.count_of, default=16, help="images (default: 16)")
     parser.add_argument("--img-size", type=cli.count_of, default=224, help="pixels (default: 224)")
     parser.add_argument("--channels-last", action="store_true", help="NHWC layout of images and weights")
     parser.add_argument("--compile", action="store_true", help="compile the blocks with torch.compile")
-    text = "steps in a row of each turn (default: 1 on a CPU, 10 on CUDA)"
+    text = "steps that each measurement runs (default: 1 on a CPU, 10 on CUDA)"
     parser.add_argument("--steps", type=cli.count_of, metavar="N", help=text)
     measure.add_round_arguments(parser, rounds=7)
     measure.add_device_arguments(parser)
 
 
+class Settings(NamedTuple):
+    """What a step computes, the same for every network."""
+
+    batch: int  # images
+    img_size: int  # pixels
+    training: bool
+    precision: str  # a key of TYPES
+    layout: torch.memory_format
+    compiled: bool  # the blocks, by torch.compile
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of the images."""
+        return self.batch, 3, self.img_size, self.img_size
+
+    def __str__(self) -> str:
+        mode = "train" if self.training else "eval"
+        layout = "channels_last" if self.layout == torch.channels_last else "contiguous"
+        compiled = ", compiled" if self.compiled else ""
+        return f"{mode}, batch {self.batch}, {self.img_size} px, {self.precision}, {layout}{compiled}"
+
+
 def known(source: str) -> Sequence[str]:
-    """All names of ``timm``, of ``torchvision``, or of the registry (an empty ``source``).
+    """Return all names that ``timm``, ``torchvision`` or (for an empty ``source``) the registry has.
 
     Raises:
         UserError: timm is not installed, or there is no such source.
@@ -67,10 +88,10 @@ def known(source: str) -> Sequence[str]:
 
 
 def expand(pattern: str) -> list[str]:
-    """The names that a pattern stands for, with its prefix.
+    """Return the names that match a pattern, with the pattern's prefix.
 
     Raises:
-        UserError: there are none.
+        UserError: none does.
     """
     source, colon, wanted = pattern.rpartition(":")
     names = known(source)
@@ -82,28 +103,26 @@ def expand(pattern: str) -> list[str]:
 
 
 def build(name: str) -> nn.Module:
-    """A network of 1000 classes with new weights."""
+    """Create a network of 1000 classes with new weights."""
     source, _, short = name.rpartition(":")
     if source == "timm":
         return importlib.import_module("timm").create_model(short)
-    return create_model(short)  # the registry has torchvision's too, under names of their own
+    return create_model(short)  # the registry has torchvision's networks too
 
 
 class Network:
-    """One network with its input, and one step of it."""
+    """A network with its input, and what is measured of its step."""
 
-    def __init__(self, name: str, args: argparse.Namespace, device: torch.device) -> None:
+    def __init__(self, name: str, settings: Settings, device: torch.device) -> None:
         torch.manual_seed(0)
-        self.name, self.device, self.batch = name, device, args.batch
-        self.dtype, self.training = TYPES[args.precision], args.mode == "train"
-        layout = network.layout(args)
+        self.name, self.settings, self.device = name, settings, device
+        self.dtype, self.training = TYPES[settings.precision], settings.training
         net = build(name)
-        self.complexity: Complexity = count(net, (3, args.img_size, args.img_size))
-        self.net = net.to(device).to(memory_format=layout).train(self.training)
-        self.forward = compile_blocks(self.net) if args.compile else self.net
-        shape = (args.batch, 3, args.img_size, args.img_size)
-        self.images = torch.randn(shape, device=device).to(memory_format=layout)
-        self.labels = torch.randint(1000, (args.batch,), device=device)
+        self.complexity: Complexity = count(net, settings.shape[1:])
+        self.net = net.to(device).to(memory_format=settings.layout).train(self.training)
+        self.forward = compile_blocks(self.net) if settings.compiled else self.net
+        self.images = torch.randn(settings.shape, device=device).to(memory_format=settings.layout)
+        self.labels = torch.randint(1000, (settings.batch,), device=device)
 
     def loss(self, forward: nn.Module) -> Tensor:
         autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
@@ -111,27 +130,27 @@ class Network:
             return nn.functional.cross_entropy(forward(self.images).float(), self.labels)
 
     def step(self, forward: nn.Module | None = None) -> None:
-        """One forward pass and, in training, one backward pass."""
+        """Run the forward pass and, in training, the backward pass."""
         self.net.zero_grad(set_to_none=True)
         loss = self.loss(forward or self.forward)
         if self.training:
             loss.backward()
 
     def milliseconds(self, repeats: int) -> float:
-        """Of a step; afterwards the gradients of this network no longer take memory from the others."""
+        """Return the milliseconds of a step; the gradients are freed for the other networks' sake."""
         taken = 1e3 * measure.seconds(self.step, self.device, repeats)
         self.net.zero_grad(set_to_none=True)
         return taken
 
     def peak_memory(self) -> float | None:
-        """MB of the network, its input and what a step needs besides."""
+        """Return the MB of the network, its input and all that a step allocates."""
         own = (*self.net.parameters(), *self.net.buffers(), self.images)
         further = measure.step_memory(self.step, self.device)
         self.net.zero_grad(set_to_none=True)
         return None if further is None else (further + sum(tensor.nbytes for tensor in own)) / 2**20
 
     def kept_megabytes(self) -> float:
-        """What the forward pass keeps for the backward pass, parameters not counted."""
+        """Return the MB that the forward pass keeps for the backward pass, parameters not counted."""
         own = {p.untyped_storage().data_ptr() for p in self.net.parameters()}
         sizes: dict[int, int] = {}
 
@@ -146,87 +165,89 @@ class Network:
         return sum(sizes.values()) / 2**20
 
     def work(self) -> tuple[int, int]:
-        """Floating-point operations of a step's convolutions and products, and the bytes of its operators."""
+        """Return the FLOPs of a step's convolutions and matrix products, and the bytes of its operators."""
         with FlopCounterMode(display=False) as flops, measure.Traffic() as traffic:
             self.step(self.net)
         self.net.zero_grad(set_to_none=True)
         return flops.get_total_flops(), traffic.bytes
 
 
-def speeds(net: Network, seconds: float, args: argparse.Namespace, copy: float) -> dict[str, float | None]:
-    """What a step achieves: operations per second, bytes per second, and their shares of what is possible."""
+def speeds(net: Network, seconds: float, copy: float) -> dict[str, float | None]:
+    """Return FLOP/s and bytes/s of a step that takes so many seconds, and their shares of what is possible.
+
+    ``copy`` is the bandwidth of a copy, in bytes per second.
+    """
     operations, moved = net.work()
     achieved: dict[str, float | None] = {"GFLOP/s": operations / seconds / 1e9}
     if peak := peak_of(net.device):
         most = peak.single if net.dtype == torch.float32 else peak.half
         achieved["% of peak"] = operations / seconds / most / 1e10
-    if not args.compile:  # a compiled network moves less than its operators would
+    if not net.settings.compiled:  # a compiled network moves less than its operators would
         achieved |= {"GB/s": moved / seconds / 1e9, "% of copy": 100 * moved / seconds / copy}
     return achieved
 
 
-def columns(
-    net: Network, milliseconds: Sequence[float], args: argparse.Namespace, copy: float
-) -> dict[str, float | None]:
-    """The columns beside the times."""
+def columns(net: Network, milliseconds: Sequence[float], copy: float) -> dict[str, float | None]:
+    """Return the columns beside the times."""
     seconds = statistics.median(milliseconds) / 1e3
-    further: dict[str, float | None] = {"images/s": args.batch / seconds, "peak MB": net.peak_memory()}
-    if net.training and not args.compile:  # a compiled net keeps what its compiler likes
+    speed = net.settings.batch / seconds
+    further: dict[str, float | None] = {"images/s": speed, "peak MB": net.peak_memory()}
+    if net.training and not net.settings.compiled:  # a compiler chooses what is kept
         further["kept MB"] = net.kept_megabytes()
     size: dict[str, Any] = {
         "M params": net.complexity.parameters / 1e6,
         "GFLOPs": net.complexity.multiply_adds / 1e9,
     }
-    return {**further, **size, **speeds(net, seconds, args, copy)}
+    return {**further, **size, **speeds(net, seconds, copy)}
 
 
 def notes(device: torch.device, heads: Collection[str], copy: float) -> list[str]:
-    """What the columns mean that are there."""
+    """Return a line for each of these columns that needs an explanation."""
     how = "by torch's allocator" if device.type == "cuda" else "by the growth of resident memory"
     peak = peak_of(device)
     published = f", {100 * copy / 1e9 / peak.bandwidth:.0f} % of the published peak" if peak else ""
     meanings = {
-        "peak MB": f"weights, input and all that a step adds at a time, {how}",
-        "kept MB": "what forward keeps for backward",
-        "GFLOPs": "multiply-adds of an image, forward, as in the published tables",
-        "GFLOP/s": "two for each multiply-add of convolutions and products, in all of the step",
-        "% of peak": "of the published one of this GPU",
-        "GB/s": "operands and results of all operators, as if nothing stayed in a cache",
-        "% of copy": f"of what a copy kernel moves here, {copy / 1e9:.1f} GB/s{published}",
+        "peak MB": f"weights, input and the most that a step holds at a time, measured {how}",
+        "kept MB": "what the forward pass keeps for the backward pass",
+        "GFLOPs": "multiply-adds of the forward pass of one image, as in the published tables",
+        "GFLOP/s": "convolutions and matrix products of the whole step, two for each multiply-add",
+        "% of peak": "share of this GPU's published peak",
+        "GB/s": "operands and results of all operators, as if there were no cache",
+        "% of copy": f"share of the bandwidth of a copy here, {copy / 1e9:.1f} GB/s{published}",
     }
     return [f"{head}: {meaning}" for head, meaning in meanings.items() if head in heads]
 
 
-def run(args: argparse.Namespace) -> list[Table]:
-    device = measure.choose_device(args)
+def main(args: argparse.Namespace) -> list[Table]:
+    device = measure.choose_device(args.device, args.threads)
     baseline = expand(args.baseline)
     if len(baseline) > 1:
         raise UserError(f"--baseline {args.baseline}: {len(baseline)} networks; name one")
     names = list(dict.fromkeys([*baseline, *(name for pattern in args.names for name in expand(pattern))]))
+    layout = torch.channels_last if args.channels_last else torch.contiguous_format
+    training = args.mode == "train"
+    settings = Settings(args.batch, args.img_size, training, args.precision, layout, args.compile)
     torch.backends.cudnn.benchmark = True  # as in training
-    networks = [create(name, args, device) for name in names]
+    networks = [create(name, settings, device) for name in names]
     repeats = args.steps or (10 if device.type == "cuda" else 1)
     turns = [lambda turn, net=net: net.milliseconds(repeats) for net in networks]
-    times = measure.interleave(turns, args)
+    times = measure.interleave(turns, args.rounds, args.warmup_rounds, "model")
     copy = measure.copy_bandwidth(device)
     results = [
-        Result(net.name, own, columns(net, own, args, copy)) for net, own in zip(networks, times, strict=True)
+        Result(net.name, own, columns(net, own, copy)) for net, own in zip(networks, times, strict=True)
     ]
-    layout = "channels_last" if args.channels_last else "contiguous"
-    what = f"{args.mode}, batch {args.batch}, {args.img_size} px, {args.precision}, {layout}"
-    title = f"{what}{', compiled' if args.compile else ''}"
-    return [Table(title, "ms/step", results, notes=notes(device, results[0].further, copy))]
+    return [Table(str(settings), "ms/step", results, notes=notes(device, results[0].further, copy))]
 
 
-def create(name: str, args: argparse.Namespace, device: torch.device) -> Network:
-    """A network that takes images of this size and has done a step.
+def create(name: str, settings: Settings, device: torch.device) -> Network:
+    """Create a network and run one step of it.
 
     Raises:
-        UserError: it does not, or has no memory for it.
+        UserError: the network does not take images of this size, or the memory is too small.
     """
     try:
-        net = Network(name, args, device)
+        net = Network(name, settings, device)
         net.milliseconds(repeats=1)  # compiles it
         return net
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-        raise UserError(f"{name} at --img-size {args.img_size}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{name} at --img-size {settings.img_size}: {str(error).splitlines()[0]}") from error

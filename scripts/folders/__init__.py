@@ -1,1 +1,0 @@
-"""What the tools that go through image folders share."""

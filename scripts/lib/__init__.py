@@ -1,0 +1,13 @@
+"""Helper modules of the commands in scripts/; none of them is a command.
+
+A file's name begins with what it belongs to:
+
+- benchmark_*: scripts/benchmark.py. Its subcommands are model, loader, decode, growth, optimizer, step and
+  scaling; they share measure, report, images, training and gpus.
+- data_*: check_data.py, resize_images.py, predict.py, show_detections.py
+- gates_*: show_gates.py
+- detections_*: show_detections.py
+- results_*: results.py, record_run.py
+- pictures: everything that draws
+- venv.sh: demo.sh, study.sh, test.sh
+"""
