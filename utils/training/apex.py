@@ -66,18 +66,14 @@ class ApexPrecision(Precision):
 
 
 def choose_apex(
-    level: str,
-    device: str,
-    amp_dtype: str | None,
-    loss_scale: float | str | None,
-    keep_batchnorm: bool | None,
+    level: str, device: str, amp_dtype: str | None, scale: float | str | None, keep: bool | None
 ) -> ApexPrecision:
     """Return the precision of ``--amp-backend apex``; arguments as of ``precision.choose_precision``.
 
     Raises:
         UserError: Apex is absent, or cannot do what the flags say.
     """
-    choose_precision(level, device, amp_dtype, loss_scale, keep_batchnorm)  # refuses the same flags
+    choose_precision(level, device, amp_dtype, scale, keep)  # refuses the same flags
     if amp_dtype == "bfloat16" or device == "cpu":
         raise UserError("--amp-backend apex: Apex's amp computes in float16 on CUDA only")
-    return ApexPrecision(level, keep_batchnorm, loss_scale)
+    return ApexPrecision(level, keep, scale)
