@@ -133,10 +133,10 @@ def find_checkpoint(
     Raises:
         UserError: it cannot be read, or there is nothing to evaluate.
     """
-    auto, file, seen = resume == "auto", resume, ()
+    auto, file = resume == "auto", resume
     path = Path(folder or (Path(resume).parent if resume and not auto else DEFAULT_FOLDER))
+    seen = tuple(candidates(path)) if auto else ()
     if auto:
-        seen = tuple(candidates(path))
         with ranks.agree():
             found = newest(path) if ranks.main else None
             if ranks.main and found is None and evaluate:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from itertools import compress
 from typing import Any
 
 import torch
@@ -29,13 +30,13 @@ class Average(nn.Module):
     def update(self, model: nn.Module) -> None:
         """Move towards the weights of ``model``, the network or its wrapper; integer buffers are copied."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps)) if self.steps else 0.0
+        averages = [*self.module.parameters(), *self.module.buffers()]
         values = [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
-        pairs = list(zip((*self.module.parameters(), *self.module.buffers()), values, strict=True))
-        moving = [pair for pair in pairs if pair[0].is_floating_point()]
-        counts = [pair for pair in pairs if not pair[0].is_floating_point()]
-        torch._foreach_lerp_(*map(list, zip(*moving, strict=True)), 1 - decay)
-        if counts:
-            torch._foreach_copy_(*map(list, zip(*counts, strict=True)))
+        floating = [average.is_floating_point() for average in averages]
+        counting = [not one for one in floating]
+        torch._foreach_lerp_(list(compress(averages, floating)), list(compress(values, floating)), 1 - decay)
+        if any(counting):
+            torch._foreach_copy_(list(compress(averages, counting)), list(compress(values, counting)))
         self.steps += 1
 
 

@@ -5,6 +5,7 @@ are the published forms, with a random permutation and the boxes of the publishe
 """
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -59,6 +60,7 @@ def cutmix(images: Tensor, labels: Tensor, box: Box, weight: float, order: Tenso
     return MixedBatch(images, labels, labels[order], weight)
 
 
+@dataclass
 class Mixer:
     """Mix or cut a batch at random, as a function of a seed.
 
@@ -71,22 +73,17 @@ class Mixer:
             Taylor, arXiv 1708.04552); None: no Cutout.
     """
 
-    def __init__(
-        self,
-        mixup_alpha: float | None = None,
-        cutmix_prob: float | None = None,
-        cutout_size: int | None = None,
-    ) -> None:
-        self.mixup_alpha, self.cutmix_prob, self.cutout_size = mixup_alpha, cutmix_prob, cutout_size
+    mixup_alpha: float | None = None
+    cutmix_prob: float | None = None
+    cutout_size: int | None = None
 
     def __call__(self, images: Tensor, labels: Tensor, seed: int) -> MixedBatch:
         """Mix a batch of normalised images; may change ``images``."""
         random = np.random.default_rng(seed)
         sides = (images.shape[2], images.shape[3])
         order = torch.from_numpy(random.permutation(len(images))).to(images.device)
-        use_cutmix = self.cutmix_prob is not None and (self.mixup_alpha is None or random.random() < 0.5)
-        if use_cutmix:
-            if random.random() < (self.cutmix_prob or 0):
+        if self.cutmix_prob is not None and (self.mixup_alpha is None or random.random() < 0.5):
+            if random.random() < self.cutmix_prob:
                 weight, centre = random.beta(1, 1), tuple(random.integers(sides).tolist())
                 box, weight = cutmix_box(sides, weight, centre)
                 return cutmix(images, labels, box, weight, order)
