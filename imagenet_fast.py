@@ -34,7 +34,7 @@ from utils.runs.resume import Resumed, choose_seed, find_checkpoint
 from utils.runs.run import Run
 from utils.training.apex import choose_apex
 from utils.training.classification import Classification, ImageEvaluation
-from utils.training.distillation import create_distillation
+from utils.training.distillation import Distillation, build_teacher
 from utils.training.dry_run import dry_run
 from utils.training.ema import create_average
 from utils.training.engine import Trainer
@@ -95,11 +95,12 @@ def create_task(
     args: argparse.Namespace, opened: Opened, device: torch.device, precision: Precision
 ) -> Classification:
     """Create the loss, with a teacher on demand, and the mixing of images."""
-    teacher = (args.teacher, args.distill_alpha, args.distill_temp)
-    names = opened.splits.val.classes
-    size = opened.spec.img_size
-    to_device = partial(on_device, args, device=device)
-    distillation = create_distillation(*teacher, to_device, precision, opened.classes, names, size)
+    distillation = None
+    if args.teacher:
+        spec, _, classes, splits = opened
+        teacher = build_teacher(args.teacher, classes, splits.val.classes, spec.img_size)
+        predict = partial(precision.forward, precision.prepare(on_device(args, teacher, device)))
+        distillation = Distillation(predict, args.distill_alpha, args.distill_temp)
     mixer = Mixer(
         args.alpha if args.mixup else None,
         args.cutmix_prob if args.cutmix else None,
