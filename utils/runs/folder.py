@@ -203,14 +203,18 @@ class RunFolder:
                 path.unlink(missing_ok=True)
         path = save(content, self.path)
         if self.unsaved:
-            if self.best is not None and self.best.exists():
-                copy_atomically(self.best, self.path / BEST)
-                self.old_files = [old for old in self.old_files if old.name != BEST]
-            for old in self.old_files:
-                old.unlink(missing_ok=True)
+            self._replace_old_run()
             self.unsaved = False
         write_log(self.path, content["rows"])
         publish(path, is_best, self.keep)
+
+    def _replace_old_run(self) -> None:
+        """Copy the best checkpoint of the run that is continued, and remove what another run left here."""
+        if self.best is not None and self.best.exists():
+            copy_atomically(self.best, self.path / BEST)
+            self.old_files = [path for path in self.old_files if path.name != BEST]
+        for path in self.old_files:
+            path.unlink(missing_ok=True)
 
 
 def _files_of_a_run(folder: Path) -> tuple[list[Path], list[Path]]:
