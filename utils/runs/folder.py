@@ -8,7 +8,6 @@ import fcntl
 import os
 import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +51,9 @@ def newest(folder: Path) -> str | None:
     for path in found:
         try:
             checkpoint.load(str(path), "--resume auto:")
+            return str(path)
         except UserError as error:
             print(f"note: {error}; trying the one before it", flush=True)
-        else:
-            return str(path)
     if found:
         raise UserError(
             f"--resume auto: none of the {len(found)} checkpoints in {folder} can be read; "
@@ -119,8 +117,7 @@ def check_folder(folder: Path, goes_on: bool, overwrite: bool) -> None:
 class RunFolder:
     """A run's folder while the run writes to it, locked against other processes.
 
-    Checkpoints are written in a thread, one after the other; training waits for a copy in memory only. A
-    crash at any moment leaves a folder from which ``--resume auto`` goes on. What the folder holds of another
+    A crash at any moment leaves a folder from which ``--resume auto`` goes on. What the folder holds of another
     run stays until the first checkpoint of this one is written.
 
     Args:
@@ -143,8 +140,6 @@ class RunFolder:
         self.old_checkpoints, self.old_files = ([], []) if goes_on else _files_of_a_run(path)
         self.replaces = bool(self.old_checkpoints or self.old_files)
         self.unsaved = not goes_on
-        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saving")
-        self.writing: Future[None] | None = None
 
     def _lock(self) -> None:
         try:
@@ -156,34 +151,30 @@ class RunFolder:
             # Not flock: data workers would inherit it, and outlive a killed run by some seconds.
             fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            raise UserError(
-                f"-c {self.path}: another process is training into it; choose another folder"
-            ) from None
+            text = "another process is training into it; choose another folder"
+            raise UserError(f"-c {self.path}: {text}") from None
         except OSError:  # a file system without locks
             pass
 
     def save(self, content: Mapping[str, Any], is_best: bool) -> None:
-        """Begin to write a checkpoint, and its ``rows`` to log.txt; ``content`` may change afterwards.
-
-        Raises:
-            OSError: the checkpoint before could not be written.
-        """
-        self.wait()
-        self.writing = self.thread.submit(self._write, _copy(content), is_best)
-
-    def wait(self) -> None:
-        """Wait until all is written.
+        """Write a checkpoint, and its ``rows`` to log.txt.
 
         Raises:
             OSError: it could not be written.
         """
-        writing, self.writing = self.writing, None
-        if writing is not None:
-            writing.result()
+        if self.unsaved:  # until the new one is written, checkpoint.pth.tar is the other run's
+            remove_leftovers(self.path)
+            for old in self.old_checkpoints:
+                old.unlink(missing_ok=True)
+        path = save(_on_cpu(content), self.path)
+        if self.unsaved:
+            self._replace_old_run()
+            self.unsaved = False
+        write_log(self.path, content["rows"])
+        publish(path, is_best, self.keep)
 
     def close(self) -> None:
-        """Let the thread end and others use the folder, after an error too."""
-        self.thread.shutdown()
+        """Let others use the folder, after an error too."""
         self.lock.close()
 
     def repair(self, path: Path, rows: Sequence[str], is_best: bool) -> None:
@@ -194,18 +185,6 @@ class RunFolder:
                 break
             newer.unlink()  # damaged, and it would be kept in place of whole ones
         write_log(self.path, rows)
-        publish(path, is_best, self.keep)
-
-    def _write(self, content: dict[str, Any], is_best: bool) -> None:
-        if self.unsaved:  # until the new one is written, checkpoint.pth.tar is the other run's
-            remove_leftovers(self.path)
-            for path in self.old_checkpoints:
-                path.unlink(missing_ok=True)
-        path = save(content, self.path)
-        if self.unsaved:
-            self._replace_old_run()
-            self.unsaved = False
-        write_log(self.path, content["rows"])
         publish(path, is_best, self.keep)
 
     def _replace_old_run(self) -> None:
@@ -225,10 +204,10 @@ def _files_of_a_run(folder: Path) -> tuple[list[Path], list[Path]]:
     return kept(folder), others
 
 
-def _copy(value: Any) -> Any:
-    """Copy nested dicts and lists, with all tensors, to the CPU."""
+def _on_cpu(value: Any) -> Any:
+    """Return nested dicts and lists with all tensors on the CPU, without what else their storage holds."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):
-        return {key: _copy(item) for key, item in value.items()}
-    return [_copy(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: _on_cpu(item) for key, item in value.items()}
+    return [_on_cpu(item) for item in value] if isinstance(value, list | tuple) else value

@@ -61,7 +61,7 @@ class Run:
         saved = self.resumed.saved
         self.accuracy, self.best = float(saved.get("acc", 0.0)), float(saved.get("best_acc", -1.0))
         self.best_epoch = int(saved.get("best_epoch", 0))
-        self.signals, self.unsaved = Signals(), True
+        self.signals = Signals()
         with self.ranks.agree():
             count = len(self.task.meter(torch.device("cpu")).sums)
             self.position = self.resumed.position(self.start_epoch, count, self.ranks)
@@ -110,7 +110,7 @@ class Run:
         """Log a step; save every ``save_every`` steps; end the run, saved, on an error or a signal."""
         self.position = step.position
         if step.point and self.ranks.main:
-            self.log.point(*step.point, wait=self.unsaved and self.folder.replaces)
+            self.log.point(*step.point, wait=self.folder.unsaved and self.folder.replaces)
         if step.error:
             self._give_up(step)
         if step.signal:
@@ -139,8 +139,7 @@ class Run:
             self.log.show(epoch, values, trainer.images_per_second)
 
     def finish(self) -> None:
-        """Wait for the last checkpoint, draw the curves, and print what was reached."""
-        self._wait()
+        """Draw the curves, and print what was reached."""
         if self.ranks.main:
             print(f"best {self.task.log_format.score}: {self.best:.2f} %", flush=True)
             if len(self.log.rows) > 2:  # one epoch is no curve
@@ -152,7 +151,7 @@ class Run:
 
     def _give_up(self, step: Step) -> NoReturn:
         """Save what was reached before the step that is to blame, and the names of its images."""
-        self._save(wait=True)
+        self._save()
         with self._errors_in_one_line():
             if self.ranks.main:
                 names = "".join(f"{file}\n" for file in step.files).encode("utf-8", "surrogateescape")
@@ -163,13 +162,13 @@ class Run:
         )
 
     def _stop(self, number: int) -> NoReturn:
-        self._save(wait=True)
+        self._save()
         name = signal.Signals(number).name
         print(f"stopped by {name}, {self.position}: resume with --resume {self.path / LAST}", flush=True)
         sys.exit(EXIT_CODES[signal.Signals(number)])
 
-    def _save(self, wait: bool = False) -> None:
-        """Begin to save what was reached, on rank 0; wait for it if asked to, and at the first checkpoint."""
+    def _save(self) -> None:
+        """Save what was reached, on rank 0."""
         sums = self.ranks.gather([float(value) for value in self.position.sums])
         with self._errors_in_one_line():
             if self.ranks.main:
@@ -179,15 +178,6 @@ class Run:
                 results = {"acc": self.accuracy, "best_acc": self.best, "best_epoch": self.best_epoch}
                 content = {**self.fields, **reached, **results, "rows": self.log.rows, **state}
                 self.folder.save(content, self._is_best)
-        if self.unsaved or wait:
-            self._wait()
-        self.unsaved = False
-
-    def _wait(self) -> None:
-        """Wait until all is on the disk."""
-        with self._errors_in_one_line():
-            if self.ranks.main:
-                self.folder.wait()
 
     @property
     def _is_best(self) -> bool:
