@@ -52,16 +52,9 @@ def _text(value: object) -> str:
 def commit() -> str:
     """Return the git commit of this code, with ``+`` after it where files differ; empty outside git."""
     root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return ""
+    words = ("git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+")
     try:
-        head = _git(root, "rev-parse", "HEAD")
-        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.CalledProcessError):
+        done = subprocess.run(words, capture_output=True, text=True)
+    except OSError:  # no git
         return ""
-    return head + ("+" if changed else "")
-
-
-def _git(root: Path, *words: str) -> str:
-    done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+    return done.stdout.strip() if (root / ".git").exists() else ""
