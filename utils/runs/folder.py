@@ -117,8 +117,8 @@ def check_folder(folder: Path, goes_on: bool, overwrite: bool) -> None:
 class RunFolder:
     """A run's folder while the run writes to it, locked against other processes.
 
-    A crash at any moment leaves a folder from which ``--resume auto`` goes on. What the folder holds of another
-    run stays until the first checkpoint of this one is written.
+    A crash at any moment leaves a folder from which ``--resume auto`` goes on. What the folder holds of
+    another run stays until the first checkpoint of this one is written.
 
     Args:
         path: the folder; made if it is not there.
