@@ -191,11 +191,9 @@ class StagedHeads(nn.Module):
             logits, offsets = stage(features, boxes, sizes)
             stage_losses.append(stage.losses(logits, offsets, labels, regression_targets))
             if stage is not self.stages[-1]:
-                refined = stage.refine(offsets, boxes, sizes)
-                proposals = [
-                    new[~_is_any_of(old, target["boxes"])]  # the next stage adds the ground truth itself
-                    for new, old, target in zip(refined, boxes, targets, strict=True)
-                ]
+                refined = zip(stage.refine(offsets, boxes, sizes), boxes, targets, strict=True)
+                # Without the ground truth, which the next stage adds itself.
+                proposals = [new[~_is_any_of(old, target["boxes"])] for new, old, target in refined]
         classification, regression = zip(*stage_losses, strict=True)
         losses = {"loss_classifier": sum(classification), "loss_box_reg": sum(regression)}
         if self.mask is not None:

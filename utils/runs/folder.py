@@ -55,10 +55,8 @@ def newest(folder: Path) -> str | None:
         except UserError as error:
             print(f"note: {error}; trying the one before it", flush=True)
     if found:
-        raise UserError(
-            f"--resume auto: none of the {len(found)} checkpoints in {folder} can be read; "
-            "start anew in another folder with -c"
-        )
+        text = f"none of the {len(found)} checkpoints in {folder} can be read"
+        raise UserError(f"--resume auto: {text}; start anew in another folder with -c")
     return None
 
 
@@ -101,10 +99,8 @@ def check_folder(folder: Path, goes_on: bool, overwrite: bool) -> None:
     """
     try:
         if holds_run(folder) and not goes_on and not overwrite:
-            raise UserError(
-                f"-c {folder} holds a run already: go on with --resume {folder / LAST}, "
-                "choose another folder with -c, or give --overwrite"
-            )
+            remedy = "choose another folder with -c, or give --overwrite"
+            raise UserError(f"-c {folder} holds a run already: go on with --resume {folder / LAST}, {remedy}")
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     except OSError as error:
         raise UserError(f"-c {folder}: {error.strerror}") from None

@@ -170,11 +170,9 @@ def differences(saved: Mapping[str, Any], fields: Mapping[str, Any], reached: Po
         yield "the number of training images has changed: the rest of the epoch is of another order"
     then, now = ((of.get("processes", 0), of.get("images_per_step", 0)) for of in (saved, fields))
     if "images_per_step" in saved and then != now:
-        yield (
-            f"that run had {plural(then[0], 'process')} and steps of {plural(then[1], 'image')}, this one "
-            f"{now[0]} and {now[1]:,}: what follows differs from it; every image that was left is read, but "
-            "for those at the end that fill no step"
-        )
+        had = f"{plural(then[0], 'process')} and steps of {plural(then[1], 'image')}"
+        left = "every image that was left is read, but for those at the end that fill no step"
+        yield f"that run had {had}, this one {now[0]} and {now[1]:,}: what follows differs from it; {left}"
     if saved.get("versions", fields["versions"]) != fields["versions"]:
         yield f"that run had other versions: {saved['versions']}; results may differ in the last bits"
     if changed := changes(saved.get("arguments", {}), fields["arguments"]):

@@ -156,10 +156,9 @@ class Run:
             if self.ranks.main:
                 names = "".join(f"{file}\n" for file in step.files).encode("utf-8", "surrogateescape")
                 write_atomically(self.path / BAD_BATCH, lambda file: file.write(names))
-        self.ranks.refuse(
-            f"{step.error}; all names are in {self.path / BAD_BATCH}, the state before it is in "
-            f"{self.path / LAST}: go on with --resume and a lower --lr, or with --on-nan skip"
-        )
+        left = f"all names are in {self.path / BAD_BATCH}, the state before it is in {self.path / LAST}"
+        remedy = "go on with --resume and a lower --lr, or with --on-nan skip"
+        self.ranks.refuse(f"{step.error}; {left}: {remedy}")
 
     def _stop(self, number: int) -> NoReturn:
         self._save()
@@ -197,10 +196,8 @@ def _one_line(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"cannot write to {folder} ({error.strerror or error}); what it held before can still be "
-            "resumed: mend that and go on with --resume auto"
-        ) from None
+        remedy = "what it held before can still be resumed: mend that and go on with --resume auto"
+        raise UserError(f"cannot write to {folder} ({error.strerror or error}); {remedy}") from None
 
 
 def _refuse_not_finite(weights: Mapping[str, torch.Tensor], folder: Path) -> None:
@@ -211,7 +208,5 @@ def _refuse_not_finite(weights: Mapping[str, torch.Tensor], folder: Path) -> Non
     """
     for key, value in weights.items():
         if not key.endswith(("running_mean", "running_var")) and not torch.isfinite(value).all():
-            raise UserError(
-                f"{key} is not finite any more: not saved; go on from the last checkpoint in {folder} with a "
-                "lower --lr"
-            )
+            remedy = f"go on from the last checkpoint in {folder} with a lower --lr"
+            raise UserError(f"{key} is not finite any more: not saved; {remedy}")

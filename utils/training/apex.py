@@ -31,10 +31,9 @@ class ApexPrecision(Precision):
             self.amp = importlib.import_module("apex.amp")
             self.parallel = importlib.import_module("apex.parallel").DistributedDataParallel
         except (ImportError, AttributeError):
-            raise UserError(
-                "--amp-backend apex: no NVIDIA Apex with amp is installed (Apex removed it in May 2025; the "
-                "package 'apex' on PyPI is another project); leave the flag out to use torch's own"
-            ) from None
+            why = "Apex removed it in May 2025; the package 'apex' on PyPI is another project"
+            text = f"no NVIDIA Apex with amp is installed ({why}); leave the flag out to use torch's own"
+            raise UserError(f"--amp-backend apex: {text}") from None
 
     def __str__(self) -> str:
         return f"{self.apex_level} by Apex"

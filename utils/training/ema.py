@@ -63,8 +63,5 @@ def weights(net: nn.Module, average: Average | None) -> dict[str, Any]:
     """Return the weights for a checkpoint: ``state_dict`` is always the network that was evaluated."""
     if average is None:
         return {"state_dict": net.state_dict()}
-    return {
-        "state_dict": average.module.state_dict(),
-        "training_state_dict": net.state_dict(),
-        "averaged_steps": average.steps,
-    }
+    averaged = {"state_dict": average.module.state_dict(), "averaged_steps": average.steps}
+    return {**averaged, "training_state_dict": net.state_dict()}

@@ -249,10 +249,8 @@ class Trainer:
         """
         self.optimizer.zero_grad()
         self._skipped += 1
-        what = (
-            f"the loss is not finite in {where}, at learning rate {self.learning_rate:g}, on "
-            f"{plural(len(files), 'image')} ({', '.join(files[:2])}, ...)"
-        )
+        images = f"{plural(len(files), 'image')} ({', '.join(files[:2])}, ...)"
+        what = f"the loss is not finite in {where}, at learning rate {self.learning_rate:g}, on {images}"
         weights = torch.stack([weight.isfinite().all() for weight in parameters(self.optimizer)])
         if not weights.all():
             return f"{what}; the weights are not finite either"

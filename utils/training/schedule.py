@@ -74,6 +74,5 @@ class Schedule:
             return ""
         listed = " ".join(map(str, self.milestones))
         where = f"between --warmup {self.warmup} and" if self.warmup else "within"
-        return (
-            f"note: no epoch of --schedule {listed} lies {where} --epochs {self.epochs}: the rate never drops"
-        )
+        where += f" --epochs {self.epochs}"
+        return f"note: no epoch of --schedule {listed} lies {where}: the rate never drops"
