@@ -121,16 +121,15 @@ class RunFolder:
         goes_on: whether the run continues the one that the folder holds.
         overwrite: whether it may replace that one.
         keep: how many of the newest checkpoints stay.
-        best: the best checkpoint of the run that this one continues from another folder, to be copied.
 
     Raises:
         UserError: the folder holds another run, another process trains into it, or it cannot be made.
     """
 
-    def __init__(
-        self, path: Path, goes_on: bool, overwrite: bool, keep: int = 2, best: Path | None = None
-    ) -> None:
-        self.path, self.keep, self.best = path, keep, best
+    best: Path | None = None  # the best checkpoint of the run that is continued from another folder, to copy
+
+    def __init__(self, path: Path, goes_on: bool, overwrite: bool, keep: int) -> None:
+        self.path, self.keep = path, keep
         self._lock()
         check_folder(path, goes_on, overwrite)  # again: another run may have ended since the script looked
         self.old_checkpoints, self.old_files = ([], []) if goes_on else _files_of_a_run(path)
