@@ -3,7 +3,6 @@
 import resource
 import time
 from collections.abc import Iterable, Sequence
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -64,14 +63,16 @@ def seconds_each(steps: Iterable[object], device: torch.device) -> float:
 
     Where there is only one, return its time, which the start makes longer.
     """
-    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
-    steps, began = iter(steps), time.perf_counter()
-    next(steps)
-    wait()
-    first = time.perf_counter()
-    timed = sum(1 for _ in islice(steps, STEPS))
-    wait()
-    return (time.perf_counter() - first) / timed if timed else first - began
+    began = time.perf_counter()
+    times: list[float] = []
+    for _ in islice(steps, 1 + STEPS):
+        if device.type == "cuda" and not times:
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter())
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        times[-1] = time.perf_counter()
+    return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else times[0] - began
 
 
 def curve(schedule: Schedule, steps: int, points: int = _WIDTH) -> list[float]:
