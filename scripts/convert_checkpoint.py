@@ -35,13 +35,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from scripts.lib import published_form
+from scripts.lib.checks import check_output
+from scripts.lib.restored import names_of_outputs, restore
 from utils.command_line import arguments, cli
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
 from utils.common.text import plural
-from utils.networks import archive, checkpoint, published
-from utils.networks import building as network
-from utils.networks.outputs import names_of_outputs
+from utils.networks import archive, checkpoint
 
 FIELDS = ("arch", "classes", "epoch", "acc", "seed", "command", "arguments", "versions", "commit")
 SUFFIXES = (".pth", ".safetensors")
@@ -119,7 +120,7 @@ def common(fields: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def fields_of_published(saved: Mapping[str, Any], parameters: Weights) -> dict[str, Any]:
     """Return what the published scripts read besides the weights; epoch and top-1 are 0 if unknown."""
     best = float(saved.get("best_acc", saved.get("acc", 0)))
-    optimizer = published.optimizer_state(saved, parameters)
+    optimizer = published_form.optimizer_state(saved, parameters)
     return {"epoch": saved.get("epoch", 0), "best_acc": best, "optimizer": optimizer}
 
 
@@ -152,7 +153,7 @@ def check_out(out: Path, suffixes: Sequence[str], sources: Sequence[str], overwr
         raise UserError(f"{out}: the suffix says the format; give one of {' '.join(suffixes)}")
     if out.resolve() in (Path(name).resolve() for name in sources):
         raise UserError(f"{out} is one of the files to be read: give another name for what is written")
-    cli.check_output(out, overwrite=overwrite)
+    check_output(out, overwrite=overwrite)
 
 
 def convert(
@@ -180,14 +181,14 @@ def convert(
         weights = mean(sources, [saved["state_dict"] for saved in loaded])
     weights = clean(weights, sources[0])
     if arch or to_published or class_list:
-        restored = network.restore(sources[0], arch, None, "IN")  # refuses weights that do not fit
+        restored = restore(sources[0], arch, None, "IN")  # refuses weights that do not fit
         fields["arch"] = restored.arch
         if class_list:
             fields["classes"] = names_of_outputs(restored, class_list, distinct=True)
     if to_published:
         parameters = dict(restored.net.named_parameters())
         fields |= fields_of_published(fields if average else loaded[0], parameters)
-        weights = published.wrapped(weights)
+        weights = published_form.wrapped(weights)
     write(out, fields, weights, zipped=not to_published)
     left_out = [key for key in loaded[0] if key not in (*fields, "state_dict", "version", "checksum")]
     report(out, weights, fields, left_out)

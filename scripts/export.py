@@ -25,13 +25,12 @@ from torch.export import Dim, ExportedProgram
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from scripts.lib.checks import check_libraries, check_output
+from scripts.lib.restored import Restored, names_of_outputs, restore
 from utils.command_line import arguments, cli
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
 from utils.data.transforms import MEAN, STD
-from utils.networks import building as network
-from utils.networks.building import Restored
-from utils.networks.outputs import names_of_outputs
 
 SUFFIXES = (".onnx", ".pt2")
 NOTES = "network.json"  # the extra file of .pt2
@@ -109,9 +108,9 @@ def check_out(out: Path, overwrite: bool) -> None:
     """
     if out.suffix not in SUFFIXES:
         raise UserError(f"{out}: the suffix says the format; give one of {' '.join(SUFFIXES)}")
-    cli.check_output(out, overwrite=overwrite)
+    check_output(out, overwrite=overwrite)
     if out.suffix == ".onnx":
-        cli.check_libraries(str(out), "onnx", "onnxscript", "onnxruntime")
+        check_libraries(str(out), "onnx", "onnxscript", "onnxruntime")
 
 
 def export_checked(restored: Restored, classes: list[str], out: Path) -> bool:
@@ -164,7 +163,7 @@ def main() -> None:
     warnings.simplefilter("ignore")  # torch's exporters warn about their own internals
     out = Path(args.out)
     check_out(out, args.overwrite)
-    restored = network.restore(args.resume, args.arch, args.img_size)
+    restored = restore(args.resume, args.arch, args.img_size)
     classes = names_of_outputs(restored, args.class_list)
     if not export_checked(restored, classes, out):
         sys.exit(1)

@@ -28,8 +28,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from scripts.lib.checks import check_output
 from scripts.lib.data_files import find_images
 from scripts.lib.data_reading import listed
+from scripts.lib.restored import Restored, names_to_show, restore
 from utils.command_line import arguments, cli
 from utils.common.devices import select_devices
 from utils.common.distributed import Ranks
@@ -39,9 +41,6 @@ from utils.common.text import plural, shown
 from utils.data.loading import Broken, DeviceLoader, Reading, validation_loader
 from utils.data.sampling import EvalBatches
 from utils.data.splits import ImageSplit
-from utils.networks import building as network
-from utils.networks.building import Restored
-from utils.networks.outputs import names_to_show
 
 TOP = 5  # classes for an image
 
@@ -153,7 +152,7 @@ def check_outputs(csv_file: str | None, json_file: str | None, overwrite: bool) 
     """
     for flag, name in (("--csv", csv_file), ("--json", json_file)):
         if name:
-            cli.check_output(Path(name), flag, overwrite)
+            check_output(Path(name), flag, overwrite)
 
 
 def create_parser() -> cli.Parser:
@@ -192,7 +191,7 @@ def main() -> None:
     check_outputs(args.csv, args.json, args.overwrite)
     device, _ = select_devices(args.device, "0")
     paths, dead = find_images(args.images)
-    restored = network.restore(args.resume, args.arch, args.img_size)
+    restored = restore(args.resume, args.arch, args.img_size)
     flag, listed_in = ("--classes", args.classes) if args.classes else ("--class-list", args.class_list)
     names = class_names(restored, args.resume, listed_in, flag)
     if args.k is not None and args.k > restored.outputs:

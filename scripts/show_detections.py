@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from detection.backbone import create_backbone
 from detection.detectors import create_detector
 from detection.options import DetectorSpec, choose_detector
+from scripts.lib.checks import check_libraries
 from scripts.lib.data_files import find_images
 from scripts.lib.detections_draw import Found, drawn
 from scripts.lib.pictures import Entry, make_folder, picture_name, write_page, write_picture
@@ -97,7 +98,7 @@ def create_parser() -> cli.Parser:
 
 def main() -> None:
     args = create_parser().parse_args()
-    cli.check_libraries("pictures", "matplotlib")
+    check_libraries("pictures", "matplotlib")
     images, dead = find_images(args.images)
     device, _ = select_devices(args.device, "0")
     net, name, classes = restore(args.resume)

@@ -23,16 +23,16 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from models import create_model
+from scripts.lib.checks import check_libraries
 from scripts.lib.gates_draw import draw, ranges_of
 from scripts.lib.gates_record import Gate, Recorded, last_of_each_stage, record
 from scripts.lib.pictures import Entry, make_folder, picture_name, write_page, write_picture
+from scripts.lib.restored import Restored, names_to_show, restore
 from utils.command_line import arguments, cli
 from utils.common.errors import UserError
 from utils.common.text import drawable, plural
 from utils.data.decoding import decode
 from utils.data.transforms import MEAN, STD, ValTransform
-from utils.networks import building as network
-from utils.networks.outputs import names_to_show
 from utils.runs.curves import rendered
 
 TOP = 3  # predictions that are shown
@@ -61,22 +61,20 @@ def normalised(pixels: Tensor) -> Tensor:
     return ((pixels - mean) / std)[None]
 
 
-def open_network(
-    file: str | None, arch: str | None, img_size: int | None, outputs: int = 1000
-) -> network.Restored:
+def open_network(file: str | None, arch: str | None, img_size: int | None, outputs: int = 1000) -> Restored:
     """Restore the network of a checkpoint, or without one create it with random weights and these outputs.
 
     Raises:
         UserError: the file cannot be read or does not fit, or neither file nor architecture is given.
     """
     if file:
-        return network.restore(file, arch, img_size)
+        return restore(file, arch, img_size)
     if not arch:
         raise UserError("which network? Give --resume FILE, or -a ARCH for random weights")
     print("note: without --resume FILE the weights are random, and so is what is drawn")
     torch.manual_seed(0)
     net = create_model(arch, num_classes=outputs).eval()
-    return network.Restored(net, arch, {}, img_size or 224, outputs)
+    return Restored(net, arch, {}, img_size or 224, outputs)
 
 
 def predictions(logits: Tensor, names: Sequence[str]) -> list[str]:
@@ -117,7 +115,7 @@ def create_parser() -> cli.Parser:
 
 def main() -> None:
     args = create_parser().parse_args()
-    cli.check_libraries("pictures", "matplotlib")
+    check_libraries("pictures", "matplotlib")
     folder = Path(args.output)
     opened = open_network(args.resume, args.arch, args.img_size, args.num_classes or 1000)
     names, told = names_to_show(opened, args.resume, args.class_list)

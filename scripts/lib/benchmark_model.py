@@ -24,6 +24,7 @@ from models import create_model, list_models
 from scripts.lib import benchmark_measure as measure
 from scripts.lib.benchmark_gpus import peak_of
 from scripts.lib.benchmark_report import Result, Table
+from scripts.lib.checks import check_libraries
 from utils.command_line import cli
 from utils.common.errors import UserError
 from utils.networks.compilation import compile_blocks
@@ -78,7 +79,7 @@ def known(source: str) -> Sequence[str]:
         UserError: timm is not installed, or there is no such source.
     """
     if source == "timm":
-        cli.check_libraries("timm:NAME", "timm")
+        check_libraries("timm:NAME", "timm")
         return importlib.import_module("timm").list_models()
     if source == "torchvision":
         return torchvision.models.list_models(module=torchvision.models)

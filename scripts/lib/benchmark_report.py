@@ -16,6 +16,7 @@ from typing import IO, Any, NamedTuple
 
 import torch
 
+from scripts.lib.checks import check_libraries, check_output
 from utils.command_line import cli
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
@@ -158,9 +159,9 @@ def check(json: str | None, png: str | None) -> None:
     """
     for flag, name in (("--json", json), ("--png", png)):
         if name:
-            cli.check_output(Path(name), flag)
+            check_output(Path(name), flag)
     if png:
-        cli.check_libraries("--png", "matplotlib")
+        check_libraries("--png", "matplotlib")
 
 
 def machine(device: str, threads: bool) -> dict[str, str]:

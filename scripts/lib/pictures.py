@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
+from scripts.lib.checks import check_libraries, check_output
 from utils.command_line import cli
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
@@ -55,8 +56,8 @@ def check_picture(path: Path) -> None:
     Raises:
         UserError: the file of ``-o`` cannot be written, or matplotlib is missing.
     """
-    cli.check_output(path, "-o")
-    cli.check_libraries("pictures", "matplotlib")
+    check_output(path, "-o")
+    check_libraries("pictures", "matplotlib")
 
 
 def write_picture(path: Path, content: bytes) -> None:

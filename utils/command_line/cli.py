@@ -3,7 +3,6 @@
 import argparse
 import difflib
 import errno
-import importlib.util
 import io
 import math
 import os
@@ -14,7 +13,6 @@ from typing import Any, NoReturn
 
 from utils.common.errors import SHARED_MEMORY, UserError
 from utils.common.launch import is_main_process, leave_quietly
-from utils.common.text import shown
 
 # The published README has such lines.
 _BLANK = (
@@ -176,40 +174,6 @@ non_negative = number(float, lambda value: value >= 0, "a number of at least 0")
 fraction = number(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 below_one = number(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
 seed = number(int, lambda value: 0 <= value < 2**63, "a whole number from 0 to below 2^63")
-
-
-def check_output(path: Path, flag: str = "", overwrite: bool = True) -> None:
-    """Check before the work that an output file can be written.
-
-    Args:
-        path: the file.
-        flag: what named it, for messages.
-        overwrite: whether it may be there already.
-
-    Raises:
-        UserError: it cannot be written, or may not.
-    """
-    name = f"{flag} {shown(str(path))}".lstrip()
-    if path.is_dir():
-        raise UserError(f"{name}: is a folder: name a file in it")
-    if path.exists() and not overwrite:
-        raise UserError(f"{name} is there already: give another name, or --overwrite")
-    if not path.parent.is_dir():
-        parent = shown(str(path.parent))
-        raise UserError(f"{name}: its folder is not there (no folder {parent}): make it first")
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"{name}: no permission to write in {shown(str(path.parent))}")
-
-
-def check_libraries(what: str, *names: str) -> None:
-    """Check before the work that the libraries of ``what`` are installed.
-
-    Raises:
-        UserError: one is not installed.
-    """
-    if missing := [name for name in names if importlib.util.find_spec(name) is None]:
-        are = "is" if len(missing) == 1 else "are"
-        raise UserError(f"{what}: {' and '.join(missing)} {are} not installed; pip install {' '.join(names)}")
 
 
 def name_of_file(text: str) -> str:

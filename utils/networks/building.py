@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models import create_model, is_own, list_models, resolve
 from utils.common.errors import UserError
-from utils.networks import checkpoint, weights
+from utils.networks import weights
 from utils.networks.compilation import compile_blocks
 from utils.networks.complexity import Complexity, count
 
@@ -226,35 +226,3 @@ def place(
 def layout(channels_last: bool) -> torch.memory_format:
     """Return the memory format of images and weights."""
     return torch.channels_last if channels_last else torch.contiguous_format
-
-
-@dataclass(frozen=True)
-class Restored:
-    """A network with a checkpoint's weights, in evaluation mode on the CPU."""
-
-    net: nn.Module
-    arch: str
-    saved: Mapping[str, Any]  # the content of the checkpoint
-    img_size: int  # side of the square input in pixels
-    outputs: int
-
-
-def restore(path: str, arch: str | None, img_size: int | None, flag: str = "--resume") -> Restored:
-    """Build the network that a checkpoint holds; its weights say the number of outputs.
-
-    Args:
-        path: the file.
-        arch: its architecture; None: what the file says.
-        img_size: side of the square input in pixels; None: as in training, 224 if the file does not say.
-        flag: what named the file, for messages.
-
-    Raises:
-        UserError: the file cannot be read, does not say what it holds, or does not fit ``arch``.
-    """
-    saved = checkpoint.load(path, flag)
-    given = {"arch": arch, "img_size": img_size, "cardinality": None, "base_width": None}
-    spec = choose_network(given, saved, path, flag, quiet=True)
-    outputs = weights.output_count(saved["state_dict"], spec.arch)
-    net, _ = build_model(spec, outputs)
-    weights.load_weights(net, saved, spec.arch, path, flag, "-a {arch}")
-    return Restored(net.eval(), spec.arch, saved, spec.img_size, outputs)

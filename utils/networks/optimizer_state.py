@@ -1,6 +1,7 @@
 """Restoring SGD's momentum from a checkpoint: by name, or by the published order of the parameters."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from itertools import product
 from typing import Any
 
 import torch
@@ -8,7 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from utils.common.errors import UserError
-from utils.networks import published
+
+KINDS = (("nowd_bn", 1), ("nowd_fc", 2), ("nowd_conv", 4))  # flag, and number of dimensions of its parameters
 
 
 def load_optimizer(optimizer: Optimizer, saved: Mapping[str, Any] | None, net: nn.Module, path: str) -> None:
@@ -53,11 +55,9 @@ def _order_of(
     groups, state = saved["param_groups"], saved["state"]
     keys = [key for group in groups for key in group["params"]]
     named = all("param_names" in group for group in groups)
-    groupings = (
-        [[group["param_names"] for group in groups]] if named else [own, *published.groupings(parameters)]
-    )
+    candidates = [[group["param_names"] for group in groups]] if named else [own, *groupings(parameters)]
     fitting: list[dict[str, Mapping[str, Any]]] = []
-    for grouping in groupings:
+    for grouping in candidates:
         names = [name for group in grouping for name in group]
         sizes_fit = [len(group) for group in grouping] == [len(group["params"]) for group in groups]
         if not sizes_fit or sorted(names) != sorted(parameters):
@@ -79,3 +79,26 @@ def _shapes_fit(values: Mapping[str, Any], parameter: Tensor) -> bool:
 def _laid_out_as(value: Tensor, parameter: Tensor) -> Tensor:
     """Copy a tensor to the parameter's memory format: fused optimizers match by memory, not by index."""
     return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
+
+
+def groupings(parameters: Mapping[str, Tensor]) -> Iterator[list[list[str]]]:
+    """Yield every grouping of the published scripts: one group, or two, without and with weight decay."""
+    yield [list(parameters)]
+    for switches in product((False, True), repeat=len(KINDS)):
+        yield grouping(parameters, [dims for (_, dims), off in zip(KINDS, switches, strict=True) if off])
+
+
+def grouping(parameters: Mapping[str, Tensor], undecayed: Collection[int]) -> list[list[str]]:
+    """Return the names of the parameters without and with weight decay.
+
+    The published scripts distinguish parameters by name (``bias``) and number of dimensions (norm 1, linear
+    2, convolution 4).
+
+    Args:
+        parameters: by name.
+        undecayed: numbers of dimensions of the parameters without weight decay.
+    """
+    groups: list[list[str]] = [[], []]
+    for name, parameter in parameters.items():
+        groups[0 if "bias" in name or parameter.dim() in undecayed else 1].append(name)
+    return groups

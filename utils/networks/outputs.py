@@ -8,7 +8,6 @@ from utils.common.errors import UserError
 from utils.data import labels
 from utils.data.labels import Outputs
 from utils.networks import weights
-from utils.networks.building import Restored
 
 
 def outputs_of(
@@ -56,44 +55,3 @@ def class_count(requested: int | None, outputs: Outputs, classes: tuple[str, ...
     if requested is not None and requested < len(classes):
         raise UserError(f"--num-classes {requested} is too few: the data has {len(classes)} class folders")
     return max(outputs.count or 0, len(classes))
-
-
-def names_of_outputs(
-    restored: Restored, class_list: str | None, flag: str = "--class-list", distinct: bool = False
-) -> list[str]:
-    """Return the classes of a restored network's outputs: of ``--class-list``, or as the checkpoint says.
-
-    Args:
-        restored: the network.
-        class_list: the file. Its names may be others than the checkpoint's, for readers of another language.
-        flag: what named it, for messages.
-        distinct: whether a name may stand in it once only.
-
-    Returns:
-        A name for each output; fewer, or none, if only the checkpoint says and does not say more.
-
-    Raises:
-        UserError: the list is no list of the outputs, or has the checkpoint's classes in another order.
-    """
-    known = tuple(restored.saved.get("classes", ()))[: restored.outputs]
-    if class_list is None:
-        return list(known)
-    listed = labels.read_class_list(class_list, restored.outputs, flag, distinct)
-    if sorted(listed) == sorted(known):
-        labels.check_agreement(listed, known, class_list, flag)
-    return list(listed)
-
-
-def names_to_show(
-    restored: Restored, path: str | None, class_list: str | None, flag: str = "--class-list"
-) -> tuple[list[str], str]:
-    """Return the classes to show; ImageNet's names for 1,000 outputs of a checkpoint that says nothing.
-
-    Returns:
-        The names, and what the reader must be told of them, if anything.
-    """
-    names = names_of_outputs(restored, class_list, flag)
-    if names or not restored.saved or restored.outputs != labels.IMAGENET_CLASSES:
-        return names, ""
-    told = f"{path} names no classes: its outputs are taken for ImageNet's (--class-list FILE names others)"
-    return list(labels.imagenet_classes().values()), told

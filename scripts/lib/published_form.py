@@ -1,35 +1,11 @@
-"""The format of the published scripts' checkpoints: keys of DataParallel, momentum by parameter number."""
+"""The form of the published scripts' checkpoints: keys as DataParallel has them, momentum by number."""
 
-from collections.abc import Collection, Iterator, Mapping
-from itertools import product
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-KINDS = (("nowd_bn", 1), ("nowd_fc", 2), ("nowd_conv", 4))  # flag, and number of dimensions of its parameters
-
-
-def groupings(parameters: Mapping[str, Tensor]) -> Iterator[list[list[str]]]:
-    """Yield every grouping of the published scripts: one group, or two, without and with weight decay."""
-    yield [list(parameters)]
-    for switches in product((False, True), repeat=len(KINDS)):
-        yield grouping(parameters, [dims for (_, dims), off in zip(KINDS, switches, strict=True) if off])
-
-
-def grouping(parameters: Mapping[str, Tensor], undecayed: Collection[int]) -> list[list[str]]:
-    """Return the names of the parameters without and with weight decay.
-
-    The published scripts distinguish parameters by name (``bias``) and number of dimensions (norm 1, linear
-    2, convolution 4).
-
-    Args:
-        parameters: by name.
-        undecayed: numbers of dimensions of the parameters without weight decay.
-    """
-    groups: list[list[str]] = [[], []]
-    for name, parameter in parameters.items():
-        groups[0 if "bias" in name or parameter.dim() in undecayed else 1].append(name)
-    return groups
+from utils.networks.optimizer_state import KINDS, grouping
 
 
 def wrapped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
