@@ -302,7 +302,8 @@ def test_a_teacher_of_another_size(call: Run, images: Path, tmp_path: Path) -> N
 def test_fields_of_the_wrong_kind(call: Run, images: Path, tmp_path: Path, damage: dict[str, object]) -> None:
     saved = {"state_dict": create_model("mobilenetv1", num_classes=3).state_dict(), **damage}
     torch.save(saved, tmp_path / "odd.pth")
-    result = call("--data", images, "-a", "mobilenetv1", "--img-size", 32, "--resume", "odd.pth")
+    resume = ("--resume", "odd.pth", "--fresh-optimizer")  # it holds no state of one
+    result = call("--data", images, "-a", "mobilenetv1", "--img-size", 32, *resume)
     assert_one_line_error(result, f"--resume odd.pth: damaged ({next(iter(damage))}")
 
 
@@ -361,8 +362,8 @@ def test_a_launcher_is_not_for_imagenet_py(call: Run, images: Path, monkeypatch:
 
 
 def test_a_folder_in_use(call: Run, images: Path, tmp_path: Path) -> None:
-    hold = "import pathlib, sys; from utils.runs.folder import make_folder; "
-    hold += "lock = make_folder(pathlib.Path(sys.argv[1])); print(flush=True); sys.stdin.read()"
+    hold = "import pathlib, sys; from utils.runs.folder import RunFolder; "
+    hold += "lock = RunFolder(pathlib.Path(sys.argv[1]), False, False); print(flush=True); sys.stdin.read()"
     holder = subprocess.Popen(
         [sys.executable, "-c", hold, str(tmp_path / "out")],
         cwd=REPOSITORY,

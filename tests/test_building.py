@@ -96,7 +96,7 @@ def test_what_changes_at_a_resume_is_said(call: Run, images: Path) -> None:
     said = call(*flags, *resume, script=FAST).stdout
     assert "continuing out/checkpoint.pth.tar after epoch 1" in said
     assert "note: that run's seed is 7" in said
-    assert "note: without --ema the EMA of the resumed run" in said
+    assert "note: without --ema the average of the resumed run" in said
 
 
 @pytest.mark.parametrize("script", [FAST, "imagenet.py"])
@@ -158,7 +158,8 @@ def test_a_training_takes_none_of_it(call: Run, images: Path, tmp_path: Path) ->
 def test_the_defaults_are_among_the_arguments_that_are_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", [FAST, "--data", "digits"])
     args, recorded = imagenet_fast.parse_arguments(None, imagenet_fast.DEFAULTS)
-    spec = choose_network(args.arch, args.img_size, args.cardinality, args.base_width)
+    given = {name: getattr(args, name) for name in ("arch", "img_size", "cardinality", "base_width")}
+    spec = choose_network(given, {}, None)
     saved = {**recorded, **asdict(spec)}
     kept = {name: saved[name] for name in ("arch", "img_size", "cutout_size", "cardinality")}
     assert kept == {"arch": "resnet18", "img_size": 224, "cutout_size": 112, "cardinality": None}

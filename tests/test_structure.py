@@ -8,6 +8,8 @@ from pathlib import Path
 
 from conftest import REPOSITORY
 
+import utils
+
 PACKAGES = ("command_line", "runs", "training", "networks", "data", "common")  # of utils, the highest first
 SHARED = {  # the modules of utils and detection, by their names
     ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): path
@@ -48,6 +50,7 @@ def imported_by(path: Path) -> set[str]:
 
 
 def test_packages_of_utils_import_downwards_only() -> None:
+    assert re.findall(r"^(\w+)  ", utils.__doc__ or "", re.MULTILINE) == list(PACKAGES)
     assert {path.parent.name for path in (REPOSITORY / "utils").glob("*/__init__.py")} == set(PACKAGES)
     assert [path.name for path in (REPOSITORY / "utils").glob("*.py")] == ["__init__.py"]
     for position, package in enumerate(PACKAGES):
