@@ -25,9 +25,7 @@ from utils.data.splits import Splits, open_data
 from utils.data.transforms import TrainTransform
 from utils.networks import checkpoint
 from utils.networks.building import NetworkSpec, build_model, choose_network, finetune, load_checkpoint
-from utils.networks.optimizer_state import load_optimizer
 from utils.networks.outputs import class_count, outputs_of
-from utils.runs.folder import check_folder
 from utils.runs.provenance import origin
 from utils.runs.resume import Resumed, choose_seed, find_checkpoint
 from utils.runs.run import Run
@@ -43,12 +41,8 @@ def create_parser() -> cli.Parser:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_data_arguments(parser)
     images = arguments.add_image_arguments(parser)
-    images.add_argument(
-        "-ms",
-        "--modelsize",
-        choices=CROP_SCALES,
-        help="large: --scale 0.08 1, small: --scale 0.2 1 (default: large)",
-    )
+    text = "large: --scale 0.08 1, small: --scale 0.2 1 (default: large)"
+    images.add_argument("-ms", "--modelsize", choices=CROP_SCALES, help=text)
     arguments.add_model_arguments(parser)
     arguments.add_training_arguments(parser)
     arguments.add_determinism(parser.add_recorded_group("running"))
@@ -92,8 +86,7 @@ def open_network(args: argparse.Namespace, resumed: Resumed, where: str) -> Open
     given = {name: getattr(args, name) for name in ("arch", "img_size", "cardinality", "base_width")}
     spec = choose_network(given, saved if args.evaluate else {}, file)
     if not (args.evaluate or args.dry_run):
-        resumed.check_epochs(args.epochs)
-        check_folder(resumed.folder, resumed.in_place, args.overwrite)
+        resumed.check_start(args.epochs, args.overwrite)
     new = file is None  # with --resume auto the flags of a first start stay on the command line
     started = checkpoint.load(args.finetune, "--finetune") if args.finetune and new else {}
     outputs = outputs_of(spec.arch, args.num_classes, args.class_list, args.evaluate, saved, started, file)
@@ -129,40 +122,32 @@ def main() -> None:
     scale = args.scale or CROP_SCALES[args.modelsize or "large"]
     transform = TrainTransform(spec.img_size, scale, args.hflip, args.auto_augment, args.random_erase)
     train_loader = training_loader(splits.train, transform, args.train_batch, seed, reading, ranks)
-    print(f"{train_loader}, {val_loader}")
     schedule = Schedule(args.lr, args.epochs, milestones=args.schedule, gamma=args.gamma)
-    print(schedule)
+    print(f"{train_loader}, {val_loader}\n{schedule}")
     settings = {"momentum": args.momentum, "weight_decay": args.weight_decay}
     optimizer = SGD(net.named_parameters(), args.lr, fused=True, **settings)
+    trainer = Trainer(model, optimizer, Classification(nn.CrossEntropyLoss()), schedule, seed)
+    trainer.print_every, trainer.skip_nan = args.print_freq, args.on_nan == "skip"
     if resumed.file is not None and not args.fresh_optimizer:
-        load_optimizer(optimizer, resumed.saved.get("optimizer"), net, resumed.file)
-    task = Classification(nn.CrossEntropyLoss())
-    trainer = Trainer(model, optimizer, task, schedule, seed, print_every=args.print_freq)
-    trainer.skip_nan = args.on_nan == "skip"
+        trainer.load_state(resumed.saved, net, resumed.file)
     if args.dry_run:
         dry_run(trainer, train_loader, evaluation, args.checkpoint)
         return
 
-    def state() -> dict[str, Any]:
-        return {"state_dict": net.state_dict(), "optimizer": optimizer.state_dict()}
-
-    fields = {"arch": spec.arch, "seed": seed, "classes": list(splits.val.classes)}
-    fields |= origin({**recorded, **asdict(spec)})
-    with Run(resumed, task, train_loader.batches, fields, state, **saving_flags(args)) as run:
+    fields = {"arch": spec.arch, "classes": list(splits.val.classes), **origin({**recorded, **asdict(spec)})}
+    with Run(resumed, trainer, net, train_loader.batches, fields, **saving_flags(args)) as run:
         while not run.finished:
             for step in trainer.epoch(train_loader, run.position, run.signals):
                 run.after_step(step)
             for _ in evaluation:
                 run.stop_if_asked()
-            run.finish_epoch(trainer, evaluation.result())
+            run.finish_epoch(evaluation.result())
         run.finish()
 
 
 def saving_flags(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what the command line says of a run's length and its folder."""
-    return {
-        name: getattr(args, name) for name in ("epochs", "start_epoch", "save_every", "keep", "overwrite")
-    }
+    """Return what the command line says of where a run starts and of its folder."""
+    return {name: getattr(args, name) for name in ("start_epoch", "save_every", "keep", "overwrite")}
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,15 +29,14 @@ from utils.data.loading import DeviceLoader, Reading, training_loader, validatio
 from utils.data.sampling import TrainBatches
 from utils.data.transforms import TrainTransform
 from utils.networks.building import layout, place
-from utils.networks.optimizer_state import load_optimizer
 from utils.runs.provenance import origin
 from utils.runs.resume import Resumed, choose_seed, find_checkpoint
 from utils.runs.run import Run
 from utils.training.apex import choose_apex
 from utils.training.classification import Classification, ImageEvaluation
-from utils.training.distillation import create_distillation
+from utils.training.distillation import Distillation, build_teacher
 from utils.training.dry_run import dry_run
-from utils.training.ema import Average, create_average, weights
+from utils.training.ema import create_average
 from utils.training.engine import Trainer
 from utils.training.losses import LabelSmoothing
 from utils.training.mixing import Mixer
@@ -64,9 +63,8 @@ def create_parser(description: str | None = __doc__, defaults: Mapping[str, Any]
     arguments.add_running_arguments(parser)
     run = arguments.add_run_arguments(parser)
     arguments.add_local_rank(run)
-    run.add_argument(
-        "--print-always", action="store_true", help="print the filters' spread after every step of --el2"
-    )
+    text = "print the filters' spread after every step of --el2"
+    run.add_argument("--print-always", action="store_true", help=text)
     parser.set_defaults(**{name: defaults[name] for name in ("epochs", "test_batch", "per_iter")})
     return parser
 
@@ -97,11 +95,12 @@ def create_task(
     args: argparse.Namespace, opened: Opened, device: torch.device, precision: Precision
 ) -> Classification:
     """Create the loss, with a teacher on demand, and the mixing of images."""
-    teacher = (args.teacher, args.distill_alpha, args.distill_temp)
-    names = opened.splits.val.classes
-    size = opened.spec.img_size
-    to_device = partial(on_device, args, device=device)
-    distillation = create_distillation(*teacher, to_device, precision, opened.classes, names, size)
+    distillation = None
+    if args.teacher:
+        spec, _, classes, splits = opened
+        teacher = build_teacher(args.teacher, classes, splits.val.classes, spec.img_size)
+        predict = partial(precision.forward, precision.prepare(on_device(args, teacher, device)))
+        distillation = Distillation(predict, args.distill_alpha, args.distill_temp)
     mixer = Mixer(
         args.alpha if args.mixup else None,
         args.cutmix_prob if args.cutmix else None,
@@ -124,48 +123,29 @@ def create_sgd(args: argparse.Namespace, net: nn.Module) -> SGD:
     return create_optimizer(net, decay, args.lr, args.momentum, args.nesterov)
 
 
-def state_of(net: nn.Module, average: Average | None, optimizer: SGD, precision: Precision) -> dict[str, Any]:
-    """Return what training has reached, for a checkpoint."""
-    reached = {"optimizer": optimizer.state_dict(), "precision": precision.state_dict()}
-    return {**weights(net, average), **reached}
-
-
-class Training(NamedTuple):
-    """What a training run computes with, before the processes have exchanged anything."""
-
-    loader: DeviceLoader[TrainBatches]
-    schedule: Schedule
-    task: Classification
-    optimizer: SGD
-    local: nn.Module  # the network in its precision
-    average: Average | None
-
-
 def prepare_training(
-    args: argparse.Namespace,
-    resumed: Resumed,
-    opened: Opened,
-    precision: Precision,
-    reading: Reading,
-    seed: int,
-    ranks: Ranks,
-) -> Training:
-    """Create all that training needs beside the network, and restore what a checkpoint holds of it."""
+    args: argparse.Namespace, resumed: Resumed, opened: Opened, precision: Precision, seed: int, ranks: Ranks
+) -> tuple[DeviceLoader[TrainBatches], Trainer]:
+    """Create the batches and the trainer, with what a checkpoint holds of it; exchanges nothing."""
     spec, net, _, splits = opened
     assert splits.train is not None
     task = create_task(args, opened, ranks.device, precision)
     scale = args.scale or (0.08, 1.0)
     transform = TrainTransform(spec.img_size, scale, args.hflip, args.auto_augment, args.random_erase)
-    batches = (args.train_batch, seed, reading, ranks, layout(args.channels_last), args.accum_steps)
+    reading, memory = Reading(args.workers, args.max_bad, args.decoder), layout(args.channels_last)
+    batches = (args.train_batch, seed, reading, ranks, memory, args.accum_steps)
     loader = training_loader(splits.train, transform, *batches)
     schedule = create_schedule(args, loader.batches.samples_per_step)
     optimizer = create_sgd(args, net)
     local = precision.prepare(net, optimizer)
-    average = create_average(net, args.ema, resumed.saved)
+    trainer = Trainer(local, optimizer, task, schedule, seed, ranks, precision)
+    trainer.accumulate, trainer.clip = args.accum_steps, args.clip_grad
+    trainer.print_every, trainer.print_filters = args.print_freq, args.print_always
+    trainer.skip_nan = args.on_nan == "skip"
+    trainer.average = create_average(net, args.ema, resumed.saved)
     if resumed.file is not None and not args.fresh_optimizer:
-        load_optimizer(optimizer, resumed.saved.get("optimizer"), net, resumed.file)
-        precision.load_state_dict(resumed.saved.get("precision", {}))
-    return Training(loader, schedule, task, optimizer, local, average)
+        trainer.load_state(resumed.saved, net, resumed.file)
+    return loader, trainer
 
 
 def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAULTS) -> None:
@@ -183,40 +163,33 @@ def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAUL
             spec, net, _, splits = opened = opened._replace(net=on_device(args, opened.net, ranks.device))
             val_loader = validation_loader(splits.val, spec.img_size, args.test_batch, reading, ranks, memory)
             if splits.train is not None:
-                training = prepare_training(args, resumed, opened, precision, reading, seed, ranks)
+                loader, trainer = prepare_training(args, resumed, opened, precision, seed, ranks)
+                average = trainer.average
+                evaluated = precision.prepare(average.module) if average else trainer.model
+            else:
+                evaluated = precision.prepare(net)
         ranks.same(str(splits), f"--data {args.data}")
+        evaluation = ImageEvaluation(evaluated, val_loader, ranks, precision, args.print_freq)
         if splits.train is None:
-            evaluation = ImageEvaluation(
-                precision.prepare(net), val_loader, ranks, precision, args.print_freq
-            )
             print(evaluation.run().published())
             return
 
-        loader, average = training.loader, training.average
-        print(f"{loader}, {val_loader}\n{training.schedule}")
-        model = precision.distribute(training.local, ranks)
-        trainer = Trainer(model, training.optimizer, training.task, training.schedule, seed, ranks, precision)
-        trainer.accumulate, trainer.clip, trainer.average = args.accum_steps, args.clip_grad, average
-        trainer.print_every, trainer.print_filters = args.print_freq, args.print_always
-        trainer.skip_nan = args.on_nan == "skip"
-        evaluated = precision.prepare(average.module) if average else training.local
-        evaluation = ImageEvaluation(evaluated, val_loader, ranks, precision, args.print_freq)
+        print(f"{loader}, {val_loader}\n{trainer.schedule}")
+        trainer.model = precision.distribute(trainer.model, ranks)
         if args.dry_run:
             dry_run(trainer, loader, evaluation, args.checkpoint, ranks)
             return
 
-        fields = {"arch": spec.arch, "seed": seed, "classes": list(splits.val.classes)}
+        fields = {"arch": spec.arch, "classes": list(splits.val.classes)}
         fields |= origin({**recorded, **asdict(spec), "opt_level": level})
-        state = partial(state_of, net, average, training.optimizer, precision)
-        settings = saving_flags(args)
-        with Run(resumed, training.task, loader.batches, fields, state, ranks, **settings) as run:
+        with Run(resumed, trainer, net, loader.batches, fields, **saving_flags(args)) as run:
             while not run.finished:
                 for step in trainer.epoch(loader, run.position, run.signals):
                     run.after_step(step)
                 ranks.share_buffers(average or net)
                 for _ in evaluation:
                     run.stop_if_asked()
-                run.finish_epoch(trainer, evaluation.result())
+                run.finish_epoch(evaluation.result())
             run.finish()
 
 

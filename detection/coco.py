@@ -136,10 +136,10 @@ def parse(file: Path, folder: Path, training: bool, masks: bool) -> CocoSplit:
     for one in data["images"]:
         size, objects = sizes[one["id"]], found[one["id"]]
         if not training or (objects and min(size) >= LEAST_IMAGE):
-            boxes, numbers, runs = zip(*objects, strict=True) if objects else ((), (), ())
-            arrays = np.array(boxes, np.float32).reshape(-1, 4), np.array(numbers, np.int64)
-            target = Target(one["id"], size, *arrays, list(runs) if masks else None)
-            samples.append((str(folder / one["file_name"]), target))
+            boxes = np.array([box for box, _, _ in objects], np.float32).reshape(-1, 4)
+            numbers = np.array([label for _, label, _ in objects], np.int64)
+            runs = [mask for _, _, mask in objects] if masks else None
+            samples.append((str(folder / one["file_name"]), Target(one["id"], size, boxes, numbers, runs)))
     return CocoSplit(samples, classes, ids, file)
 
 

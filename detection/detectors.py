@@ -47,10 +47,9 @@ def create_detector(
     if name not in DETECTORS:
         raise ValueError(f"{name!r} is none of {', '.join(DETECTORS)}")
     channels = backbone.out_channels
+    stages = [BoxStage(channels, classes)]
     if name == "cascade_rcnn":
-        stages = [BoxStage(channels, classes, True, iou, stds, weight) for iou, stds, weight in CASCADE]
-    else:
-        stages = [BoxStage(channels, classes)]
+        stages = [BoxStage(channels, classes, True, *settings) for settings in CASCADE]
     heads = StagedHeads(stages, MaskBranch(channels, classes) if name == "mask_rcnn" else None)
     transform = GeneralizedRCNNTransform(min_size, max_size, MEAN, STD)
     return GeneralizedRCNN(backbone, _proposals(channels), heads, transform)

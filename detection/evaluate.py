@@ -38,11 +38,8 @@ class Scores(NamedTuple):
     mask: dict[str, float] | None = None
 
     def __str__(self) -> str:
-        lines = {kind: numbers for kind, numbers in self._asdict().items() if numbers}
-        return "\n".join(
-            "  ".join([f"{kind:<4}", *(f"{name} {value:.1f}" for name, value in numbers.items())])
-            for kind, numbers in lines.items()
-        )
+        rows = [(f"{kind:<4}", numbers.items()) for kind, numbers in self._asdict().items() if numbers]
+        return "\n".join("  ".join([kind, *(f"{k} {v:.1f}" for k, v in numbers)]) for kind, numbers in rows)
 
     @property
     def best(self) -> float:
@@ -157,8 +154,7 @@ class CocoEvaluation(Evaluation):
 
     def begin(self) -> Sums:
         self.records = Results()
-        self.meter = _Count(torch.device("cpu"), 1)
-        return self.meter
+        return _Count(torch.device("cpu"), 1)
 
     def count(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> None:
         if images:
@@ -172,7 +168,6 @@ class CocoEvaluation(Evaluation):
         self.records = [record for part in self.ranks.gather(self.records) for record in part]
         self.records.sort(key=lambda record: record["image_id"])  # one process has all of an image
         kinds = ("bbox",) if self.split.samples[0][1].masks is None else ("bbox", "segm")
-        scores: Any = None
-        if self.ranks.main:
-            scores = score(self.split.annotations, self.records, kinds, self.split.image_ids)
+        of_split = (self.split.annotations, self.records, kinds, self.split.image_ids)
+        scores: Any = score(*of_split) if self.ranks.main else None
         return self.ranks.gather(scores)[0]

@@ -82,31 +82,28 @@ class BoxStage(RoIHeads):
             nms_thresh=0.5,
             detections_per_img=100,
         )
-        self.loss_weight = loss_weight
-        self.box_beta = box_beta
+        self.loss_weight, self.box_beta = loss_weight, box_beta
 
     def forward(self, features: Features, boxes: Boxes, sizes: Sizes) -> tuple[Tensor, Tensor]:
         """Return logits and offsets of the boxes of all images, shaped as by :class:`BoxPredictor`."""
         return self.box_predictor(self.box_head(self.box_roi_pool(features, boxes, sizes)))
 
-    def losses(
-        self, logits: Tensor, offsets: Tensor, labels: Boxes, regression_targets: Boxes
-    ) -> tuple[Tensor, Tensor]:
+    def losses(self, logits: Tensor, offsets: Tensor, labels: Boxes, targets: Boxes) -> tuple[Tensor, Tensor]:
         """Return the weighted classification and box losses per sampled proposal; 0 without proposals.
 
         Args:
             logits, offsets: from :meth:`forward`.
             labels: for each image, (R,); 0 is the background.
-            regression_targets: for each image, the offsets to the matched ground truth, (R, 4).
+            targets: for each image, the offsets to the matched ground truth, (R, 4).
         """
         label = torch.cat(labels)
         sampled, positive = max(len(label), 1), torch.where(label > 0)[0]
-        regression_target = torch.cat(regression_targets)[positive]
+        target = torch.cat(targets)[positive]
         offsets = offsets.unflatten(1, (-1, 4))  # (R, classes or 1, 4)
         class_index = label[positive] if offsets.shape[1] > 1 else torch.zeros_like(positive)
         classification = F.cross_entropy(logits, label, reduction="sum")
         predicted = offsets[positive, class_index]
-        boxes = F.smooth_l1_loss(predicted, regression_target, reduction="sum", beta=self.box_beta)
+        boxes = F.smooth_l1_loss(predicted, target, reduction="sum", beta=self.box_beta)
         return self.loss_weight * classification / sampled, self.loss_weight * boxes / sampled
 
     def refine(self, offsets: Tensor, boxes: Boxes, sizes: Sizes) -> Boxes:
@@ -194,11 +191,9 @@ class StagedHeads(nn.Module):
             logits, offsets = stage(features, boxes, sizes)
             stage_losses.append(stage.losses(logits, offsets, labels, regression_targets))
             if stage is not self.stages[-1]:
-                refined = stage.refine(offsets, boxes, sizes)
-                proposals = [
-                    new[~_is_any_of(old, target["boxes"])]  # the next stage adds the ground truth itself
-                    for new, old, target in zip(refined, boxes, targets, strict=True)
-                ]
+                refined = zip(stage.refine(offsets, boxes, sizes), boxes, targets, strict=True)
+                # Without the ground truth, which the next stage adds itself.
+                proposals = [new[~_is_any_of(old, target["boxes"])] for new, old, target in refined]
         classification, regression = zip(*stage_losses, strict=True)
         losses = {"loss_classifier": sum(classification), "loss_box_reg": sum(regression)}
         if self.mask is not None:

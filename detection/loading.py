@@ -75,12 +75,10 @@ class GroupedBatches(TrainBatches):
 
 def collect(samples: list[Sample]) -> Batch:
     """Those that could be read, possibly none, in lists: images (3, H, W) differ in size."""
-    whole = [sample for sample in samples if sample.image is not None]
-    broken = tuple(file for sample in samples for file in sample.broken)
-    targets: Any = [sample.label for sample in whole]
-    images: Any = [shared(sample.image) for sample in whole if sample.image is not None]
-    labels: Any = [{key: shared(value) for key, value in target.items()} for target in targets]
-    return Batch(images, labels, broken)
+    whole: Any = [sample for sample in samples if sample.image is not None]
+    images: Any = [shared(sample.image) for sample in whole]
+    labels: Any = [{key: shared(value) for key, value in sample.label.items()} for sample in whole]
+    return Batch(images, labels, tuple(file for sample in samples for file in sample.broken))
 
 
 class RaggedLoader(DeviceLoader[Batches]):
@@ -96,13 +94,7 @@ class RaggedLoader(DeviceLoader[Batches]):
 
 
 def coco_training_loader(
-    split: CocoSplit,
-    hflip: float,
-    batch: int,
-    seed: int,
-    reading: Reading,
-    ranks: Ranks,
-    parts: int = 1,
+    split: CocoSplit, hflip: float, batch: int, seed: int, reading: Reading, ranks: Ranks, parts: int = 1
 ) -> RaggedLoader[TrainBatches]:
     """Return this process's training batches.
 

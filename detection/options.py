@@ -43,9 +43,8 @@ def create_parser(description: str | None) -> cli.Parser:
     group = parser.add_argument_group("data")
     text = f"published values, where no flag says otherwise: {', '.join(NAMES)}"
     group.add_argument("--recipe", choices=NAMES, metavar="NAME", help=text)
-    text = (
-        "folder with annotations/instances_train*.json, ..._val*.json, and their images in train*/ and val*/"
-    )
+    text = "folder with annotations/instances_train*.json, ..._val*.json, "
+    text += "and their images in train*/ and val*/"
     group.add_argument("-d", "--data", required=True, type=cli.name_of_file, metavar="PATH", help=text)
     arguments.add_reading_arguments(group)
     text = "classification checkpoint that the backbone starts from, ours or published"
@@ -123,9 +122,8 @@ def choose_detector(given: Mapping[str, Any], saved: Mapping[str, Any], file: st
         model, _, arch = saved.get("arch", "").partition(" ")
         if model not in DETECTORS:
             holds = saved.get("arch", "a network without a name")
-            raise UserError(
-                f"--resume {file} holds {holds}, no detector: give a checkpoint of detection/train.py"
-            )
+            remedy = "give a checkpoint of detection/train.py"
+            raise UserError(f"--resume {file} holds {holds}, no detector: {remedy}")
         said = {**saved.get("arguments", {}), "model": model, "arch": arch}
     spec = DetectorSpec(**complete(given, said, file))
     if spec.min_size > spec.max_size:

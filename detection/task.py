@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from detection.evaluate import Scores
 from utils.training.engine import Task
-from utils.training.metrics import Column, LogFormat, Sums
+from utils.training.metrics import Column, Initial, LogFormat, Sums
 from utils.training.precision import Precision
 
 _LOSSES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")  # as torchvision's
@@ -31,9 +31,7 @@ class Losses(NamedTuple):
 class LossMeter(Sums):
     """Running sums of the losses ``names`` over the images."""
 
-    def __init__(
-        self, names: Sequence[str], device: torch.device, sums: Tensor | Sequence[float] = ()
-    ) -> None:
+    def __init__(self, names: Sequence[str], device: torch.device, sums: Initial = ()) -> None:
         super().__init__(device, 1 + len(names), sums)
         self.names = names
 
@@ -59,7 +57,7 @@ class Detection(Task[Batch]):
         """The names of the losses."""
         return (*_LOSSES, "loss_mask") if self.masks else _LOSSES
 
-    def meter(self, device: torch.device, sums: Tensor | Sequence[float] = ()) -> LossMeter:
+    def meter(self, device: torch.device, sums: Initial = ()) -> LossMeter:
         return LossMeter(self.names, device, sums)
 
     def prepare(self, images: list[Tensor], targets: list[dict[str, Tensor]], seed: int) -> Batch:
@@ -75,15 +73,15 @@ class Detection(Task[Batch]):
     @property
     def log_format(self) -> LogFormat:  # type: ignore[override]
         """The learning rate, the losses, COCO's numbers of boxes and, with ``masks``, of masks."""
-        losses = [Column(name, name.replace("_", "/", 1), None, 4) for name in self.names]
-        boxes = [Column(name, f"box/{name}", name if name in _SHOWN else None, 2) for name in _NUMBERS]
-        masks = [
-            Column(f"Mask {name}", f"mask/{name}", f"mask {name}" if name in _SHOWN else None, 2)
-            for name in _NUMBERS
-        ]
-        rate = Column("Learning Rate", "learning_rate", "rate", 6)
-        total = Column("Train Loss", "loss/train", "train loss", 4)
-        return LogFormat((rate, total, *losses, *boxes, *(masks if self.masks else ())), "AP")
+        columns = [Column("Learning Rate", "learning_rate", "rate", 6)]
+        columns += [Column("Train Loss", "loss/train", "train loss", 4)]
+        columns += [Column(name, name.replace("_", "/", 1), None, 4) for name in self.names]
+        for kind in ("box", "mask") if self.masks else ("box",):
+            for name in _NUMBERS:
+                title = name if kind == "box" else f"{kind} {name}"
+                shown = title if name in _SHOWN else None
+                columns.append(Column(title.replace("mask", "Mask"), f"{kind}/{name}", shown, 2))
+        return LogFormat(columns, "AP")
 
     def row(self, learning_rate: float, trained: Losses, validated: Scores) -> tuple[float, ...]:
         numbers = [kind[name] for kind in (validated.box, validated.mask) if kind for name in _NUMBERS]

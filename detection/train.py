@@ -11,9 +11,8 @@ python detection/train.py --recipe cascade_rcnn_sge_r50 --data COCO -e --resume 
 import argparse
 import sys
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import nn
 from torch.optim import SGD
@@ -35,8 +34,6 @@ from utils.common.text import plural
 from utils.data.loading import Reading
 from utils.data.sampling import TrainBatches
 from utils.networks import weights
-from utils.networks.optimizer_state import load_optimizer
-from utils.runs.folder import check_folder
 from utils.runs.provenance import origin
 from utils.runs.resume import Resumed, choose_seed, find_checkpoint
 from utils.runs.run import Run
@@ -66,12 +63,6 @@ def create_optimizer(net: nn.Module, args: argparse.Namespace) -> SGD:
     return SGD(trained, args.lr, args.momentum, weight_decay=args.weight_decay, fused=True)
 
 
-def state_of(net: nn.Module, optimizer: SGD, precision: Precision) -> dict[str, Any]:
-    """Return what training has reached, for a checkpoint."""
-    reached = {"optimizer": optimizer.state_dict(), "precision": precision.state_dict()}
-    return {"state_dict": net.state_dict(), **reached}
-
-
 class Opened(NamedTuple):
     """The detector of a command line and the images that it is evaluated on."""
 
@@ -85,8 +76,7 @@ def open_detector(args: argparse.Namespace, resumed: Resumed, ranks: Ranks, prec
     given = {name: getattr(args, name) for name in ("model", "arch", "min_size", "max_size")}
     spec = choose_detector(given, resumed.saved if args.evaluate else {}, resumed.file)
     if not (args.evaluate or args.dry_run):
-        resumed.check_epochs(args.epochs)
-        check_folder(resumed.folder, resumed.in_place, args.overwrite)
+        resumed.check_start(args.epochs, args.overwrite)
     known = resumed.saved.get("classes", ())
     val = read_coco(Path(args.data), "val", False, spec.masks, known)
     net = create_net(args, spec, resumed, len(val.classes)).to(ranks.device)
@@ -96,33 +86,23 @@ def open_detector(args: argparse.Namespace, resumed: Resumed, ranks: Ranks, prec
     return Opened(spec, net, val)
 
 
-class Training(NamedTuple):
-    """What training computes with, before the processes have exchanged anything."""
-
-    split: CocoSplit
-    loader: RaggedLoader[TrainBatches]
-    optimizer: SGD
-
-
 def prepare_training(
     args: argparse.Namespace, resumed: Resumed, opened: Opened, precision: Precision, seed: int, ranks: Ranks
-) -> Training:
-    """Read the training split, and create the optimizer with its state in the checkpoint."""
+) -> tuple[CocoSplit, RaggedLoader[TrainBatches], Trainer]:
+    """Read the training split, create the trainer with its state in the checkpoint; exchanges nothing."""
     split = read_coco(Path(args.data), "train", True, opened.spec.masks, opened.val.classes)
     reading = Reading(args.workers, args.max_bad)
     batches = (args.train_batch, seed, reading, ranks, args.accum_steps)
     loader = coco_training_loader(split, args.hflip, *batches)
-    optimizer = create_optimizer(opened.net, args)
+    base = args.lr * loader.batches.samples_per_step / IMAGES  # --lr is for IMAGES images per step
+    schedule = Schedule(base, args.epochs, 0, args.schedule, args.gamma, warmup_steps=args.warmup_steps)
+    optimizer, task = create_optimizer(opened.net, args), Detection(opened.spec.masks)
+    parts = (args.accum_steps, args.clip_grad)
+    trainer = Trainer(opened.net, optimizer, task, schedule, seed, ranks, precision, *parts)
+    trainer.print_every, trainer.skip_nan = args.print_freq, args.on_nan == "skip"
     if resumed.file is not None and not args.fresh_optimizer:
-        load_optimizer(optimizer, resumed.saved.get("optimizer"), opened.net, resumed.file)
-        precision.load_state_dict(resumed.saved.get("precision", {}))
-    return Training(split, loader, optimizer)
-
-
-def create_schedule(args: argparse.Namespace, images_per_step: int) -> Schedule:
-    """Create the schedule; ``--lr`` is for ``IMAGES`` images per step."""
-    base = args.lr * images_per_step / IMAGES
-    return Schedule(base, args.epochs, 0, args.schedule, args.gamma, warmup_steps=args.warmup_steps)
+        trainer.load_state(resumed.saved, opened.net, resumed.file)
+    return split, loader, trainer
 
 
 def main() -> None:
@@ -132,45 +112,39 @@ def main() -> None:
         seed = ranks.gather(choose_seed(args.manualSeed, resumed.saved.get("seed")))[0]
         configure_torch(args.deterministic, seed, one_size=False)
         level = args.opt_level or ("O1" if ranks.device.type == "cuda" else "O0")
-        training = None
+        split = None
 
         with ranks.agree():  # what one process refuses ends all of them, in one line
             precision = choose_precision(level, ranks.device.type, args.amp_dtype, args.loss_scale)
             spec, net, val = opened = open_detector(args, resumed, ranks, precision)
-            val_loader = coco_validation_loader(
-                val, args.test_batch, Reading(args.workers, args.max_bad), ranks
-            )
+            reading = Reading(args.workers, args.max_bad)
+            val_loader = coco_validation_loader(val, args.test_batch, reading, ranks)
             if not args.evaluate:
-                training = prepare_training(args, resumed, opened, precision, seed, ranks)
-        ranks.same(f"{training and training.split}, {val}", f"--data {args.data}")
+                split, loader, trainer = prepare_training(args, resumed, opened, precision, seed, ranks)
+        ranks.same(f"{split}, {val}", f"--data {args.data}")
         evaluation = CocoEvaluation(val, net, val_loader, ranks, precision, args.print_freq)
-        if training is None:
+        if args.evaluate:
             print(evaluation.run())
             with ranks.agree():
                 if args.detections and ranks.main:
                     write_results(evaluation.records, Path(args.detections))
             return
 
-        _, loader, optimizer = training
-        task, schedule = Detection(spec.masks), create_schedule(args, loader.batches.samples_per_step)
-        print(f"{loader}, {val_loader}\n{schedule}")
-        model, parts = precision.distribute(net, ranks), (args.accum_steps, args.clip_grad)
-        trainer = Trainer(model, optimizer, task, schedule, seed, ranks, precision, *parts)
-        trainer.print_every, trainer.skip_nan = args.print_freq, args.on_nan == "skip"
+        print(f"{loader}, {val_loader}\n{trainer.schedule}")
+        trainer.model = precision.distribute(net, ranks)
         if args.dry_run:
             dry_run(trainer, loader, evaluation, args.checkpoint, ranks)
             return
-        fields = {"arch": f"{spec.model} {spec.arch}", "seed": seed, "classes": list(val.classes)}
+        fields = {"arch": f"{spec.model} {spec.arch}", "classes": list(val.classes)}
         fields |= origin({**recorded, **asdict(spec), "opt_level": level})
-        state = partial(state_of, net, optimizer, precision)
-        with Run(resumed, task, loader.batches, fields, state, ranks, **saving_flags(args)) as run:
+        with Run(resumed, trainer, net, loader.batches, fields, **saving_flags(args)) as run:
             while not run.finished:
                 for step in trainer.epoch(loader, run.position, run.signals):
                     run.after_step(step)
                 ranks.share_buffers(net)
                 for _ in evaluation:
                     run.stop_if_asked()
-                run.finish_epoch(trainer, evaluation.result())
+                run.finish_epoch(evaluation.result())
             run.finish()
 
 

@@ -23,7 +23,6 @@ from utils.data.transforms import TrainTransform
 from utils.networks.building import NetworkSpec
 from utils.runs.folder import save
 from utils.runs.resume import Resumed
-from utils.training.engine import Trainer
 from utils.training.mixing import MixedBatch, Mixer
 from utils.training.precision import Precision
 
@@ -78,11 +77,8 @@ def trained_on(args: argparse.Namespace, begin: Position) -> list[Tensor]:
     assert split is not None
     net, ranks, precision = Seeing(), Ranks(), Precision()
     opened = Opened(NetworkSpec(img_size=args.img_size), net, 3, Splits(split, split))
-    reading, new = Reading(args.workers, args.max_bad, args.decoder), Resumed(Path())
-    parts = imagenet_fast.prepare_training(args, new, opened, precision, reading, SEED, ranks)
-    trainer = Trainer(net, parts.optimizer, parts.task, parts.schedule, SEED)
-    trainer.accumulate = args.accum_steps
-    for _ in trainer.epoch(parts.loader, begin):
+    loader, trainer = imagenet_fast.prepare_training(args, Resumed(Path()), opened, precision, SEED, ranks)
+    for _ in trainer.epoch(loader, begin):
         pass
     return net.seen
 

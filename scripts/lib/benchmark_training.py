@@ -15,7 +15,7 @@ from utils.command_line.checks import check_tricks
 from utils.common import distributed
 from utils.common.distributed import Ranks
 from utils.common.randomness import configure_torch
-from utils.data.loading import Batch, DeviceLoader, Reading
+from utils.data.loading import Batch, DeviceLoader
 from utils.data.sampling import Position, TrainBatches
 from utils.data.splits import ImageSplit, Splits
 from utils.networks.building import NetworkSpec, build_model
@@ -74,17 +74,13 @@ def create(args: argparse.Namespace, split: ImageSplit | None, ranks: Ranks) -> 
     images = images_of_an_epoch(args.train_batch, args.accum_steps, args.steps, ranks)
     train = ImageSplit([("", 0)] * images, ("",)) if split is None else split
     opened = Opened(spec, net, CLASSES, Splits(train, ImageSplit((), ("",) * CLASSES)))
-    reading = Reading(0 if split is None else args.workers, args.max_bad, args.decoder)
     new = Resumed(Path())
     with distributed.silence(True):  # prints a table of the weight decay
-        parts = imagenet_fast.prepare_training(args, new, opened, precision, reading, SEED, ranks)
+        loader, trainer = imagenet_fast.prepare_training(args, new, opened, precision, SEED, ranks)
     if split is None:
-        put_on_device(parts.loader, args.img_size)
-    model = precision.distribute(parts.local, ranks)
-    trainer = Trainer(model, parts.optimizer, parts.task, parts.schedule, SEED, ranks, precision)
-    trainer.accumulate, trainer.clip, trainer.average = args.accum_steps, args.clip_grad, parts.average
-    trainer.print_every, trainer.skip_nan = args.print_freq, args.on_nan == "skip"
-    return trainer, parts.loader
+        put_on_device(loader, args.img_size)
+    trainer.model = precision.distribute(trainer.model, ranks)
+    return trainer, loader
 
 
 def images_of_an_epoch(batch: int, accumulate: int, steps: int, ranks: Ranks) -> int:

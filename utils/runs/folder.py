@@ -8,7 +8,6 @@ import fcntl
 import os
 import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,18 +47,16 @@ def newest(folder: Path) -> str | None:
     Raises:
         UserError: there are some, and none can be read.
     """
-    for path in candidates(folder):
+    found = candidates(folder)
+    for path in found:
         try:
             checkpoint.load(str(path), "--resume auto:")
+            return str(path)
         except UserError as error:
             print(f"note: {error}; trying the one before it", flush=True)
-        else:
-            return str(path)
-    if found := candidates(folder):
-        raise UserError(
-            f"--resume auto: none of the {len(found)} checkpoints in {folder} can be read; "
-            "start anew in another folder with -c"
-        )
+    if found:
+        text = f"none of the {len(found)} checkpoints in {folder} can be read"
+        raise UserError(f"--resume auto: {text}; start anew in another folder with -c")
     return None
 
 
@@ -102,10 +99,8 @@ def check_folder(folder: Path, goes_on: bool, overwrite: bool) -> None:
     """
     try:
         if holds_run(folder) and not goes_on and not overwrite:
-            raise UserError(
-                f"-c {folder} holds a run already: go on with --resume {folder / LAST}, "
-                "choose another folder with -c, or give --overwrite"
-            )
+            remedy = "choose another folder with -c, or give --overwrite"
+            raise UserError(f"-c {folder} holds a run already: go on with --resume {folder / LAST}, {remedy}")
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     except OSError as error:
         raise UserError(f"-c {folder}: {error.strerror}") from None
@@ -118,32 +113,28 @@ def check_folder(folder: Path, goes_on: bool, overwrite: bool) -> None:
 class RunFolder:
     """A run's folder while the run writes to it, locked against other processes.
 
-    Checkpoints are written in a thread, one after the other; training waits for a copy in memory only. A
-    crash at any moment leaves a folder from which ``--resume auto`` goes on. What the folder holds of another
-    run stays until the first checkpoint of this one is written.
+    A crash at any moment leaves a folder from which ``--resume auto`` goes on. What the folder holds of
+    another run stays until the first checkpoint of this one is written.
 
     Args:
         path: the folder; made if it is not there.
         goes_on: whether the run continues the one that the folder holds.
         overwrite: whether it may replace that one.
         keep: how many of the newest checkpoints stay.
-        best: the best checkpoint of the run that this one continues from another folder, to be copied.
 
     Raises:
         UserError: the folder holds another run, another process trains into it, or it cannot be made.
     """
 
-    def __init__(
-        self, path: Path, goes_on: bool, overwrite: bool, keep: int = 2, best: Path | None = None
-    ) -> None:
-        self.path, self.keep, self.best = path, keep, best
+    best: Path | None = None  # the best checkpoint of the run that is continued from another folder, to copy
+
+    def __init__(self, path: Path, goes_on: bool, overwrite: bool, keep: int) -> None:
+        self.path, self.keep = path, keep
         self._lock()
         check_folder(path, goes_on, overwrite)  # again: another run may have ended since the script looked
         self.old_checkpoints, self.old_files = ([], []) if goes_on else _files_of_a_run(path)
         self.replaces = bool(self.old_checkpoints or self.old_files)
         self.unsaved = not goes_on
-        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saving")
-        self.writing: Future[None] | None = None
 
     def _lock(self) -> None:
         try:
@@ -155,34 +146,30 @@ class RunFolder:
             # Not flock: data workers would inherit it, and outlive a killed run by some seconds.
             fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            raise UserError(
-                f"-c {self.path}: another process is training into it; choose another folder"
-            ) from None
+            text = "another process is training into it; choose another folder"
+            raise UserError(f"-c {self.path}: {text}") from None
         except OSError:  # a file system without locks
             pass
 
     def save(self, content: Mapping[str, Any], is_best: bool) -> None:
-        """Begin to write a checkpoint, and its ``rows`` to log.txt; ``content`` may change afterwards.
-
-        Raises:
-            OSError: the checkpoint before could not be written.
-        """
-        self.wait()
-        self.writing = self.thread.submit(self._write, _copy(content), is_best)
-
-    def wait(self) -> None:
-        """Wait until all is written.
+        """Write a checkpoint, and its ``rows`` to log.txt.
 
         Raises:
             OSError: it could not be written.
         """
-        writing, self.writing = self.writing, None
-        if writing is not None:
-            writing.result()
+        if self.unsaved:  # until the new one is written, checkpoint.pth.tar is the other run's
+            remove_leftovers(self.path)
+            for old in self.old_checkpoints:
+                old.unlink(missing_ok=True)
+        path = save(_on_cpu(content), self.path)
+        if self.unsaved:
+            self._replace_old_run()
+            self.unsaved = False
+        write_log(self.path, content["rows"])
+        publish(path, is_best, self.keep)
 
     def close(self) -> None:
-        """Let the thread end and others use the folder, after an error too."""
-        self.thread.shutdown()
+        """Let others use the folder, after an error too."""
         self.lock.close()
 
     def repair(self, path: Path, rows: Sequence[str], is_best: bool) -> None:
@@ -193,18 +180,6 @@ class RunFolder:
                 break
             newer.unlink()  # damaged, and it would be kept in place of whole ones
         write_log(self.path, rows)
-        publish(path, is_best, self.keep)
-
-    def _write(self, content: dict[str, Any], is_best: bool) -> None:
-        if self.unsaved:  # until the new one is written, checkpoint.pth.tar is the other run's
-            remove_leftovers(self.path)
-            for path in self.old_checkpoints:
-                path.unlink(missing_ok=True)
-        path = save(content, self.path)
-        if self.unsaved:
-            self._replace_old_run()
-            self.unsaved = False
-        write_log(self.path, content["rows"])
         publish(path, is_best, self.keep)
 
     def _replace_old_run(self) -> None:
@@ -224,10 +199,10 @@ def _files_of_a_run(folder: Path) -> tuple[list[Path], list[Path]]:
     return kept(folder), others
 
 
-def _copy(value: Any) -> Any:
-    """Copy nested dicts and lists, with all tensors, to the CPU."""
+def _on_cpu(value: Any) -> Any:
+    """Return nested dicts and lists with all tensors on the CPU, without what else their storage holds."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):
-        return {key: _copy(item) for key, item in value.items()}
-    return [_copy(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: _on_cpu(item) for key, item in value.items()}
+    return [_on_cpu(item) for item in value] if isinstance(value, list | tuple) else value

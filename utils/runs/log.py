@@ -1,11 +1,18 @@
 """The log of a run: log.txt, TensorBoard events, and the table on the console."""
 
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
+from tqdm import tqdm
+
 from utils.common.files import write_atomically
-from utils.runs.events import Events
 from utils.training.metrics import Column
 from utils.training.progress import clock, speed_text
 
@@ -24,6 +31,50 @@ def write_log(folder: Path, rows: Sequence[str]) -> None:
     write_atomically(folder / LOG, lambda file: file.write(text.encode()))
 
 
+class Events:
+    """Write scalars at once; if the disk fails, print a note and write no more.
+
+    tensorboardX's ``SummaryWriter`` writes in a thread; were that to end with an error, the run would wait
+    for it for ever.
+
+    Args:
+        folder: where the file goes.
+        first: events of this step and later ones in older files are hidden.
+    """
+
+    def __init__(self, folder: Path, first: int) -> None:
+        self.writer: EventsWriter | None = None
+        with self._until_an_error():
+            self.writer = EventsWriter(str(folder / "events"))
+            self.writer.write_event(Event(step=first, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, values: Mapping[str, float], step: int, when: float) -> None:
+        """Write the value of every tag, except where it is nan, as of sizes that no object has.
+
+        ``when`` is in seconds, as of ``time.time()``.
+        """
+        if self.writer is not None:
+            with self._until_an_error():
+                for tag, value in values.items():
+                    if not math.isnan(value):
+                        self.writer.write_event(Event(wall_time=when, step=step, summary=scalar(tag, value)))
+                self.writer.flush()
+
+    def close(self) -> None:
+        if self.writer is not None:
+            with self._until_an_error():
+                self.writer.close()
+
+    @contextmanager
+    def _until_an_error(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.writer = None
+            tqdm.write(f"note: no more events for TensorBoard: {error.strerror or error}")
+
+
+@dataclass
 class RunLog:
     """The log of one run: rows of log.txt, TensorBoard events and the console table.
 
@@ -42,19 +93,16 @@ class RunLog:
         first_step: its first step, counted from 0 at the beginning of training.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        epochs: int,
-        columns: Sequence[Column],
-        previous: Sequence[str],
-        first_epoch: int,
-        first_step: int,
-    ) -> None:
-        self.folder, self.columns = folder, columns
-        self.epochs, self.first_epoch, self.first_step = epochs, first_epoch, first_step
+    folder: Path
+    epochs: int
+    columns: Sequence[Column]
+    previous: Sequence[str]
+    first_epoch: int
+    first_step: int
+
+    def __post_init__(self) -> None:
         self.started = time.perf_counter()
-        self.rows = ["".join(f"{name}\t" for name, *_ in columns), *previous]
+        self.rows = ["".join(f"{name}\t" for name, *_ in self.columns), *self.previous]
         self.events: Events | None = None
         self.waiting: list[tuple[Mapping[str, float], int, float]] = []  # values, step, time
 
@@ -74,13 +122,9 @@ class RunLog:
 
         elapsed = time.perf_counter() - self.started
         left = elapsed / (epoch - self.first_epoch) * (self.epochs - epoch)
-        self._print(
-            f"{epoch}/{self.epochs}",
-            *(column.shown(value) for column, value in zip(self.columns, values, strict=True)),
-            speed_text(images_per_second),
-            clock(elapsed),
-            clock(left),
-        )
+        cells = [column.shown(value) for column, value in zip(self.columns, values, strict=True)]
+        times = (speed_text(images_per_second), clock(elapsed), clock(left))
+        self._print(f"{epoch}/{self.epochs}", *cells, *times)
 
     def point(self, step: int, loss: float, rate: float, wait: bool = False) -> None:
         """Write a step's loss and learning rate to TensorBoard; ``wait``: with what is written next."""
@@ -88,23 +132,17 @@ class RunLog:
 
     def _draw(self, values: Mapping[str, float], step: int, wait: bool = False) -> None:
         self.waiting.append((values, step, time.time()))
-        if wait:
-            return
-        if self.events is None:
-            self.events = Events(self.folder, self.first_step + 1)
-        for event in self.waiting:
-            self.events.add(*event)
-        self.waiting.clear()
+        if not wait:
+            self.events = self.events or Events(self.folder, self.first_step + 1)
+            while self.waiting:
+                self.events.add(*self.waiting.pop(0))
 
     def _print(self, epoch: str, *cells: str) -> None:
         """Print a line of the table, 100 characters at most; ``cells`` end in speed, time and ETA."""
-        titled = [
-            f"{cell:>{column.width}}"
-            for column, cell in zip(self.columns, cells[:-3], strict=True)
-            if column.title
-        ]
-        speed, *times = cells[-3:]
-        print(f"{epoch:>7}", *titled, f"{speed:>5}", *(f"{time:>8}" for time in times), flush=True)
+        *figures, speed, elapsed, left = cells
+        columns = zip(self.columns, figures, strict=True)
+        titled = [f"{cell:>{column.width}}" for column, cell in columns if column.title]
+        print(f"{epoch:>7}", *titled, f"{speed:>5} {elapsed:>8} {left:>8}", flush=True)
 
     def close(self) -> None:
         if self.events is not None:

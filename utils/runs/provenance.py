@@ -22,31 +22,20 @@ def origin(arguments: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         arguments: what the command line says of the computation, by the names of the arguments.
     """
+    packages = {of.__name__: str(of.__version__) for of in (torch, torchvision, numpy)}
     return {
         "command": shlex.join(sys.argv),
-        "arguments": {name: _plain(value) for name, value in arguments.items()},
-        "versions": {
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "torchvision": str(torchvision.__version__),
-            "numpy": numpy.__version__,
-            "cuda": torch.version.cuda or "",
-        },
+        "arguments": {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()},
+        "versions": {"python": platform.python_version(), **packages, "cuda": torch.version.cuda or ""},
         "commit": commit(),
     }
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return ``--lr 0.1 -> 0.2`` for every argument of both that differs."""
-    return [
-        f"--{_FLAGS.get(name, name).replace('_', '-')} {_text(before[name])} -> {_text(now[name])}"
-        for name in sorted(set(before) & set(now))
-        if before[name] != now[name]
-    ]
+    changed = [name for name in sorted(set(before) & set(now)) if before[name] != now[name]]
+    flags = {name: f"--{_FLAGS.get(name, name).replace('_', '-')}" for name in changed}
+    return [f"{flag} {_text(before[name])} -> {_text(now[name])}" for name, flag in flags.items()]
 
 
 def _text(value: object) -> str:
@@ -56,16 +45,9 @@ def _text(value: object) -> str:
 def commit() -> str:
     """Return the git commit of this code, with ``+`` after it where files differ; empty outside git."""
     root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return ""
+    words = ("git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+")
     try:
-        head = _git(root, "rev-parse", "HEAD")
-        changed = _git(root, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.CalledProcessError):
+        done = subprocess.run(words, capture_output=True, text=True)
+    except OSError:  # no git
         return ""
-    return head + ("+" if changed else "")
-
-
-def _git(root: Path, *words: str) -> str:
-    done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+    return done.stdout.strip() if (root / ".git").exists() else ""

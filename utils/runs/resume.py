@@ -11,7 +11,7 @@ from utils.common.errors import UserError
 from utils.common.text import plural
 from utils.data.sampling import Position
 from utils.networks import checkpoint
-from utils.runs.folder import BEST, LAST, candidates, kept, newest
+from utils.runs.folder import BEST, LAST, candidates, check_folder, kept, newest
 from utils.runs.log import LOG, read_rows
 from utils.runs.provenance import changes
 
@@ -44,16 +44,17 @@ class Resumed:
         last = next(iter(kept(self.folder)), None)
         return self.auto or Path(self.file).name in (LAST, last and last.name)
 
-    def check_epochs(self, epochs: int) -> None:
-        """Check that something of ``--epochs`` is left to do; with ``auto`` it need not be.
+    def check_start(self, epochs: int, overwrite: bool) -> None:
+        """Check that something of ``--epochs`` is left to do, except with ``auto``, and the run's folder.
 
         Raises:
-            UserError: the run is finished.
+            UserError: the run is finished, or may not write into the folder.
         """
         done = int(self.saved.get("epoch", 0))
         if done >= epochs and not self.auto:
             are = "1 epoch is" if done == 1 else f"{done} epochs are"
             raise UserError(f"--resume {self.file}: {are} done; give --epochs above that to go on")
+        check_folder(self.folder, self.in_place, overwrite)
 
     def check_unchanged(self) -> None:
         """Check that the folder still holds what ``auto`` saw there.
@@ -132,23 +133,20 @@ def find_checkpoint(
     Raises:
         UserError: it cannot be read, or there is nothing to evaluate.
     """
-    if resume != "auto":
-        beside = str(Path(resume).parent) if resume else DEFAULT_FOLDER
+    auto, file = resume == "auto", resume
+    path = Path(folder or (Path(resume).parent if resume and not auto else DEFAULT_FOLDER))
+    seen = tuple(candidates(path)) if auto else ()
+    if auto:
         with ranks.agree():
-            saved = checkpoint.load(resume) if resume else {}
-        return Resumed(Path(folder or beside), resume, saved)
-    path = Path(folder or DEFAULT_FOLDER)
-    seen = tuple(candidates(path))
-    with ranks.agree():
-        found = newest(path) if ranks.main else None
-        if ranks.main and found is None and evaluate:
-            raise UserError(f"--resume auto: there is no checkpoint in {path} to evaluate; give -c DIR")
-    file = ranks.gather(found)[0]
-    if file is None:
-        print(f"--resume auto: no checkpoint in {path}/: starting anew")
+            found = newest(path) if ranks.main else None
+            if ranks.main and found is None and evaluate:
+                raise UserError(f"--resume auto: there is no checkpoint in {path} to evaluate; give -c DIR")
+        file = ranks.gather(found)[0]
+        if file is None:
+            print(f"--resume auto: no checkpoint in {path}/: starting anew")
     with ranks.agree():
         saved = checkpoint.load(file) if file else {}
-    return Resumed(path, file, saved, True, seen)
+    return Resumed(path, file, saved, auto, seen)
 
 
 def choose_seed(requested: int | None, resumed: int | None) -> int:
@@ -170,14 +168,11 @@ def differences(saved: Mapping[str, Any], fields: Mapping[str, Any], reached: Po
         yield f"that run's seed is {saved['seed']}: order and augmentation will differ from it"
     if reached.images and saved.get("training_images", 0) != fields["training_images"]:
         yield "the number of training images has changed: the rest of the epoch is of another order"
-    steps = [(of.get("processes", 0), of.get("images_per_step", 0)) for of in (saved, fields)]
-    if "images_per_step" in saved and steps[0] != steps[1]:
-        (processes, images), now = steps[0], steps[1]
-        yield (
-            f"that run had {plural(processes, 'process')} and steps of {plural(images, 'image')}, this one "
-            f"{now[0]} and {now[1]:,}: what follows differs from it; every image that was left is read, but "
-            "for those at the end that fill no step"
-        )
+    then, now = ((of.get("processes", 0), of.get("images_per_step", 0)) for of in (saved, fields))
+    if "images_per_step" in saved and then != now:
+        had = f"{plural(then[0], 'process')} and steps of {plural(then[1], 'image')}"
+        left = "every image that was left is read, but for those at the end that fill no step"
+        yield f"that run had {had}, this one {now[0]} and {now[1]:,}: what follows differs from it; {left}"
     if saved.get("versions", fields["versions"]) != fields["versions"]:
         yield f"that run had other versions: {saved['versions']}; results may differ in the last bits"
     if changed := changes(saved.get("arguments", {}), fields["arguments"]):

@@ -2,14 +2,15 @@
 
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from torch import nn
 
-from utils.common.distributed import ONE_PROCESS, Ranks
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
 from utils.common.signals import EXIT_CODES, Signals
@@ -17,11 +18,12 @@ from utils.data.sampling import Position, TrainBatches
 from utils.runs.folder import BEST, LAST, RunFolder, position_of
 from utils.runs.log import CURVES, LOG, RunLog
 from utils.runs.resume import Resumed, differences
-from utils.training.engine import Step, Task, Trainer
+from utils.training.engine import Step, Trainer
 
 BAD_BATCH = "not_finite.txt"  # the files of a batch whose loss is not finite
 
 
+@dataclass
 class Run:
     """A training run with its folder: log.txt, TensorBoard events and checkpoints; only rank 0 writes.
 
@@ -30,12 +32,10 @@ class Run:
 
     Args:
         resumed: what it goes on from.
-        task: what is learned.
+        trainer: trains it.
+        net: the trainer's network without wrappers.
         batches: those of training.
-        fields: what every checkpoint of the run holds: ``arch``, ``seed``, ``classes``, its origin.
-        state: gives what training has reached: ``state_dict``, ``optimizer``, ...
-        ranks: the processes that train together.
-        epochs: epochs in all.
+        fields: what every checkpoint of the run holds: ``arch``, ``classes``, its origin.
         start_epoch: the first, from 0, unless the checkpoint says it.
         save_every: steps between two checkpoints within an epoch; None: none there.
         keep: how many of the newest checkpoints stay.
@@ -45,39 +45,35 @@ class Run:
         UserError: the folder holds another run, is in use, or cannot be written to.
     """
 
-    def __init__(
-        self,
-        resumed: Resumed,
-        task: Task[Any],
-        batches: TrainBatches,
-        fields: Mapping[str, Any],
-        state: Callable[[], Mapping[str, Any]],
-        ranks: Ranks = ONE_PROCESS,
-        *,
-        epochs: int,
-        start_epoch: int = 0,
-        save_every: int | None = None,
-        keep: int = 2,
-        overwrite: bool = False,
-    ) -> None:
-        self.task, self.state, self.ranks = task, state, ranks
-        self.path, self.epochs, self.save_every = resumed.folder, epochs, save_every
-        saved = resumed.saved
+    resumed: Resumed
+    trainer: Trainer
+    net: nn.Module
+    batches: TrainBatches
+    fields: Mapping[str, Any]
+    start_epoch: int = 0
+    save_every: int | None = None
+    keep: int = 2
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        self.task, self.ranks = self.trainer.task, self.trainer.ranks
+        self.path, self.epochs = self.resumed.folder, self.trainer.schedule.epochs
+        saved = self.resumed.saved
         self.accuracy, self.best = float(saved.get("acc", 0.0)), float(saved.get("best_acc", -1.0))
         self.best_epoch = int(saved.get("best_epoch", 0))
         self.signals = Signals()
-        self.unsaved = True
-        with ranks.agree():
-            count = len(task.meter(torch.device("cpu")).sums)
-            self.position = resumed.position(start_epoch, count, ranks)
-            if ranks.main:
-                self.fields = {**fields, **_steps_of(batches, ranks)}
-                self._open(resumed, batches, keep, overwrite)
+        with self.ranks.agree():
+            count = len(self.task.meter(torch.device("cpu")).sums)
+            self.position = self.resumed.position(self.start_epoch, count, self.ranks)
+            if self.ranks.main:
+                self._open()
 
-    def _open(self, resumed: Resumed, batches: TrainBatches, keep: int, overwrite: bool) -> None:
+    def _open(self) -> None:
         """On rank 0: take the folder, begin the log."""
-        in_place = resumed.in_place
-        self.folder = RunFolder(self.path, in_place, overwrite, keep)
+        resumed, batches, in_place = self.resumed, self.batches, self.resumed.in_place
+        steps = {"images_per_step": batches.samples_per_step, "training_images": batches.size}
+        self.fields = {**self.fields, "seed": self.trainer.seed, "processes": self.ranks.size, **steps}
+        self.folder = RunFolder(self.path, in_place, self.overwrite, self.keep)
         resumed.check_unchanged()
         rows = resumed.previous_rows(self.position.epoch)
         first_step = self.position.epoch * batches.steps + self.position.images // batches.samples_per_step
@@ -92,7 +88,7 @@ class Run:
             print(f"continuing {resumed.file} {self.position}")
         for note in differences(resumed.saved, self.fields, self.position):
             print(f"note: {note}")
-        print(f"seed {self.fields['seed']}, writing to {self.path}/")
+        print(f"seed {self.trainer.seed}, writing to {self.path}/")
         self.log.header()
 
     def __enter__(self) -> "Run":
@@ -114,7 +110,7 @@ class Run:
         """Log a step; save every ``save_every`` steps; end the run, saved, on an error or a signal."""
         self.position = step.position
         if step.point and self.ranks.main:
-            self.log.point(*step.point, wait=self.unsaved and self.folder.replaces)
+            self.log.point(*step.point, wait=self.folder.unsaved and self.folder.replaces)
         if step.error:
             self._give_up(step)
         if step.signal:
@@ -128,13 +124,9 @@ class Run:
         if number:
             self._stop(number)
 
-    def finish_epoch(self, trainer: Trainer, validated: Any) -> None:
-        """Log an epoch and save.
-
-        Args:
-            trainer: has trained for it.
-            validated: the result of its evaluation.
-        """
+    def finish_epoch(self, validated: Any) -> None:
+        """Log an epoch and save; ``validated`` is the result of its evaluation."""
+        trainer = self.trainer
         epoch, score = self.position.epoch + 1, self.task.score(validated)
         values = self.task.row(trainer.learning_rate, trainer.trained, validated)
         self.accuracy, self.position = score, Position(epoch)
@@ -147,8 +139,7 @@ class Run:
             self.log.show(epoch, values, trainer.images_per_second)
 
     def finish(self) -> None:
-        """Wait for the last checkpoint, draw the curves, and print what was reached."""
-        self._wait()
+        """Draw the curves, and print what was reached."""
         if self.ranks.main:
             print(f"best {self.task.log_format.score}: {self.best:.2f} %", flush=True)
             if len(self.log.rows) > 2:  # one epoch is no curve
@@ -161,43 +152,31 @@ class Run:
     def _give_up(self, step: Step) -> NoReturn:
         """Save what was reached before the step that is to blame, and the names of its images."""
         self._save()
-        self._wait()
         with self._errors_in_one_line():
             if self.ranks.main:
                 names = "".join(f"{file}\n" for file in step.files).encode("utf-8", "surrogateescape")
                 write_atomically(self.path / BAD_BATCH, lambda file: file.write(names))
-        self.ranks.refuse(
-            f"{step.error}; all names are in {self.path / BAD_BATCH}, the state before it is in "
-            f"{self.path / LAST}: go on with --resume and a lower --lr, or with --on-nan skip"
-        )
+        left = f"all names are in {self.path / BAD_BATCH}, the state before it is in {self.path / LAST}"
+        remedy = "go on with --resume and a lower --lr, or with --on-nan skip"
+        self.ranks.refuse(f"{step.error}; {left}: {remedy}")
 
     def _stop(self, number: int) -> NoReturn:
         self._save()
-        self._wait()
         name = signal.Signals(number).name
         print(f"stopped by {name}, {self.position}: resume with --resume {self.path / LAST}", flush=True)
         sys.exit(EXIT_CODES[signal.Signals(number)])
 
     def _save(self) -> None:
-        """Begin to save what was reached, on rank 0; wait for the first checkpoint of the run."""
+        """Save what was reached, on rank 0."""
         sums = self.ranks.gather([float(value) for value in self.position.sums])
         with self._errors_in_one_line():
             if self.ranks.main:
-                state = self.state()
+                state = self.trainer.state(self.net)
                 _refuse_not_finite(state["state_dict"], self.path)
                 reached = {"epoch": self.position.epoch, "images": self.position.images, "sums": sums}
                 results = {"acc": self.accuracy, "best_acc": self.best, "best_epoch": self.best_epoch}
-                rows = {"rows": self.log.rows}
-                self.folder.save({**self.fields, **reached, **results, **rows, **state}, self._is_best)
-        if self.unsaved:
-            self._wait()
-            self.unsaved = False
-
-    def _wait(self) -> None:
-        """Wait until all is on the disk."""
-        with self._errors_in_one_line():
-            if self.ranks.main:
-                self.folder.wait()
+                content = {**self.fields, **reached, **results, "rows": self.log.rows, **state}
+                self.folder.save(content, self._is_best)
 
     @property
     def _is_best(self) -> bool:
@@ -217,16 +196,8 @@ def _one_line(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"cannot write to {folder} ({error.strerror or error}); what it held before can still be "
-            "resumed: mend that and go on with --resume auto"
-        ) from None
-
-
-def _steps_of(batches: TrainBatches, ranks: Ranks) -> dict[str, Any]:
-    """Return the fields of a checkpoint that say what the steps of the run are made of."""
-    sizes = {"images_per_step": batches.samples_per_step, "training_images": batches.size}
-    return {"processes": ranks.size, **sizes}
+        remedy = "what it held before can still be resumed: mend that and go on with --resume auto"
+        raise UserError(f"cannot write to {folder} ({error.strerror or error}); {remedy}") from None
 
 
 def _refuse_not_finite(weights: Mapping[str, torch.Tensor], folder: Path) -> None:
@@ -237,7 +208,5 @@ def _refuse_not_finite(weights: Mapping[str, torch.Tensor], folder: Path) -> Non
     """
     for key, value in weights.items():
         if not key.endswith(("running_mean", "running_var")) and not torch.isfinite(value).all():
-            raise UserError(
-                f"{key} is not finite any more: not saved; go on from the last checkpoint in {folder} with a "
-                "lower --lr"
-            )
+            remedy = f"go on from the last checkpoint in {folder} with a lower --lr"
+            raise UserError(f"{key} is not finite any more: not saved; {remedy}")

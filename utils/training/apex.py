@@ -31,10 +31,9 @@ class ApexPrecision(Precision):
             self.amp = importlib.import_module("apex.amp")
             self.parallel = importlib.import_module("apex.parallel").DistributedDataParallel
         except (ImportError, AttributeError):
-            raise UserError(
-                "--amp-backend apex: no NVIDIA Apex with amp is installed (Apex removed it in May 2025; the "
-                "package 'apex' on PyPI is another project); leave the flag out to use torch's own"
-            ) from None
+            why = "Apex removed it in May 2025; the package 'apex' on PyPI is another project"
+            text = f"no NVIDIA Apex with amp is installed ({why}); leave the flag out to use torch's own"
+            raise UserError(f"--amp-backend apex: {text}") from None
 
     def __str__(self) -> str:
         return f"{self.apex_level} by Apex"
@@ -66,18 +65,14 @@ class ApexPrecision(Precision):
 
 
 def choose_apex(
-    level: str,
-    device: str,
-    amp_dtype: str | None,
-    loss_scale: float | str | None,
-    keep_batchnorm: bool | None,
+    level: str, device: str, amp_dtype: str | None, scale: float | str | None, keep: bool | None
 ) -> ApexPrecision:
     """Return the precision of ``--amp-backend apex``; arguments as of ``precision.choose_precision``.
 
     Raises:
         UserError: Apex is absent, or cannot do what the flags say.
     """
-    choose_precision(level, device, amp_dtype, loss_scale, keep_batchnorm)  # refuses the same flags
+    choose_precision(level, device, amp_dtype, scale, keep)  # refuses the same flags
     if amp_dtype == "bfloat16" or device == "cpu":
         raise UserError("--amp-backend apex: Apex's amp computes in float16 on CUDA only")
-    return ApexPrecision(level, keep_batchnorm, loss_scale)
+    return ApexPrecision(level, keep, scale)

@@ -70,9 +70,10 @@ class Classification(Task[MixedBatch]):
 class ImageEvaluation(Evaluation):
     """Cross-entropy and accuracy over every image."""
 
+    meter: Meter
+
     def begin(self) -> Meter:
-        self.meter = Meter(self.loader.device)
-        return self.meter
+        return Meter(self.loader.device)
 
     def count(self, images: Tensor, targets: Tensor) -> None:
         """Add images (B, 3, H, W) and labels (B,)."""
@@ -80,6 +81,3 @@ class ImageEvaluation(Evaluation):
             logits = self.precision.forward(self.model, images)
             loss = nn.functional.cross_entropy(logits, targets)
             self.meter.add(loss, logits, targets, targets, 1.0)
-
-    def result(self) -> Metrics:
-        return self.meter.read(self.ranks)

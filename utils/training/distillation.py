@@ -1,7 +1,6 @@
 """Knowledge distillation: a network also learns from the prediction of another one."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,6 @@ from utils.networks import checkpoint
 from utils.networks.building import check_architecture, imagenet_weights
 from utils.networks.complexity import count
 from utils.networks.weights import load_weights
-from utils.training.precision import Precision
 
 
 class Distillation:
@@ -41,39 +39,18 @@ class Distillation:
         return (1 - self.alpha) * loss + self.alpha * self.temperature**2 * divergence
 
 
-def create_distillation(
-    teacher: str | None,
-    alpha: float,
-    temperature: float,
-    place: Callable[[nn.Module], nn.Module],
-    precision: Precision,
-    classes: int,
-    names: Sequence[str],
-    img_size: int,
-) -> Distillation | None:
+def build_teacher(text: str, classes: int, names: Sequence[str], img_size: int) -> nn.Module:
     """Build the teacher of ``--teacher ARCH[:FILE]``; without a file it has torchvision's ImageNet weights.
 
     Args:
-        teacher: architecture and file; None: no distillation.
-        alpha: weight of the teacher, from 0 to 1.
-        temperature: T, above 0.
-        place: puts a network on the device of the one that learns, in its layout.
-        precision: in which that one learns.
-        classes: outputs of that one.
+        text: architecture and file.
+        classes: outputs of the network that learns.
         names: of its classes, in the order of the outputs; the last outputs may have none.
         img_size: side of the square images in pixels.
 
     Raises:
         UserError: unknown architecture, no such file, or weights that do not fit ``classes`` or their order.
     """
-    if teacher is None:
-        return None
-    net = place(_build_teacher(teacher, classes, names, img_size))
-    net = precision.prepare(net.eval().requires_grad_(False))
-    return Distillation(partial(precision.forward, net), alpha, temperature)
-
-
-def _build_teacher(text: str, classes: int, names: Sequence[str], img_size: int) -> nn.Module:
     name, _, path = text.partition(":")
     try:
         arch = check_architecture(name)
@@ -88,12 +65,12 @@ def _build_teacher(text: str, classes: int, names: Sequence[str], img_size: int)
         raise UserError(f"--teacher {arch} does not take --img-size {img_size}: {error}") from None
     except OSError as error:
         raise UserError(f"--teacher {arch}: its weights cannot be downloaded: {error}") from None
-    saved = checkpoint.load(path, "--teacher") if path else {}
+    saved = {}
     if path:
-        choice = "--teacher {arch}:FILE{classes}"
-        load_weights(teacher, saved, arch, path, "--teacher", choice)
+        saved = checkpoint.load(path, "--teacher")
+        load_weights(teacher, saved, arch, path, "--teacher", "--teacher {arch}:FILE{classes}")
     _check_classes_of_teacher(text, saved.get("classes", ()), names, classes)
-    return teacher
+    return teacher.eval().requires_grad_(False)
 
 
 def _check_classes_of_teacher(text: str, theirs: Sequence[str], ours: Sequence[str], outputs: int) -> None:

@@ -1,6 +1,5 @@
 """``--dry-run``: what a command would do, how fast and for how long, without doing it."""
 
-import io
 import resource
 import time
 from collections.abc import Iterable, Sequence
@@ -98,11 +97,9 @@ def draw(rates: Sequence[float], epochs: int, folder: Path) -> Path:
     axes.plot([epochs * i / (len(rates) - 1) for i in range(len(rates))], rates)
     axes.set(xlabel="epoch", ylabel="learning rate", xlim=(0, epochs), ylim=(0, None))
     axes.grid(alpha=0.3)
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=150)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / PICTURE, lambda file: file.write(picture.getvalue()))
+        write_atomically(folder / PICTURE, lambda file: figure.savefig(file, format="png", dpi=150))
     except OSError as error:
         raise UserError(f"-c {folder}: cannot write {PICTURE} ({error.strerror})") from None
     return folder / PICTURE

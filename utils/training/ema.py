@@ -2,10 +2,11 @@
 
 import copy
 from collections.abc import Mapping
+from itertools import compress
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 class Average(nn.Module):
@@ -29,18 +30,14 @@ class Average(nn.Module):
     def update(self, model: nn.Module) -> None:
         """Move towards the weights of ``model``, the network or its wrapper; integer buffers are copied."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps)) if self.steps else 0.0
+        averages = [*self.module.parameters(), *self.module.buffers()]
         values = [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
-        pairs = list(zip((*self.module.parameters(), *self.module.buffers()), values, strict=True))
-        moving = [pair for pair in pairs if pair[0].is_floating_point()]
-        counts = [pair for pair in pairs if not pair[0].is_floating_point()]
-        torch._foreach_lerp_(*_unzip(moving), 1 - decay)
-        if counts:
-            torch._foreach_copy_(*_unzip(counts))
+        floating = [average.is_floating_point() for average in averages]
+        counting = [not one for one in floating]
+        torch._foreach_lerp_(list(compress(averages, floating)), list(compress(values, floating)), 1 - decay)
+        if any(counting):
+            torch._foreach_copy_(list(compress(averages, counting)), list(compress(values, counting)))
         self.steps += 1
-
-
-def _unzip(pairs: list[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
-    return [average for average, _ in pairs], [value for _, value in pairs]
 
 
 def create_average(net: nn.Module, decay: float | None, saved: Mapping[str, Any]) -> Average | None:
@@ -66,8 +63,5 @@ def weights(net: nn.Module, average: Average | None) -> dict[str, Any]:
     """Return the weights for a checkpoint: ``state_dict`` is always the network that was evaluated."""
     if average is None:
         return {"state_dict": net.state_dict()}
-    return {
-        "state_dict": average.module.state_dict(),
-        "training_state_dict": net.state_dict(),
-        "averaged_steps": average.steps,
-    }
+    averaged = {"state_dict": average.module.state_dict(), "averaged_steps": average.steps}
+    return {**averaged, "training_state_dict": net.state_dict()}

@@ -1,13 +1,12 @@
 """Training and evaluation as loops: a trainer yields its steps, an evaluation its batches."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from tqdm import tqdm
 
@@ -18,50 +17,38 @@ from utils.common.signals import Signals
 from utils.common.text import plural
 from utils.data.loading import DeviceLoader
 from utils.data.sampling import EvalBatches, Position, TrainBatches
-from utils.training.ema import Average
+from utils.networks.optimizer_state import load_optimizer
+from utils.training.ema import Average, weights
 from utils.training.metrics import LogFormat, Recent, Sums
 from utils.training.optim import EShiftedSGD, parameters, start_momentum
 from utils.training.precision import Precision
 from utils.training.progress import Progress
-from utils.training.schedule import Schedule, set_learning_rate
+from utils.training.schedule import Schedule
 from utils.training.snapshot import Snapshot, finite_later
 
 Batch = TypeVar("Batch")
 SKIPPED_IN_A_ROW = 20  # steps whose loss is not finite; more will not come right by themselves
 
 
-class Task(Generic[Batch]):
+class Task(Protocol[Batch]):
     """What is learned: what a batch is made into, its loss, and what is logged of it."""
 
     log_format: LogFormat
 
     def meter(self, device: torch.device, sums: Tensor | Sequence[float] = ()) -> Any:
         """Return the :class:`Sums` of an epoch, to begin with those of an interrupted one."""
-        raise NotImplementedError
 
     def prepare(self, images: Any, targets: Any, seed: int) -> Batch:
         """Return what is learned from; all that is random in it follows from ``seed``."""
-        raise NotImplementedError
 
     def loss(self, model: nn.Module, precision: Precision, batch: Batch, meter: Any) -> Tensor:
         """Return the mean loss of a batch, a scalar, and count it in ``meter``."""
-        raise NotImplementedError
 
     def row(self, learning_rate: float, trained: Any, validated: Any) -> tuple[float, ...]:
         """Return the values of an epoch in the order of the columns of ``log_format``."""
-        raise NotImplementedError
 
     def score(self, validated: Any) -> float:
         """Return the score by which epochs are compared, in percent."""
-        raise NotImplementedError
-
-
-class Point(NamedTuple):
-    """A point of the training curves."""
-
-    step: int  # steps since training began
-    loss: float  # mean since the point before
-    learning_rate: float
 
 
 class Step(NamedTuple):
@@ -69,12 +56,15 @@ class Step(NamedTuple):
 
     After a step whose loss is not finite, ``error`` says why training cannot go on; the weights are those
     before the step, ``position`` is where it began, and ``files`` are the images that it was computed on.
+
+    ``point`` is one of the training curves, where one is due: the steps since training began, the mean loss
+    since the point before, the learning rate.
     """
 
     position: Position  # how far training is
     number: int  # steps of the epoch that are done
     signal: int = 0  # the signal that asked one of the processes to stop; 0: none
-    point: Point | None = None  # where one is due
+    point: tuple[int, float, float] | None = None
     error: str = ""
     files: Sequence[str] = ()
 
@@ -144,30 +134,33 @@ class Trainer:
         meter: Sums = self.task.meter(loader.device, begin.sums)
         before = Snapshot([*self.model.buffers(), meter.sums])
         recent = Recent(meter, begin.epoch * steps + first)
-        progress = self._progress(begin.epoch, steps, first)
+        label, parts = f"epoch {begin.epoch + 1}/{self.schedule.epochs}", self.accumulate
+        progress = Progress(label, steps * parts, self.ranks.size, self.print_every, first * parts)
         data = iter(loader)
         for number in range(first, steps):
             before.take()
             self._set_learning_rate(begin.epoch, number, steps)
             images, finite = 0, []
-            for part in range(self.accumulate):
+            for part in range(parts):
                 batch = next(data)
                 images += len(batch[1])
-                place = (begin.epoch, number * self.accumulate + part, self.ranks.rank)
-                finite.append(self._add_gradients(batch, meter, place, part == self.accumulate - 1))
+                place = (begin.epoch, number * parts + part, self.ranks.rank)
+                finite.append(self._add_gradients(batch, meter, place, last=part == parts - 1))
             asked = signals.received if signals else 0
             bad, signal = self.ranks.largest([not all(answer() for answer in finite), asked])
             if bad:
                 before.restore()
                 recent.step_back()
-                files = self._files(loader, number)
+                files = [file for of_rank in self.ranks.gather(loader.files(number)) for file in of_rank]
                 error = self._leave_out(files, f"epoch {begin.epoch + 1}, step {number + 1} of {steps}")
             else:
                 self._update()
                 error, files = "", []
             done = number + (0 if error else 1)
-            values = progress.step(meter, images, self.accumulate)
-            point = self._point(recent, values, begin.epoch, done, steps)
+            values = progress.step(meter, images, parts)
+            figures = recent.figures(begin.epoch * steps + done, values) if values else None
+            rate = self.schedule(begin.epoch, done - 1, steps)
+            point = (recent.steps, figures.loss, rate) if figures else None
             reached = begin.images + (done - first) * batches.samples_per_step
             yield Step(Position(begin.epoch, reached, meter.sums), done, signal, point, error, files)
             if error:
@@ -176,13 +169,25 @@ class Trainer:
         loader.report(self.ranks)
         self.trained, self.images_per_second = meter.read(self.ranks), progress.close()
 
-    def _progress(self, epoch: int, steps: int, first: int) -> Progress:
-        label, parts = f"epoch {epoch + 1}/{self.schedule.epochs}", self.accumulate
-        return Progress(label, steps * parts, self.ranks.size, self.print_every, first * parts)
+    def state(self, net: nn.Module) -> dict[str, Any]:
+        """Return what training has reached, for a checkpoint; ``net`` is the network without wrappers."""
+        reached = {"optimizer": self.optimizer.state_dict(), "precision": self.precision.state_dict()}
+        return {**weights(net, self.average), **reached}
+
+    def load_state(self, saved: Mapping[str, Any], net: nn.Module, path: str) -> None:
+        """Load the momentum and the loss scale of a checkpoint.
+
+        Raises:
+            UserError: it does not hold them, or they do not fit the network ``net``.
+        """
+        load_optimizer(self.optimizer, saved.get("optimizer"), net, path)
+        start_momentum(self.optimizer)
+        self.precision.load_state_dict(saved.get("precision", {}))
 
     def _set_learning_rate(self, epoch: int, step: int, steps: int) -> None:
         self.learning_rate = self.schedule(epoch, step, steps)
-        set_learning_rate(self.optimizer, self.learning_rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
 
     def _add_gradients(
         self, batch: tuple[Any, Any], meter: Sums, place: tuple[int, int, int], last: bool
@@ -202,15 +207,12 @@ class Trainer:
         if not self._buckets_settled:
             self._settle_buckets(prepared, meter.sums.device)
         torch.manual_seed(derive_seed(self.seed, "step", *place))  # dropout and the like
-        with nullcontext() if last else self._without_exchange():
+        # DistributedDataParallel averages the gradients in the last part of a step only.
+        with nullcontext() if last else getattr(self.model, "no_sync", nullcontext)():
             loss = self.task.loss(self.model, self.precision, prepared, meter)
             finite = finite_later(loss)
             self.precision.backward(loss / self.accumulate, self.optimizer)
         return finite
-
-    def _without_exchange(self) -> AbstractContextManager[None]:
-        """DistributedDataParallel averages the gradients in the last part of a step only."""
-        return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else nullcontext()
 
     def _settle_buckets(self, batch: Any, device: torch.device) -> None:
         """Run a batch whose gradients are thrown away, at the start of a job of three or more processes.
@@ -239,10 +241,6 @@ class Trainer:
             stds = " ".join(f"{std:.3g}" for std in self.optimizer.filter_stds())
             tqdm.write(f"standard deviation of the filters: {stds}")
 
-    def _files(self, loader: DeviceLoader[TrainBatches], step: int) -> list[str]:
-        """The files that all processes have read for a step."""
-        return [file for part in self.ranks.gather(loader.files(step)) for file in part]
-
     def _leave_out(self, files: Sequence[str], where: str) -> str:
         """Forget a step whose loss is not finite, on all processes.
 
@@ -251,10 +249,8 @@ class Trainer:
         """
         self.optimizer.zero_grad()
         self._skipped += 1
-        what = (
-            f"the loss is not finite in {where}, at learning rate {self.learning_rate:g}, on "
-            f"{plural(len(files), 'image')} ({', '.join(files[:2])}, ...)"
-        )
+        images = f"{plural(len(files), 'image')} ({', '.join(files[:2])}, ...)"
+        what = f"the loss is not finite in {where}, at learning rate {self.learning_rate:g}, on {images}"
         weights = torch.stack([weight.isfinite().all() for weight in parameters(self.optimizer)])
         if not weights.all():
             return f"{what}; the weights are not finite either"
@@ -263,16 +259,8 @@ class Trainer:
         tqdm.write(f"note: {what}: the step is left out")
         return ""
 
-    def _point(
-        self, recent: Recent, values: Sequence[float] | None, epoch: int, done: int, steps: int
-    ) -> Point | None:
-        """Return a point of the training curves after ``done`` steps of the epoch, if one is due."""
-        figures = recent.figures(epoch * steps + done, values) if values else None
-        if not figures:
-            return None
-        return Point(recent.steps, figures.loss, self.schedule(epoch, done - 1, steps))
 
-
+@dataclass
 class Evaluation:
     """A pass over the validation images; each counts once, whatever the batches and the processes.
 
@@ -286,16 +274,11 @@ class Evaluation:
         print_every: batches between two lines of progress; None: ten seconds.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        loader: DeviceLoader[EvalBatches],
-        ranks: Ranks = ONE_PROCESS,
-        precision: Precision | None = None,
-        print_every: int | None = None,
-    ) -> None:
-        self.model, self.loader, self.ranks = model, loader, ranks
-        self.precision, self.print_every = precision or Precision(), print_every
+    model: nn.Module
+    loader: DeviceLoader[EvalBatches]
+    ranks: Ranks = ONE_PROCESS
+    precision: Precision = field(default_factory=Precision)
+    print_every: int | None = None
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -303,12 +286,12 @@ class Evaluation:
     def __iter__(self) -> Iterator[int]:
         """Yield the number of batches that are done, after each."""
         self.model.eval()
-        meter = self.begin()
+        self.meter = self.begin()
         progress = Progress("evaluate", len(self.loader), self.ranks.size, self.print_every)
         for done, (images, targets) in enumerate(self.loader, 1):
             with torch.no_grad():
                 self.count(images, targets)
-            progress.step(meter, len(targets))
+            progress.step(self.meter, len(targets))
             yield done
         progress.close()
         self.loader.report(self.ranks)
@@ -320,7 +303,7 @@ class Evaluation:
         return self.result()
 
     def begin(self) -> Sums:
-        """Begin anew; return the meter that :meth:`count` adds to."""
+        """Begin anew; return what :meth:`count` is to add to as ``self.meter``."""
         raise NotImplementedError
 
     def count(self, images: Any, targets: Any) -> None:
@@ -329,4 +312,4 @@ class Evaluation:
 
     def result(self) -> Any:
         """Return the outcome over the images of all processes."""
-        raise NotImplementedError
+        return self.meter.read(self.ranks)

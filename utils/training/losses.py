@@ -29,9 +29,8 @@ class LabelSmoothing(nn.Module):
     def __init__(self, smoothing: float, classes: int) -> None:
         super().__init__()
         if smoothing and smoothing >= 1 - 1 / classes:
-            raise UserError(
-                f"--label-smoothing {smoothing:g} is too much for {plural(classes, 'class')}: give 0"
-            )
+            number = plural(classes, "class")
+            raise UserError(f"--label-smoothing {smoothing:g} is too much for {number}: give 0")
         self.smoothing, self.classes = smoothing, classes
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from utils.common.distributed import ONE_PROCESS, Ranks
 
+Initial = Tensor | Sequence[float]  # sums of an interrupted pass; none of a new one
+
 
 class Column(NamedTuple):
     """A column of the log: one number per epoch."""
@@ -61,7 +63,7 @@ class Sums:
         sums: initial values, from an interrupted pass.
     """
 
-    def __init__(self, device: torch.device, count: int, sums: Tensor | Sequence[float] = ()) -> None:
+    def __init__(self, device: torch.device, count: int, sums: Initial = ()) -> None:
         values = [float(value) for value in sums] or [0.0] * count
         self.sums = torch.tensor(values, dtype=torch.float64, device=device)
 
@@ -108,7 +110,7 @@ class Recent:
 class Meter(Sums):
     """Running sums of images, loss, top-1 and top-5 hits."""
 
-    def __init__(self, device: torch.device, sums: Tensor | Sequence[float] = ()) -> None:
+    def __init__(self, device: torch.device, sums: Initial = ()) -> None:
         super().__init__(device, 4, sums)
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor, partners: Tensor, weight: float) -> None:

@@ -5,6 +5,7 @@ are the published forms, with a random permutation and the boxes of the publishe
 """
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -47,22 +48,12 @@ def cutmix_box(sides: tuple[int, int], weight: float, centre: tuple[int, int]) -
     return box, 1 - (x2 - x1) * (y2 - y1) / (sides[0] * sides[1])
 
 
-def mixup(images: Tensor, labels: Tensor, weight: float, order: Tensor) -> MixedBatch:
-    """Return ``weight * x + (1 - weight) * x[order]``: Zhang et al., mixup, arXiv 1710.09412."""
-    return MixedBatch(torch.lerp(images[order], images, weight), labels, labels[order], weight)
-
-
-def cutmix(images: Tensor, labels: Tensor, box: Box, weight: float, order: Tensor) -> MixedBatch:
-    """Paste ``box`` of the images ``order`` into the batch; changes ``images``."""
-    x1, y1, x2, y2 = box
-    images[:, :, x1:x2, y1:y2] = images[order, :, x1:x2, y1:y2]
-    return MixedBatch(images, labels, labels[order], weight)
-
-
+@dataclass
 class Mixer:
     """Mix or cut a batch at random, as a function of a seed.
 
-    With both mixup and CutMix, each batch takes one of them with probability 0.5.
+    Mixup is by Zhang et al., arXiv 1710.09412; for CutMix see :func:`cutmix_box`. With both, each batch takes
+    one of them with probability 0.5.
 
     Args:
         mixup_alpha: parameter of mixup's Beta distribution; None: no mixup.
@@ -71,28 +62,25 @@ class Mixer:
             Taylor, arXiv 1708.04552); None: no Cutout.
     """
 
-    def __init__(
-        self,
-        mixup_alpha: float | None = None,
-        cutmix_prob: float | None = None,
-        cutout_size: int | None = None,
-    ) -> None:
-        self.mixup_alpha, self.cutmix_prob, self.cutout_size = mixup_alpha, cutmix_prob, cutout_size
+    mixup_alpha: float | None = None
+    cutmix_prob: float | None = None
+    cutout_size: int | None = None
 
     def __call__(self, images: Tensor, labels: Tensor, seed: int) -> MixedBatch:
         """Mix a batch of normalised images; may change ``images``."""
         random = np.random.default_rng(seed)
         sides = (images.shape[2], images.shape[3])
         order = torch.from_numpy(random.permutation(len(images))).to(images.device)
-        use_cutmix = self.cutmix_prob is not None and (self.mixup_alpha is None or random.random() < 0.5)
-        if use_cutmix:
-            if random.random() < (self.cutmix_prob or 0):
+        if self.cutmix_prob is not None and (self.mixup_alpha is None or random.random() < 0.5):
+            if random.random() < self.cutmix_prob:
                 weight, centre = random.beta(1, 1), tuple(random.integers(sides).tolist())
-                box, weight = cutmix_box(sides, weight, centre)
-                return cutmix(images, labels, box, weight, order)
+                (x1, y1, x2, y2), weight = cutmix_box(sides, weight, centre)
+                images[:, :, x1:x2, y1:y2] = images[order, :, x1:x2, y1:y2]
+                return MixedBatch(images, labels, labels[order], weight)
         elif self.mixup_alpha is not None:
             weight = random.beta(self.mixup_alpha, self.mixup_alpha) if self.mixup_alpha > 0 else 1.0
-            return mixup(images, labels, weight, order)
+            mixed = torch.lerp(images[order], images, weight)  # weight * x + (1 - weight) * x[order]
+            return MixedBatch(mixed, labels, labels[order], weight)
         if self.cutout_size is not None:
             size, centre = (self.cutout_size, self.cutout_size), tuple(random.integers(sides).tolist())
             x1, y1, x2, y2 = square_box(sides, size, centre)

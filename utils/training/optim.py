@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any, NamedTuple
 
 import torch
@@ -25,23 +26,16 @@ def classify(net: nn.Module) -> list[Owned]:
     only ``--wd-all`` decays them. Parameters of modules other than convolutions and linear layers scale or
     shift channels (batch norm, LayerNorm, SGE's weight) and have kind ``norm``.
     """
-    declared = {
-        f"{prefix}.{name}" if prefix else name
-        for prefix, module in net.named_modules()
-        if hasattr(module, "no_weight_decay")
-        for name in module.no_weight_decay()
-    }
-    return [
-        Owned(name, parameter, "own" if name in declared else _kind(net, name))
-        for name, parameter in net.named_parameters()
-    ]
+    return [Owned(name, parameter, _kind(net, name)) for name, parameter in net.named_parameters()]
 
 
 def _kind(net: nn.Module, name: str) -> str:
     path, _, leaf = name.rpartition(".")
+    module: Any = net.get_submodule(path)
+    if hasattr(module, "no_weight_decay") and leaf in module.no_weight_decay():
+        return "own"
     if "bias" in leaf:
         return "bias"
-    module = net.get_submodule(path)
     if isinstance(module, _ConvNd):
         return "depthwise" if module.weight.shape[1] == 1 else "conv"
     return "fc" if isinstance(module, nn.Linear | nn.MultiheadAttention) else "norm"
@@ -93,17 +87,12 @@ def create_optimizer(
     The groups are, in this order, the parameters without and with decay; where all decay there is one group.
     """
     owned = classify(net)
-    without = [one for one in owned if one.kind not in decay.kinds]
-    with_decay = [one for one in owned if one.kind in decay.kinds]
-    groups = [
-        {
-            "params": [(one.name, one.parameter) for one in members],
-            "weight_decay": strength,
-            "shifted": [decay.shifted(one.kind) for one in members],
-        }
-        for members, strength in ((without, 0.0), (with_decay, decay.strength))
-        if members
-    ]
+    groups: list[dict[str, Any]] = []
+    for strength, decays in ((0.0, False), (decay.strength, True)):
+        members = [one for one in owned if (one.kind in decay.kinds) == decays]
+        shifted = [decay.shifted(one.kind) for one in members]
+        named = [(one.name, one.parameter) for one in members]
+        groups += [{"params": named, "weight_decay": strength, "shifted": shifted}] if members else []
     print(describe_groups(owned, decay))
     settings: dict[str, Any] = {"lr": lr, "momentum": momentum, "nesterov": nesterov}
     if decay.lam is not None:
@@ -131,10 +120,9 @@ def describe_groups(owned: Iterable[Owned], decay: WeightDecay) -> str:
     kinds: dict[str, list[int]] = {}
     for one in owned:
         kinds.setdefault(one.kind, []).append(one.parameter.numel())
-    rows = [
-        f"{kind:>10} {len(sizes):>8} {sum(sizes):>12,}   {decay.text(kind)}" for kind, sizes in kinds.items()
-    ]
-    return "\n".join([f"{'kind':>10} {'tensors':>8} {'parameters':>12}   weight decay", *rows])
+    rows = [f"{'kind':>10} {'tensors':>8} {'parameters':>12}   weight decay"]
+    rows += [f"{kind:>10} {len(of):>8} {sum(of):>12,}   {decay.text(kind)}" for kind, of in kinds.items()]
+    return "\n".join(rows)
 
 
 class EShiftedSGD(SGD):
@@ -162,20 +150,14 @@ class EShiftedSGD(SGD):
 
     def filters(self) -> list[nn.Parameter]:
         """Return the regularized convolution weights, in registration order."""
-        return [
-            parameter
-            for group in self.param_groups
-            for parameter, shifted in zip(group["params"], group["shifted"], strict=True)
-            if shifted
-        ]
+        groups = self.param_groups
+        return [weight for group in groups for weight in compress(group["params"], group["shifted"])]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Add the regularizer's gradient to the loss's gradient (in ``.grad``) and take a step."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = closure() if closure else None
         self._regularize([weight for weight in self.filters() if weight.grad is not None])
         super().step()
         return loss
@@ -213,6 +195,5 @@ class EShiftedSGD(SGD):
 
     def filter_stds(self) -> list[float]:
         """Return the mean standard deviation of each weight's filters, in registration order."""
-        return torch.stack(
-            [weight.detach().flatten(1).std(dim=1).mean() for weight in self.filters()]
-        ).tolist()
+        means = [weight.detach().flatten(1).std(dim=1).mean() for weight in self.filters()]
+        return torch.stack(means).tolist()

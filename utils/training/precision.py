@@ -1,6 +1,7 @@
 """Mixed precision by the levels of NVIDIA Apex's amp, on torch.amp."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from utils.common.errors import UserError
 from utils.training.optim import parameters
 
 
+@dataclass
 class Precision:
     """The types in which a network computes, and the scale of the loss.
 
@@ -38,17 +40,15 @@ class Precision:
         device: ``cpu`` or ``cuda``.
     """
 
-    def __init__(
-        self,
-        level: str = "O0",
-        half: torch.dtype = torch.float16,
-        keep_batchnorm: bool = True,
-        loss_scale: float | str = 1.0,
-        device: str = "cpu",
-    ) -> None:
-        self.level, self.half, self.keep_batchnorm, self.device = level, half, keep_batchnorm, device
-        self.loss_scale = loss_scale
-        self.scaler = GradScaler(device, enabled=loss_scale == "dynamic")
+    level: str = "O0"
+    half: torch.dtype = torch.float16
+    keep_batchnorm: bool = True
+    loss_scale: float | str = 1.0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        self.scaler = GradScaler(self.device, enabled=self.loss_scale == "dynamic")
+        self.scale = 1.0 if isinstance(self.loss_scale, str) else self.loss_scale  # the fixed factor
 
     def __str__(self) -> str:
         if self.level == "O0":
@@ -57,18 +57,15 @@ class Precision:
         scale = self.loss_scale if isinstance(self.loss_scale, str) else f"{self.loss_scale:g}"
         return f"{self.level} ({str(self.half).removeprefix('torch.')}{norm}, loss scale {scale})"
 
-    @property
-    def scale(self) -> float:
-        """The fixed factor on the loss."""
-        return 1.0 if isinstance(self.loss_scale, str) else self.loss_scale
-
     def prepare(self, net: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
         """Return the network to call; ``net`` keeps the weights to save. Load weights before."""
         if self.level == "O2":
             return HalfWeights(net, self.half, self.keep_batchnorm)
         if self.level == "O3":
-            cast_weights(net, self.half, self.keep_batchnorm)
-            return HalfInput(net, self.half)
+            net.to(self.half)
+            for module in batch_norms(net) if self.keep_batchnorm else ():
+                module.float()
+            net.register_forward_pre_hook(lambda _, images: (images[0].to(self.half),))
         return net
 
     def distribute(self, model: nn.Module, ranks: Ranks) -> nn.Module:
@@ -113,24 +110,9 @@ class Precision:
             self.scaler.load_state_dict(dict(state))
 
 
-def cast_weights(net: nn.Module, half: torch.dtype, keep_batchnorm: bool) -> None:
-    """Cast the weights to half precision, those of batch norm unless ``keep_batchnorm``."""
-    net.to(half)
-    if keep_batchnorm:
-        for module in net.modules():
-            if isinstance(module, _BatchNorm):
-                module.float()
-
-
-class HalfInput(nn.Module):
-    """A half-precision network that takes float32 images."""
-
-    def __init__(self, net: nn.Module, half: torch.dtype) -> None:
-        super().__init__()
-        self.net, self.dtype = net, half
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x.to(self.dtype))
+def batch_norms(net: nn.Module) -> list[nn.Module]:
+    """Return the batch norms of a network."""
+    return [module for module in net.modules() if isinstance(module, _BatchNorm)]
 
 
 class HalfWeights(nn.Module):
@@ -143,7 +125,7 @@ class HalfWeights(nn.Module):
     def __init__(self, net: nn.Module, half: torch.dtype, keep_batchnorm: bool) -> None:
         super().__init__()
         self.net, self.dtype = net, half
-        norms = [module for module in net.modules() if isinstance(module, _BatchNorm)]
+        norms = batch_norms(net)
         statistics = [buffer for module in norms for buffer in module.buffers()]
         self.kept = {id(buffer) for buffer in statistics}  # batch norm changes them in place
         if keep_batchnorm:
@@ -153,12 +135,9 @@ class HalfWeights(nn.Module):
             buffer.data = buffer.data.to(half) if buffer.is_floating_point() else buffer.data
 
     def forward(self, x: Tensor) -> Tensor:
-        tensors = (*self.net.named_parameters(), *self.net.named_buffers())
-        half = {
-            name: value.to(self.dtype)
-            for name, value in tensors
-            if value.is_floating_point() and id(value) not in self.kept
-        }
+        tensors = {**dict(self.net.named_parameters()), **dict(self.net.named_buffers())}
+        to_cast = [k for k, v in tensors.items() if v.is_floating_point() and id(v) not in self.kept]
+        half = {name: tensors[name].to(self.dtype) for name in to_cast}
         return functional_call(self.net, half, (x.to(self.dtype),))
 
 
@@ -181,14 +160,12 @@ def choose_precision(
     Raises:
         UserError: a flag does not go with the level.
     """
-    flags = {"--loss-scale": loss_scale, "--amp-dtype": amp_dtype}
-    given = [flag for flag, value in flags.items() if value is not None]
-    if level == "O0" and given:
-        raise UserError(f"{given[0]} does nothing in --opt-level O0, which computes in float32")
+    for flag, value in (("--loss-scale", loss_scale), ("--amp-dtype", amp_dtype)):
+        if level == "O0" and value is not None:
+            raise UserError(f"{flag} does nothing in --opt-level O0, which computes in float32")
     if level in ("O0", "O1") and keep_batchnorm is not None:
-        raise UserError(
-            f"--keep-batchnorm-fp32 is for --opt-level O2 and O3; in {level} it is in float32 anyway"
-        )
+        text = f"is for --opt-level O2 and O3; in {level} it is in float32 anyway"
+        raise UserError(f"--keep-batchnorm-fp32 {text}")
     half = getattr(torch, amp_dtype or ("float16" if device == "cuda" else "bfloat16"))
     keep = level != "O3" if keep_batchnorm is None else keep_batchnorm
     if loss_scale is None:

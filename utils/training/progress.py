@@ -22,21 +22,6 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
-class Turn:
-    """Tells whether something is due: every so many batches, or after so many seconds."""
-
-    def __init__(self, now: float, every: int | None, seconds: float, done: int = 0) -> None:
-        self.last, self.every, self.seconds, self.done = now, every, seconds, done
-
-    def __call__(self, now: float, done: int) -> bool:
-        """Return whether it is due now that ``done`` batches are done; a step may be several batches."""
-        due = now - self.last >= self.seconds
-        if self.every:
-            due = done // self.every > self.done // self.every
-        self.done, self.last = done, now if due else self.last
-        return due
-
-
 class Progress:
     """Progress through a pass: a bar on a terminal, otherwise a plain line every ten seconds.
 
@@ -51,17 +36,11 @@ class Progress:
     def __init__(
         self, label: str, steps: int, processes: int = 1, every: int | None = None, done: int = 0
     ) -> None:
-        self.label, self.steps, self.processes = label, steps, processes
+        self.label, self.steps, self.processes, self.every = label, steps, processes, every
         self.before, self.done, self.images = done, done, 0
-        self.started = time.perf_counter()
-        terminal = sys.stdout.isatty()
-        self.bar = (
-            tqdm(total=steps, initial=done, desc=label, leave=False, unit="batch", file=sys.stdout)
-            if terminal
-            else None
-        )
-        self.line = Turn(self.started, every, _BAR_SECONDS if terminal else _LINE_SECONDS, done)
-        self.point = Turn(self.started, every, _LINE_SECONDS, done)
+        self.started = self.last_line = self.last_point = time.perf_counter()
+        bar = {"desc": label, "leave": False, "unit": "batch", "file": sys.stdout}
+        self.bar = tqdm(total=steps, initial=done, disable=not sys.stdout.isatty(), **bar)
 
     def step(self, meter: Sums, images: int, batches: int = 1) -> list[float] | None:
         """Count batches; the meter is read, which waits for the device, only when a line is due.
@@ -69,23 +48,26 @@ class Progress:
         Returns:
             The meter's values when a point of the curves is due.
         """
-        self.done += batches
+        before, self.done = self.done, self.done + batches
         self.images += images * self.processes
-        if self.bar is not None:
-            self.bar.update(batches)
+        self.bar.update(batches)
         now = time.perf_counter()
-        if not self.line(now, self.done):
+        due = now - self.last_line >= (_LINE_SECONDS if self.bar.disable else _BAR_SECONDS)
+        if self.every:  # a step of several batches may pass over the one where a line is due
+            due = self.done // self.every > before // self.every
+        if not due:
             return None
+        self.last_line = now
         values = meter.values()
-        self._show(f"{meter.figures(values)}, {speed_text(self.speed())} images/s", now)
-        return values if self.point(now, self.done) else None
-
-    def _show(self, text: str, now: float) -> None:
-        if self.bar is not None:
-            self.bar.set_postfix_str(text)
-            return
-        left = clock((now - self.started) / (self.done - self.before) * (self.steps - self.done))
-        print(f"{self.label}: batch {self.done}/{self.steps}, {text}, ETA {left}", flush=True)
+        text = f"{meter.figures(values)}, {speed_text(self.speed())} images/s"
+        self.bar.set_postfix_str(text)
+        if self.bar.disable:
+            left = clock((now - self.started) / (self.done - self.before) * (self.steps - self.done))
+            print(f"{self.label}: batch {self.done}/{self.steps}, {text}, ETA {left}", flush=True)
+        if not self.every and now - self.last_point < _LINE_SECONDS:
+            return None
+        self.last_point = now
+        return values
 
     def speed(self) -> float:
         """Return the images per second since the start."""
@@ -93,6 +75,5 @@ class Progress:
 
     def close(self) -> float:
         """Remove the bar and return the images per second of the pass."""
-        if self.bar is not None:
-            self.bar.close()
+        self.bar.close()
         return self.speed()

@@ -4,8 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch.optim import Optimizer
-
 from utils.common.text import plural
 
 
@@ -76,12 +74,5 @@ class Schedule:
             return ""
         listed = " ".join(map(str, self.milestones))
         where = f"between --warmup {self.warmup} and" if self.warmup else "within"
-        return (
-            f"note: no epoch of --schedule {listed} lies {where} --epochs {self.epochs}: the rate never drops"
-        )
-
-
-def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
-    """Set the learning rate of every parameter group."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+        where += f" --epochs {self.epochs}"
+        return f"note: no epoch of --schedule {listed} lies {where}: the rate never drops"
