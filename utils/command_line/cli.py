@@ -8,6 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -150,14 +151,11 @@ def number(kind: type, accepts: Callable[[float], bool], description: str) -> Ca
     """An argparse type: an ``int`` or ``float`` that passes a test."""
 
     def parse(text: str) -> Any:
-        try:
+        with suppress(ValueError, OverflowError):
             value = kind(text)
-            good = math.isfinite(value) and accepts(value)
-        except (ValueError, OverflowError):
-            good = False
-        if not good:
-            raise argparse.ArgumentTypeError(f"must be {description}, not '{text}'")
-        return value
+            if math.isfinite(value) and accepts(value):
+                return value
+        raise argparse.ArgumentTypeError(f"must be {description}, not '{text}'")
 
     return parse
 

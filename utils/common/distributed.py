@@ -163,12 +163,11 @@ def _losses_in_one_line(rank: int) -> Iterator[None]:
         signs = ("by peer", "Broken pipe", "Connection", "Timed out", "remote process")
         if not isinstance(error, dist.DistError) and not any(sign in str(error) for sign in signs):
             raise
+        text = f"rank {rank}: another process has ended, perhaps with a message of its own, or hangs"
         if "address already in use" in str(error).lower() or "EADDRINUSE" in str(error):
             port = os.environ.get("MASTER_PORT", "")
-            raise UserError(f"port {port} is in use: set another MASTER_PORT, or --master_port") from None
-        raise UserError(
-            f"rank {rank}: another process has ended, perhaps with a message of its own, or hangs"
-        ) from None
+            text = f"port {port} is in use: set another MASTER_PORT, or --master_port"
+        raise UserError(text) from None
 
 
 @contextmanager

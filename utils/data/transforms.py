@@ -6,6 +6,7 @@ level of PIL.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
@@ -46,6 +47,7 @@ def random_box(height: int, width: int, scale: Sequence[float]) -> Box:
     return Box((height - high) // 2, (width - wide) // 2, high, wide)
 
 
+@dataclass(eq=False)
 class TrainTransform:
     """Random resized crop, horizontal flip and more on demand; draws from torch's CPU generator.
 
@@ -57,22 +59,20 @@ class TrainTransform:
         random_erase: probability of random erasing (Zhong et al., arXiv 1708.04896).
     """
 
-    def __init__(
-        self,
-        size: int,
-        scale: Sequence[float] = (0.08, 1.0),
-        hflip: float = 0.5,
-        auto_augment: str | None = None,
-        random_erase: float = 0.0,
-    ) -> None:
-        self.size, self.scale, self.hflip = size, tuple(scale), hflip
+    size: int
+    scale: Sequence[float] = (0.08, 1.0)
+    hflip: float = 0.5
+    auto_augment: str | None = None
+    random_erase: float = 0.0
+
+    def __post_init__(self) -> None:
         self.further: list[v2.Transform] = []
-        if auto_augment:
+        if self.auto_augment:
             fill = [round(255 * value) for value in MEAN]
-            augment = AUTO_AUGMENT[auto_augment](interpolation=v2.InterpolationMode.BILINEAR, fill=fill)
+            augment = AUTO_AUGMENT[self.auto_augment](interpolation=v2.InterpolationMode.BILINEAR, fill=fill)
             self.further += [v2.ToPILImage(), augment, v2.PILToTensor()]
-        if random_erase:
-            self.further.append(v2.RandomErasing(random_erase, value=[255 * value for value in MEAN]))
+        if self.random_erase:
+            self.further.append(v2.RandomErasing(self.random_erase, value=[255 * value for value in MEAN]))
 
     def box(self, height: int, width: int) -> Box:
         """Draw the crop of an image of this size."""

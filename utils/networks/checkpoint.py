@@ -58,21 +58,16 @@ def load(path: str, flag: str = "--resume") -> dict[str, Any]:
             what = "is a folder: give a file in it" if Path(path).is_dir() else "no such file"
             raise UserError(f"{flag} {path}: {what}")
         return _normalize(archive.read(path), f"{flag} {path}")
-    except (UserError, KeyboardInterrupt):
+    except UserError:
         raise
     except PermissionError:
         raise UserError(f"{flag} {path}: no permission to read it") from None
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{flag} {path}: not a checkpoint of tensors and numbers ({_first_sentence(error)})"
-        ) from None
     except Exception as error:  # damage shows up as nearly any: EOFError, RuntimeError, KeyError, ...
-        raise UserError(f"{flag} {path}: damaged or not a checkpoint ({_first_sentence(error)})") from None
-
-
-def _first_sentence(error: Exception) -> str:
-    text = " ".join(str(error).split()).split(". ")[0][:120]
-    return text if " " in text else f"{type(error).__name__} {text}".strip()
+        refused = isinstance(error, pickle.UnpicklingError)
+        what = "not a checkpoint of tensors and numbers" if refused else "damaged or not a checkpoint"
+        sentence = " ".join(str(error).split()).split(". ")[0][:120]
+        why = sentence if " " in sentence else f"{type(error).__name__} {sentence}".strip()
+        raise UserError(f"{flag} {path}: {what} ({why})") from None
 
 
 def _normalize(content: object, source: str) -> dict[str, Any]:
