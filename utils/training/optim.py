@@ -26,16 +26,21 @@ def classify(net: nn.Module) -> list[Owned]:
     only ``--wd-all`` decays them. Parameters of modules other than convolutions and linear layers scale or
     shift channels (batch norm, LayerNorm, SGE's weight) and have kind ``norm``.
     """
-    return [Owned(name, parameter, _kind(net, name)) for name, parameter in net.named_parameters()]
+    declared = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in net.named_modules()
+        if hasattr(module, "no_weight_decay")
+        for name in module.no_weight_decay()
+    }
+    kinds = ((name, value, _kind(net, name)) for name, value in net.named_parameters())
+    return [Owned(name, value, "own" if name in declared else kind) for name, value, kind in kinds]
 
 
 def _kind(net: nn.Module, name: str) -> str:
     path, _, leaf = name.rpartition(".")
-    module: Any = net.get_submodule(path)
-    if hasattr(module, "no_weight_decay") and leaf in module.no_weight_decay():
-        return "own"
     if "bias" in leaf:
         return "bias"
+    module = net.get_submodule(path)
     if isinstance(module, _ConvNd):
         return "depthwise" if module.weight.shape[1] == 1 else "conv"
     return "fc" if isinstance(module, nn.Linear | nn.MultiheadAttention) else "norm"
