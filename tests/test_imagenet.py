@@ -70,7 +70,7 @@ def direct_accuracy(net: nn.Module, images: Path, size: int) -> tuple[float, flo
 
 
 def test_train_writes_log_events_and_checkpoints(run: Run, images: Path, tmp_path: Path) -> None:
-    result = run("-a", "se_resnet18", "--data", images, "--epochs", 2, "-c", "out", *SMALL, fresh=True)
+    result = run("-a", "se_resnet18", "--data", images, "--epochs", 2, "-c", "out", *SMALL)
     assert result.returncode == 0, result.stderr
     assert "seed 7" in result.stdout
     assert "learning rate 0.1, times 0.1 at epochs [150, 225], by epoch\n" in result.stdout
