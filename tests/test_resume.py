@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY, Run, assert_one_line_error, free_port, write_classes
+from conftest import REPOSITORY, Run, assert_one_line_error, places, write_classes
 from forks import Job
 from killer import fingerprint
 from test_imagenet import events
@@ -90,12 +90,8 @@ def test_a_signal_finishes_the_step_and_saves(
     """To every process of the job, data workers included, as a terminal and a scheduler send it."""
     flags = (*SMALL, "--data", "images", "--epochs", 2, "-p", 1, "-j", 1, "--train-batch", 4)
     script = REPOSITORY / "imagenet_fast.py"
-    places = [
-        {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        for port in [free_port()]
-        for rank in range(processes)
-    ]
-    job = start(script, *flags, "-c", "out", environments=places if processes > 1 else ({},))
+    environments = places(processes) if processes > 1 else ({},)
+    job = start(script, *flags, "-c", "out", environments=environments)
     job.wait_for("epoch 1/2: batch 2/")
     for process in job.processes:
         os.killpg(process.pid or 0, number)
