@@ -157,9 +157,10 @@ def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAUL
         level = args.opt_level or ("O2" if ranks.device.type == "cuda" else "O0")
         reading, memory = Reading(args.workers, args.max_bad, args.decoder), layout(args.channels_last)
 
-        with ranks.agree():  # what one process refuses ends all of them, in one line
+        with ranks.agree() as same:  # what one process refuses ends all of them, in one line
             precision = create_precision(args, level, ranks.device.type)
             opened = open_network(args, resumed, f"{ranks}, {precision}")
+            same["--data"] = str(opened.splits)
             spec, net, _, splits = opened = opened._replace(net=on_device(args, opened.net, ranks.device))
             val_loader = validation_loader(splits.val, spec.img_size, args.test_batch, reading, ranks, memory)
             if splits.train is not None:
@@ -168,7 +169,6 @@ def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAUL
                 evaluated = precision.prepare(average.module) if average else trainer.model
             else:
                 evaluated = precision.prepare(net)
-        ranks.same(str(splits), f"--data {args.data}")
         evaluation = ImageEvaluation(evaluated, val_loader, ranks, precision, args.print_freq)
         if splits.train is None:
             print(evaluation.run().published())

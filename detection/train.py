@@ -114,14 +114,15 @@ def main() -> None:
         level = args.opt_level or ("O1" if ranks.device.type == "cuda" else "O0")
         split = None
 
-        with ranks.agree():  # what one process refuses ends all of them, in one line
+        with ranks.agree() as same:  # what one process refuses ends all of them, in one line
             precision = choose_precision(level, ranks.device.type, args.amp_dtype, args.loss_scale)
             spec, net, val = opened = open_detector(args, resumed, ranks, precision)
+            same["--data for evaluation"] = str(val)
             reading = Reading(args.workers, args.max_bad)
             val_loader = coco_validation_loader(val, args.test_batch, reading, ranks)
             if not args.evaluate:
                 split, loader, trainer = prepare_training(args, resumed, opened, precision, seed, ranks)
-        ranks.same(f"{split}, {val}", f"--data {args.data}")
+                same["--data for training"] = str(split)
         evaluation = CocoEvaluation(val, net, val_loader, ranks, precision, args.print_freq)
         if args.evaluate:
             print(evaluation.run())

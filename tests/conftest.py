@@ -78,40 +78,31 @@ def same_folder() -> Iterator[None]:
 
 
 @pytest.fixture
-def run(tmp_path: Path, start: Callable[..., Job]) -> Run:
-    """Start ``python SCRIPT ARGUMENTS`` in an empty folder and wait for it; a fork, or a new interpreter."""
+def run(start: Callable[..., Job]) -> Run:
+    """Start ``python SCRIPT ARGUMENTS`` in an empty folder, as a fork, and wait for it."""
 
-    def begin(
-        *arguments: object, script: str = "imagenet.py", fresh: bool = False
-    ) -> subprocess.CompletedProcess[str]:
-        command = (REPOSITORY / script, *arguments)
-        return start_process(tmp_path, *command) if fresh else start(*command).complete()
+    def begin(*arguments: object, script: str = "imagenet.py") -> subprocess.CompletedProcess[str]:
+        return start(REPOSITORY / script, *arguments).complete()
 
     return begin
 
 
 @pytest.fixture
 def launch(start: Callable[..., Job]) -> Run:
-    """Start a script in several processes: forks that have a launcher's environment, or by a launcher.
+    """Start a script in several processes, forks that have a launcher's environment, and wait for them."""
 
-    What a launcher starts are new interpreters.
-    """
-
-    def begin(
-        script: Path | str, *arguments: object, processes: int = 2, launcher: str = ""
-    ) -> subprocess.CompletedProcess[str]:
-        if not launcher:
-            places = [
-                {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, **address}
-                for address in [{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}]
-                for rank in range(processes)
-            ]
-            return start(REPOSITORY / script, *arguments, environments=places).complete()
-        nodes = ("--standalone",) if launcher == "torch.distributed.run" else ("--master-port", free_port())
-        command = ("-m", launcher, *nodes, f"--nproc_per_node={processes}", REPOSITORY / script, *arguments)
-        return start(*command).complete()
+    def begin(script: Path | str, *arguments: object, processes: int = 2) -> subprocess.CompletedProcess[str]:
+        return start(REPOSITORY / script, *arguments, environments=places(processes)).complete()
 
     return begin
+
+
+def places(processes: int) -> list[dict[str, object]]:
+    """What a launcher tells each of the processes of a job."""
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    return [
+        {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, **address} for rank in range(processes)
+    ]
 
 
 def free_port() -> int:

@@ -3,11 +3,13 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import REPOSITORY, Run, assert_one_line_error
+from forks import Job
 
 from models import create_model
 
@@ -141,7 +143,7 @@ def test_blank_values_of_flags_are_values(call: Run, images: Path) -> None:
 
 
 def test_from_outside(run: Run, tmp_path: Path) -> None:
-    mistake = run("--data", "nowhere", fresh=True)
+    mistake = run("--data", "nowhere")
     assert_one_line_error(mistake, "imagenet.py: error: --data nowhere: no such folder")
     assert_one_line_error(run("--data", "nowhere", "--lr", "-1"), "imagenet.py: error: argument --lr")
     assert list(tmp_path.iterdir()) == []
@@ -361,19 +363,16 @@ def test_a_launcher_is_not_for_imagenet_py(call: Run, images: Path, monkeypatch:
     assert_one_line_error(call("--data", images), "imagenet.py is one process", "imagenet_fast.py")
 
 
-def test_a_folder_in_use(call: Run, images: Path, tmp_path: Path) -> None:
-    hold = "import pathlib, sys; from utils.runs.folder import RunFolder; "
-    hold += "lock = RunFolder(pathlib.Path(sys.argv[1]), False, False); print(flush=True); sys.stdin.read()"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", hold, str(tmp_path / "out")],
-        cwd=REPOSITORY,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+def test_a_folder_in_use(call: Run, start: Callable[..., Job], images: Path, tmp_path: Path) -> None:
+    (tmp_path / "holds.py").write_text(
+        "import pathlib, time; from utils.runs.folder import RunFolder\n"
+        "held = RunFolder(pathlib.Path('out'), False, False, 2); print('held', flush=True); time.sleep(300)"
     )
-    assert holder.stdout is not None
-    holder.stdout.readline()
+    holder = start(tmp_path / "holds.py")
+    holder.wait_for("held")
     flags = ("--data", images, "-a", "mobilenetv1", "--img-size", 32, "-c", "out", "--epochs", 1)
     assert_one_line_error(call(*flags), "-c out: another process is training into it")
+    holder.kill()
     holder.communicate()
     assert call(*flags).returncode == 0
 

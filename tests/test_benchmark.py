@@ -141,6 +141,7 @@ def test_growth_with_the_number_of_images(bench: Run, tmp_path: Path) -> None:
     assert all(row["worker MB"] > 0 for row in table["results"])
 
 
+@pytest.mark.slow
 def test_two_processes(bench: Run, tmp_path: Path) -> None:
     if scaling.cores() < 2:
         pytest.skip("two processes need two cores")

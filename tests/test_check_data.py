@@ -4,14 +4,14 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import REPOSITORY, Run, assert_one_line_error, write_images
+from forks import Job
 from PIL import Image
 
 from utils.data.splits import VAL_NAMES, open_data
@@ -335,43 +335,34 @@ def test_digits(call: Run, check: Run) -> None:
 
 
 @pytest.fixture
-def decoding(images: Path) -> Iterator[subprocess.Popen[str]]:
+def decoding(images: Path, start: Callable[..., Job]) -> Job:
     """The script from outside, in a process group of its own and in the midst of many large images."""
     Image.new("1", (2000, 2000)).save(images / "large.png")
     for i in range(2000):
         (images / "train" / "cat" / f"{i:04}.png").symlink_to(images / "large.png")
-    process = subprocess.Popen(
-        [sys.executable, REPOSITORY / SCRIPT, images, "-j", "2"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    while not process.stdout.readline().startswith("valf/"):
-        assert process.poll() is None
+    job = start(REPOSITORY / SCRIPT, images, "-j", 2)
+    job.wait_for("(?m)^valf/.*\n")
     time.sleep(0.5)
-    yield process
-    process.kill()
+    return job
 
 
-def worker_of(process: subprocess.Popen[str]) -> int:
-    return int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
+def worker_of(job: Job) -> int:
+    return int(Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()[0])
 
 
-def test_ctrl_c(decoding: subprocess.Popen[str]) -> None:
+def test_ctrl_c(decoding: Job) -> None:
     """A terminal sends it to the whole group; workers must leave the answer to the script."""
     worker = worker_of(decoding)
     os.kill(worker, signal.SIGINT)
     time.sleep(0.5)
     assert "zombie" not in Path(f"/proc/{worker}/status").read_text()
+    before = decoding.read()[0]
     os.killpg(decoding.pid, signal.SIGINT)
     output, errors = decoding.communicate(timeout=30)
-    assert (decoding.returncode, output, errors.strip()) == (130, "", "interrupted")
+    assert (decoding.returncode, output, errors.strip()) == (130, before, "interrupted")
 
 
-def test_a_worker_that_dies(decoding: subprocess.Popen[str]) -> None:
+def test_a_worker_that_dies(decoding: Job) -> None:
     os.kill(worker_of(decoding), signal.SIGKILL)
     _, errors = decoding.communicate(timeout=30)
     assert decoding.returncode == 2

@@ -3,7 +3,6 @@
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +10,14 @@ import pytest
 import torch
 from conftest import REPOSITORY, Run, start_process
 from documented import of_page
+from torch.distributed.run import get_args_parser
 
 from models import create_model
 
 SMALLER = {"oct_resnet50": "oct_resnet26", "resnet101": "resnet18", "resnet50": "resnet18"}
 SMALLER |= {"shufflenetv2_1x": "shufflenetv2_05x"}
 SCRIPTS = ("imagenet.py", "imagenet_fast.py", "imagenet_mobile.py")
-SMALL = ("--epochs", "2", "--img-size", "64", "-j", "0")
+SMALL = ("--epochs", "2", "--img-size", "32", "-j", "0")
 
 
 def readme_commands() -> list[list[str]]:
@@ -61,19 +61,31 @@ def adapt(words: list[str], images: Path, folder: Path) -> list[str]:
     return [*adapted, *SMALL]
 
 
+def by_a_launcher() -> list[list[str]]:
+    """The first training and the first evaluation of several processes."""
+    several = [words for words in readme_commands() if words[0] == "torchrun"]
+    return [next(words for words in several if ("-e" in words) == evaluate) for evaluate in (False, True)]
+
+
 def test_the_readme_has_the_published_commands() -> None:
     found = {
         (Path(next(w for w in words if "imagenet" in w)).name, "-e" in words) for words in readme_commands()
     }
     assert found == {(f"imagenet{kind}.py", e) for kind in ("", "_fast", "_mobile") for e in (False, True)}
-    assert len(readme_commands()) == 9
 
 
 @pytest.mark.parametrize("words", readme_commands(), ids=lambda words: " ".join(words)[:90])
-def test_command_of_the_readme(words: list[str], images: Path, tmp_path: Path) -> None:
+def test_command_of_the_readme(words: list[str], images: Path, tmp_path: Path, run: Run, launch: Run) -> None:
+    """One by torchrun and one by the older launcher; of the others the launcher only reads its flags."""
     command = adapt(words, images, tmp_path)
     before = set(tmp_path.rglob("*"))
-    result = start_process(tmp_path, *command)
+    if words in by_a_launcher():
+        result = start_process(tmp_path, *command)
+    elif words[0] == "torchrun":
+        read = get_args_parser().parse_args(command[2:])
+        result = launch(read.training_script, *read.training_script_args)
+    else:
+        result = run(*command[1:], script=command[0])
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("processes, each on CPU") == (words[0] == "torchrun")
     written = {
@@ -101,14 +113,20 @@ def test_command_of_the_readme(words: list[str], images: Path, tmp_path: Path) -
         ("train_bag_of_tricks.sh", ("-a", "resnet50")),
     ],
 )
-def test_recipe(recipe: str, arguments: tuple[str, ...], images: Path, tmp_path: Path) -> None:
-    """One process; the flags behind a recipe's own win."""
-    environment = {**os.environ, "PYTHON": sys.executable, "GPUS": "1"}
-    small = ("--epochs", "1", "--img-size", "64", "-j", "0", "-c", str(tmp_path / "out"))
+def test_recipe(recipe: str, arguments: tuple[str, ...], images: Path, tmp_path: Path, call: Run) -> None:
+    """What it starts, in one process; the flags behind a recipe's own win."""
+    says = tmp_path / "python"
+    says.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    says.chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(says), "GPUS": "1"}
+    small = ("--epochs", "1", "--img-size", "32", "-j", "0", "-c", "out")
     command = ["bash", f"scripts/{recipe}", str(images), *arguments, *small]
-    result = subprocess.run(
-        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300
-    )
+    started = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    module, name, *words = started.stdout.splitlines()
+    assert (module, name) == ("-m", "torch.distributed.run")
+    read = get_args_parser().parse_args(words)
+    assert read.nproc_per_node == "1"
+    result = call(*read.training_script_args, script=read.training_script)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "out" / "checkpoint.pth.tar").exists()
 

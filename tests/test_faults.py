@@ -3,8 +3,6 @@
 import os
 import resource
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from itertools import islice
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, Run, assert_one_line_error, write_images
+from forks import Job
 from PIL import Image
 from small_training import small_net
 from tensorboardX.event_file_writer import EventsWriter
@@ -96,19 +95,17 @@ def test_too_many_bad_files(call: Run, images: Path) -> None:
     assert call(*flags, "--max-bad", 0.125).returncode == 0
 
 
-def test_a_full_disk(run: Run, call: Run, images: Path, tmp_path: Path) -> None:
+def test_a_full_disk(call: Run, images: Path, tmp_path: Path) -> None:
     """Files may not grow beyond a limit, which the second checkpoint meets."""
     flags = (*SMALL, "--data", images, "--epochs", 2, "-c", "out")
     assert call(*flags, "--epochs", 1).returncode == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    result = subprocess.run(
-        [sys.executable, REPOSITORY / "imagenet.py", *map(str, flags), "--resume", "auto"],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)),
-        capture_output=True,
-        text=True,
-    )
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    try:
+        result = call(*flags, "--resume", "auto")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert_one_line_error(result, "cannot write to out (File too large)", "--resume auto")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     assert call(*flags, "--resume", "auto").returncode == 0
@@ -226,20 +223,13 @@ def test_batch_norm_of_one_value(call: Run, images: Path, script: str) -> None:
     assert_one_line_error(result, "only one value per channel", "--train-batch of at least 2", "--img-size")
 
 
-def test_a_killed_data_worker(images: Path, tmp_path: Path) -> None:
+def test_a_killed_data_worker(start: Callable[..., Job], images: Path, tmp_path: Path) -> None:
     flags = (*SMALL, "--data", images, "--epochs", 500, "-c", "out", "-j", 1)
-    job = subprocess.Popen(
-        [sys.executable, REPOSITORY / "imagenet.py", *map(str, flags)],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    job = start(REPOSITORY / "imagenet.py", *flags)
     children = Path(f"/proc/{job.pid}/task/{job.pid}/children")
     while not (tmp_path / "out" / "log.txt").exists() or not children.read_text().split():
-        assert job.poll() is None
-        time.sleep(0.1)
+        assert job.running
+        time.sleep(0.02)
     os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
     _, errors = job.communicate(timeout=60)
     assert job.returncode == 2

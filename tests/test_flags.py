@@ -51,6 +51,8 @@ OF_PLAIN: dict[str, tuple[Flags, Flags]] = {
     "--modelsize": ((), ("small",)),
     "--finetune": ((), ("teacher.pth",)),
 }
+# What the scripts build by the same function: the default suite changes them in imagenet_fast.py.
+OF_THE_NET = {"--zero-gamma", "--cardinality", "--base-width"}
 # They change the rate: it is compared too. For all others the first column is left out.
 OF_THE_RATE = {
     "--schedule",
@@ -160,7 +162,10 @@ def last_row(
 @pytest.mark.parametrize(
     ("script", "flag"),
     [
-        *((PLAIN, flag) for flag in OF_PLAIN),
+        *(
+            pytest.param(PLAIN, flag, marks=pytest.mark.slow if flag in OF_THE_NET else ())
+            for flag in OF_PLAIN
+        ),
         *((FAST, flag) for flag in OF_FAST),
         *((MOBILE, flag) for flag in ("--schedule", "--gamma", "--cos", "--warmup", "--mineps", "--lam")),
     ],

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import REPOSITORY, Run, assert_one_line_error, write_images
+from forks import Job
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
@@ -243,27 +243,22 @@ def test_a_full_disk(resize: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_cut_short(resize: Run, large: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_cut_short(
+    resize: Run, start: Callable[..., Job], large: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     """A terminal's Ctrl-C reaches the whole group; after either signal no half file bears a final name."""
     Image.effect_noise((400, 400), 50).save(tmp_path / "large.jpg")
     for i in range(2000):
         (large / "train" / "cat" / f"many{i}.jpg").symlink_to(tmp_path / "large.jpg")
-    process = subprocess.Popen(
-        [sys.executable, REPOSITORY / SCRIPT, "images", "copy", "--side", "64", "-j", "2"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    job = start(REPOSITORY / SCRIPT, "images", "copy", "--side", 64, "-j", 2)
     while not list(tmp_path.glob("copy/train/cat/many*")):
-        assert process.poll() is None
+        assert job.running
         time.sleep(0.01)
-    os.killpg(process.pid, number)
-    output, errors = process.communicate(timeout=30)
+    os.killpg(job.pid, number)
+    output, errors = job.communicate(timeout=30)
     assert output == ""
     if number == signal.SIGINT:
-        assert (process.returncode, errors.strip()) == (130, "interrupted")
+        assert (job.returncode, errors.strip()) == (130, "interrupted")
     for path in tmp_path.glob("copy/train/cat/many*"):
         assert decode(str(path)).size == (64, 64)
     for path in large.glob("train/cat/many*"):

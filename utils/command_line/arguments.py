@@ -164,7 +164,8 @@ def add_run_arguments(parser: Parser) -> Group:
     group.add_argument("-e", "--evaluate", action="store_true", help="evaluate only: writes nothing")
     text = "seed of everything random (default: drawn, and printed)"
     group.add_argument("--manualSeed", type=seed, help=text)
-    text = "batches between two lines of progress, each a point in TensorBoard (default: ten seconds)"
+    text = "batches between two lines of progress, each a point in TensorBoard (default: ten seconds); with "
+    text += "--accum-steps at the end of a step"
     group.add_argument("-p", "--print-freq", type=count_of, metavar="N", help=text)
     text = "auto: CUDA if there is one"
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help=text)

@@ -95,17 +95,23 @@ class Ranks:
                 dist.broadcast(buffer, src=0)
 
     @contextmanager
-    def agree(self) -> Iterator[None]:
+    def agree(self) -> Iterator[dict[str, str]]:
         """End all processes if a UserError is raised in the block on any of them; rank 0 prints it.
 
-        The block must not communicate.
+        The block must not communicate. What it puts into the dict must be the same on all processes.
         """
+        known: dict[str, str] = {}
         mistake = None
         try:
-            yield
+            yield known
         except UserError as error:
             mistake = str(error)
-        for rank, text in enumerate(self.gather(mistake)):
+        found = self.gather((known, mistake))
+        for what, ours in found[0][0].items():
+            for rank, (values, _) in enumerate(found):
+                if (theirs := values.get(what, ours)) != ours:
+                    self.refuse(f"{what} on rank {rank} differs from that on rank 0: {theirs} and {ours}")
+        for rank, (_, text) in enumerate(found):
             if text:
                 self.refuse(f"rank {rank}: {text}" if rank else text)
 
@@ -114,13 +120,6 @@ class Ranks:
         if self.main:
             raise UserError(message)
         leave_quietly()
-
-    def same(self, value: object, what: str) -> None:
-        """End all processes if a value differs between them."""
-        values = self.gather(value)
-        for rank, other in enumerate(values):
-            if other != values[0]:
-                self.refuse(f"{what} on rank {rank} differs from that on rank 0: {other} and {values[0]}")
 
 
 ONE_PROCESS = Ranks()
