@@ -8,6 +8,7 @@ import fcntl
 import os
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,9 @@ def check_folder(folder: Path, goes_on: bool, overwrite: bool) -> None:
 class RunFolder:
     """A run's folder while the run writes to it, locked against other processes.
 
-    A crash at any moment leaves a folder from which ``--resume auto`` goes on. What the folder holds of
-    another run stays until the first checkpoint of this one is written.
+    Checkpoints are written in a thread, one after the other; training waits for a copy in memory only. A
+    crash at any moment leaves a folder from which ``--resume auto`` goes on. What the folder holds of another
+    run stays until the first checkpoint of this one is written.
 
     Args:
         path: the folder; made if it is not there.
@@ -135,6 +137,8 @@ class RunFolder:
         self.old_checkpoints, self.old_files = ([], []) if goes_on else _files_of_a_run(path)
         self.replaces = bool(self.old_checkpoints or self.old_files)
         self.unsaved = not goes_on
+        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saving")
+        self.writing: Future[None] | None = None
 
     def _lock(self) -> None:
         try:
@@ -152,16 +156,30 @@ class RunFolder:
             pass
 
     def save(self, content: Mapping[str, Any], is_best: bool) -> None:
-        """Write a checkpoint, and its ``rows`` to log.txt.
+        """Begin to write a checkpoint, and its ``rows`` to log.txt; ``content`` may change afterwards.
+
+        Raises:
+            OSError: the checkpoint before could not be written.
+        """
+        self.wait()
+        self.writing = self.thread.submit(self._write, _on_cpu(content), is_best)
+
+    def wait(self) -> None:
+        """Wait until all is written.
 
         Raises:
             OSError: it could not be written.
         """
+        writing, self.writing = self.writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, content: Mapping[str, Any], is_best: bool) -> None:
         if self.unsaved:  # until the new one is written, checkpoint.pth.tar is the other run's
             remove_leftovers(self.path)
             for old in self.old_checkpoints:
                 old.unlink(missing_ok=True)
-        path = save(_on_cpu(content), self.path)
+        path = save(content, self.path)
         if self.unsaved:
             self._replace_old_run()
             self.unsaved = False
@@ -169,7 +187,8 @@ class RunFolder:
         publish(path, is_best, self.keep)
 
     def close(self) -> None:
-        """Let others use the folder, after an error too."""
+        """Let the thread end and others use the folder, after an error too."""
+        self.thread.shutdown()
         self.lock.close()
 
     def repair(self, path: Path, rows: Sequence[str], is_best: bool) -> None:
@@ -200,7 +219,7 @@ def _files_of_a_run(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _on_cpu(value: Any) -> Any:
-    """Return nested dicts and lists with all tensors on the CPU, without what else their storage holds."""
+    """Copy nested dicts and lists, with all tensors, to the CPU."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):

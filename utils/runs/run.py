@@ -62,6 +62,7 @@ class Run:
         self.accuracy, self.best = float(saved.get("acc", 0.0)), float(saved.get("best_acc", -1.0))
         self.best_epoch = int(saved.get("best_epoch", 0))
         self.signals = Signals()
+        self.unsaved = True
         with self.ranks.agree():
             count = len(self.task.meter(torch.device("cpu")).sums)
             self.position = self.resumed.position(self.start_epoch, count, self.ranks)
@@ -110,7 +111,7 @@ class Run:
         """Log a step; save every ``save_every`` steps; end the run, saved, on an error or a signal."""
         self.position = step.position
         if step.point and self.ranks.main:
-            self.log.point(*step.point, wait=self.folder.unsaved and self.folder.replaces)
+            self.log.point(*step.point, wait=self.unsaved and self.folder.replaces)
         if step.error:
             self._give_up(step)
         if step.signal:
@@ -134,7 +135,7 @@ class Run:
             self.best, self.best_epoch = score, epoch
         if self.ranks.main:
             self.log.add(values)
-        self._save()
+        self._save(wait=self.finished)
         if self.ranks.main:
             self.log.show(epoch, values, trainer.images_per_second)
 
@@ -151,7 +152,7 @@ class Run:
 
     def _give_up(self, step: Step) -> NoReturn:
         """Save what was reached before the step that is to blame, and the names of its images."""
-        self._save()
+        self._save(wait=True)
         with self._errors_in_one_line():
             if self.ranks.main:
                 names = "".join(f"{file}\n" for file in step.files).encode("utf-8", "surrogateescape")
@@ -161,13 +162,13 @@ class Run:
         self.ranks.refuse(f"{step.error}; {left}: {remedy}")
 
     def _stop(self, number: int) -> NoReturn:
-        self._save()
+        self._save(wait=True)
         name = signal.Signals(number).name
         print(f"stopped by {name}, {self.position}: resume with --resume {self.path / LAST}", flush=True)
         sys.exit(EXIT_CODES[signal.Signals(number)])
 
-    def _save(self) -> None:
-        """Save what was reached, on rank 0."""
+    def _save(self, wait: bool = False) -> None:
+        """Begin to save what was reached, on rank 0; wait for the first checkpoint of the run in any case."""
         sums = self.ranks.gather([float(value) for value in self.position.sums])
         with self._errors_in_one_line():
             if self.ranks.main:
@@ -177,6 +178,11 @@ class Run:
                 results = {"acc": self.accuracy, "best_acc": self.best, "best_epoch": self.best_epoch}
                 content = {**self.fields, **reached, **results, "rows": self.log.rows, **state}
                 self.folder.save(content, self._is_best)
+        if wait or self.unsaved:
+            with self._errors_in_one_line():
+                if self.ranks.main:
+                    self.folder.wait()
+            self.unsaved = False
 
     @property
     def _is_best(self) -> bool:

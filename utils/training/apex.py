@@ -72,7 +72,7 @@ def choose_apex(
     Raises:
         UserError: Apex is absent, or cannot do what the flags say.
     """
-    choose_precision(level, device, amp_dtype, scale, keep)  # refuses the same flags
+    choose_precision(level, "cpu", amp_dtype, scale, keep)  # refuses the same flags
     if amp_dtype == "bfloat16" or device == "cpu":
         raise UserError("--amp-backend apex: Apex's amp computes in float16 on CUDA only")
     return ApexPrecision(level, keep, scale)
