@@ -31,6 +31,7 @@ def play(
 ) -> None:
     """Be the process of ``python COMMAND``, a script or ``-m`` and a module."""
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in a shell's background ignore it
     multiprocessing.set_start_method(None, force=True)  # for its own children that of a new interpreter
     multiprocessing.set_forkserver_preload([])
     for number, output in enumerate(outputs, 1):
