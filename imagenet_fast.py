@@ -111,9 +111,8 @@ def create_task(
 
 def create_schedule(args: argparse.Namespace, images_per_step: int) -> Schedule:
     """Create the schedule; ``--lr`` is for 256 images per step: Goyal et al., arXiv 1706.02677."""
-    base = args.lr * images_per_step / 256
-    milestones = args.schedule or MILESTONES
-    return Schedule(base, args.epochs, args.warmup, milestones, args.gamma, args.cos, args.per_iter)
+    shape = (args.schedule or MILESTONES, args.gamma, args.cos, args.per_iter)
+    return Schedule(args.lr * images_per_step / 256, args.epochs, args.warmup, *shape)
 
 
 def create_sgd(args: argparse.Namespace, net: nn.Module) -> SGD:
@@ -132,8 +131,8 @@ def prepare_training(
     task = create_task(args, opened, ranks.device, precision)
     scale = args.scale or (0.08, 1.0)
     transform = TrainTransform(spec.img_size, scale, args.hflip, args.auto_augment, args.random_erase)
-    reading, memory = Reading(args.workers, args.max_bad, args.decoder), layout(args.channels_last)
-    batches = (args.train_batch, seed, reading, ranks, memory, args.accum_steps)
+    reading = Reading(args.workers, args.max_bad, args.decoder, layout(args.channels_last))
+    batches = (args.train_batch, seed, reading, ranks, args.accum_steps)
     loader = training_loader(splits.train, transform, *batches)
     schedule = create_schedule(args, loader.batches.samples_per_step)
     optimizer = create_sgd(args, net)
@@ -155,14 +154,14 @@ def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAUL
         seed = ranks.gather(choose_seed(args.manualSeed, resumed.saved.get("seed")))[0]
         configure_torch(args.deterministic, seed)
         level = args.opt_level or ("O2" if ranks.device.type == "cuda" else "O0")
-        reading, memory = Reading(args.workers, args.max_bad, args.decoder), layout(args.channels_last)
+        reading = Reading(args.workers, args.max_bad, args.decoder, layout(args.channels_last))
 
         with ranks.agree() as same:  # what one process refuses ends all of them, in one line
             precision = create_precision(args, level, ranks.device.type)
             opened = open_network(args, resumed, f"{ranks}, {precision}")
             same["--data"] = str(opened.splits)
             spec, net, _, splits = opened = opened._replace(net=on_device(args, opened.net, ranks.device))
-            val_loader = validation_loader(splits.val, spec.img_size, args.test_batch, reading, ranks, memory)
+            val_loader = validation_loader(splits.val, spec.img_size, args.test_batch, reading, ranks)
             if splits.train is not None:
                 loader, trainer = prepare_training(args, resumed, opened, precision, seed, ranks)
                 average = trainer.average

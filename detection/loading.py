@@ -113,7 +113,7 @@ def coco_training_loader(
     dataset = CocoDataset(ImageSplit(*split[:2]), v2.RandomHorizontalFlip(hflip), seed, substitute=True)
     wide = torch.tensor([target.size[0] > target.size[1] for _, target in split.samples])
     batches = GroupedBatches(wide, batch, seed, parts, ranks.rank, ranks.size)
-    return RaggedLoader(dataset, batches, collect, reading.workers, ranks.device, max_bad=reading.max_bad)
+    return RaggedLoader(dataset, batches, collect, reading, ranks.device)
 
 
 def coco_validation_loader(
@@ -122,4 +122,4 @@ def coco_validation_loader(
     """Return this process's share of the images in batches; arguments as of the training loader."""
     dataset = CocoDataset(ImageSplit(*split[:2]), v2.Identity(), 0)
     batches = EvalBatches(len(dataset), batch, ranks.rank, ranks.size)
-    return RaggedLoader(dataset, batches, collect, reading.workers, ranks.device, max_bad=reading.max_bad)
+    return RaggedLoader(dataset, batches, collect, reading, ranks.device)

@@ -77,8 +77,7 @@ def open_detector(args: argparse.Namespace, resumed: Resumed, ranks: Ranks, prec
     spec = choose_detector(given, resumed.saved if args.evaluate else {}, resumed.file)
     if not (args.evaluate or args.dry_run):
         resumed.check_start(args.epochs, args.overwrite)
-    known = resumed.saved.get("classes", ())
-    val = read_coco(Path(args.data), "val", False, spec.masks, known)
+    val = read_coco(Path(args.data), "val", False, spec.masks, resumed.saved.get("classes", ()))
     net = create_net(args, spec, resumed, len(val.classes)).to(ranks.device)
     size = f"{spec.min_size} px, long sides at most {spec.max_size}"
     classes = plural(len(val.classes), "class")
@@ -97,8 +96,8 @@ def prepare_training(
     base = args.lr * loader.batches.samples_per_step / IMAGES  # --lr is for IMAGES images per step
     schedule = Schedule(base, args.epochs, 0, args.schedule, args.gamma, warmup_steps=args.warmup_steps)
     optimizer, task = create_optimizer(opened.net, args), Detection(opened.spec.masks)
-    parts = (args.accum_steps, args.clip_grad)
-    trainer = Trainer(opened.net, optimizer, task, schedule, seed, ranks, precision, *parts)
+    trainer = Trainer(opened.net, optimizer, task, schedule, seed, ranks, precision)
+    trainer.accumulate, trainer.clip = args.accum_steps, args.clip_grad
     trainer.print_every, trainer.skip_nan = args.print_freq, args.on_nan == "skip"
     if resumed.file is not None and not args.fresh_optimizer:
         trainer.load_state(resumed.saved, opened.net, resumed.file)

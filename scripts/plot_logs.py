@@ -19,12 +19,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from scripts.lib.curves import BANDS, SEEDS, Group, RunCurves, draw, grouped, read_curves, rendered
 from scripts.lib.pictures import check_picture, picture_file, write_picture
 from utils.command_line import cli
 from utils.common.errors import UserError
 from utils.common.text import plural
-from utils.runs.curves import BANDS, CURVES, SEEDS, Group, RunCurves, draw, grouped, read_curves, rendered
-from utils.runs.log import LOG
+from utils.runs.log import CURVES, LOG
 
 
 def expression(text: str) -> str:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from imagenet_fast import DEFAULTS, create_parser
+from scripts.lib.curves import rendered
 from scripts.lib.pictures import check_picture, picture_file, write_picture
 from utils.command_line import cli
 from utils.command_line.checks import check, check_tricks
@@ -37,7 +38,6 @@ from utils.data.transforms import MEAN, STD, TrainTransform
 from utils.networks import checkpoint
 from utils.networks.building import choose_network, layout
 from utils.networks.outputs import outputs_of
-from utils.runs.curves import rendered
 from utils.runs.resume import choose_seed, find_checkpoint
 from utils.training.metrics import Meter
 from utils.training.mixing import MixedBatch, Mixer
@@ -176,8 +176,9 @@ def main() -> None:
     assert split is not None  # it is missing in evaluation only
     scale = args.scale or (0.08, 1.0)
     transform = TrainTransform(spec.img_size, scale, args.hflip, args.auto_augment, args.random_erase)
-    reading = Reading(0, args.max_bad, args.decoder)  # data workers would read further batches
-    batches = (args.train_batch, seed, reading, ranks, layout(args.channels_last), args.accum_steps)
+    memory = layout(args.channels_last)
+    reading = Reading(0, args.max_bad, args.decoder, memory)  # data workers would read further batches
+    batches = (args.train_batch, seed, reading, ranks, args.accum_steps)
     loader = training_loader(split, transform, *batches)
     start = resumed.position(args.start_epoch, len(Meter(ranks.device).sums), ranks)
     begin, step = chosen_step(start, loader.batches, args.show_epoch, args.show_step)

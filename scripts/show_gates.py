@@ -24,6 +24,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from models import create_model
 from scripts.lib.checks import check_libraries
+from scripts.lib.curves import rendered
 from scripts.lib.gates_draw import draw, ranges_of
 from scripts.lib.gates_record import Gate, Recorded, last_of_each_stage, record
 from scripts.lib.pictures import Entry, make_folder, picture_name, write_page, write_picture
@@ -33,7 +34,6 @@ from utils.common.errors import UserError
 from utils.common.text import drawable, plural
 from utils.data.decoding import decode
 from utils.data.transforms import MEAN, STD, ValTransform
-from utils.runs.curves import rendered
 
 TOP = 3  # predictions that are shown
 

@@ -15,7 +15,7 @@ from utils.common.distributed import ONE_PROCESS
 from utils.common.errors import UserError
 from utils.data.decoding import Box, decode
 from utils.data.digits import write_digits
-from utils.data.loading import DeviceLoader, ImageDataset, stack
+from utils.data.loading import DeviceLoader, ImageDataset, Reading, stack
 from utils.data.sampling import EvalBatches, Position, SampleKey, TrainBatches
 from utils.data.splits import open_data
 from utils.data.transforms import MEAN, STD, TrainTransform, ValTransform
@@ -29,7 +29,7 @@ def loader(images: Path, workers: int, batch: int = 5, seed: int = 1) -> DeviceL
     split = open_data(str(images), evaluate=False).train
     assert split is not None
     dataset = ImageDataset(split, TrainTransform(32), seed, substitute=True)
-    return DeviceLoader(dataset, TrainBatches(len(dataset), batch, seed), TO_32, workers, CPU)
+    return DeviceLoader(dataset, TrainBatches(len(dataset), batch, seed), TO_32, Reading(workers), CPU)
 
 
 @pytest.mark.parametrize("name", ["val", "valf", "valid", "validation"])
@@ -171,7 +171,11 @@ def test_images_are_normalised_by_imagenets_mean_and_deviation(tmp_path: Path) -
     images, labels = next(
         iter(
             DeviceLoader(
-                ImageDataset(split, ValTransform(56), 0), EvalBatches(1, 1), partial(stack, size=56), 0, CPU
+                ImageDataset(split, ValTransform(56), 0),
+                EvalBatches(1, 1),
+                partial(stack, size=56),
+                Reading(),
+                CPU,
             )
         )
     )
@@ -212,7 +216,7 @@ def test_in_evaluation_a_broken_file_is_left_out(images: Path, capsys: pytest.Ca
     split = open_data(str(images), evaluate=False).train
     assert split is not None
     dataset = ImageDataset(split, ValTransform(32), 0)
-    batches = DeviceLoader(dataset, EvalBatches(len(dataset), 1), TO_32, 0, CPU)
+    batches = DeviceLoader(dataset, EvalBatches(len(dataset), 1), TO_32, Reading(), CPU)
     assert [len(labels) for _, labels in batches].count(0) == 2
     batches.report(ONE_PROCESS)
     assert "2 images could not be decoded: left out" in capsys.readouterr().out
@@ -225,7 +229,7 @@ def test_only_broken_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"1 of 1 image cannot be decoded.*x\.png"):
         list(loader(tmp_path, workers=0))
     dataset = ImageDataset(open_data(str(tmp_path), evaluate=True).val, ValTransform(32), 0)
-    batches = DeviceLoader(dataset, EvalBatches(1, 1), TO_32, 0, CPU)
+    batches = DeviceLoader(dataset, EvalBatches(1, 1), TO_32, Reading(), CPU)
     assert [len(labels) for _, labels in batches] == [0]
     with pytest.raises(UserError, match=r"1 of 1 image cannot be decoded.*x\.png"):
         batches.report(ONE_PROCESS)

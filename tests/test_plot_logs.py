@@ -10,7 +10,7 @@ import pytest
 from conftest import Run, assert_one_line_error
 from PIL import Image
 
-from utils.runs.curves import SEEDS, Group, draw, grouped, read_curves, spans_decades, write_curves
+from scripts.lib.curves import SEEDS, Group, draw, grouped, read_curves, spans_decades
 
 SCRIPT = "scripts/plot_logs.py"
 PUBLISHED = "Learning Rate\tTrain Loss\tValid Loss\tTrain Acc.\tValid Acc.\t\n"
@@ -161,23 +161,11 @@ def test_bad_input(tmp_path: Path, plot: Run, arguments: list[str], fragment: st
     assert_one_line_error(plot(*arguments), fragment)
 
 
-def test_a_picture_is_not_worth_a_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = write_run(tmp_path / "a", [1.0])
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    write_curves(folder)
-    assert capsys.readouterr().out.startswith("note: no curves.png: ")
-    assert [path.name for path in folder.iterdir()] == ["log.txt"]
-
-
 def test_a_name_that_is_no_text(tmp_path: Path, plot: Run) -> None:
     folder = tmp_path / os.fsdecode(b"a\xff\n")
     write_run(folder, [1.0])
     assert plot(folder, "-o", "a.svg").returncode == 0
     assert r"a\udcff\n" in (tmp_path / "a.svg").read_text()
-    write_curves(folder)
-    assert (folder / "curves.png").exists()
 
 
 def test_the_curves_of_a_run_that_is_replaced_do_not_stay(

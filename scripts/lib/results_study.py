@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from models import create_model, list_models
+from scripts.lib.curves import RunCurves, read_curves
 from utils.common.errors import UserError
 from utils.common.text import plural
-from utils.runs.curves import RunCurves, read_curves
 
 BASELINE = "resnet18"
 LOG = ".log.txt"

@@ -108,10 +108,9 @@ def _check_saved(folders: set[str], saved: set[str], partial: bool) -> None:
     if folders == saved or (partial and folders < saved):
         return
     missing, new = (", ".join(sorted(names)[:3]) or "none" for names in (saved - folders, folders - saved))
-    raise UserError(
-        f"--data has other classes than the checkpoint was trained on: {missing} missing, {new} new; "
-        "give the data of that run, and its --class-list or --num-classes if it had one"
-    )
+    what = f"--data has other classes than the checkpoint was trained on: {missing} missing, {new} new"
+    remedy = "give the data of that run, and its --class-list or --num-classes if it had one"
+    raise UserError(f"{what}; {remedy}")
 
 
 def imagenet_classes() -> dict[str, str]:
@@ -164,7 +163,6 @@ def check_agreement(
     """
     for label, (ours, theirs) in enumerate(zip_longest(listed[: len(saved)], saved)):
         if ours != theirs:
-            raise UserError(
-                f"{flag} {shown(path)}: output {label} is {shown(ours or 'missing')} there, {shown(theirs)} "
-                "in the checkpoint; give the list that it was trained with, or leave the list out"
-            )
+            here = f"{flag} {shown(path)}: output {label} is {shown(ours or 'missing')} there"
+            remedy = "give the list that it was trained with, or leave the list out"
+            raise UserError(f"{here}, {shown(theirs)} in the checkpoint; {remedy}")

@@ -141,6 +141,23 @@ def check_shared_memory(workers: int) -> None:
 Batches = TypeVar("Batches", TrainBatches, EvalBatches)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How images are read; none of it changes what is learned.
+
+    Args:
+        workers: processes that decode.
+        max_bad: share of the files that may be undecodable.
+        decoder: ``pil``, ``torchvision`` or ``simplejpeg``.
+        layout: memory format of the batches.
+    """
+
+    workers: int = 0
+    max_bad: float = 1.0
+    decoder: str = "pil"
+    layout: torch.memory_format = torch.contiguous_format
+
+
 @dataclass(eq=False)
 class DeviceLoader(Generic[Batches]):
     """Batches on the device: images (B, 3, H, W) normalised float32, labels (B,) int64.
@@ -151,10 +168,8 @@ class DeviceLoader(Generic[Batches]):
         dataset: the samples.
         batches: which samples form the batches of a pass.
         collate: makes a batch of samples.
-        workers: processes that decode.
+        reading: how the files are read.
         device: where the batches go.
-        layout: memory format of the images.
-        max_bad: share of the files that may be undecodable.
 
     Raises:
         UserError: the workers find no shared memory to begin with.
@@ -166,25 +181,23 @@ class DeviceLoader(Generic[Batches]):
     dataset: ImageDataset
     batches: Batches
     collate: Callable[[list[Sample]], Batch]
-    workers: int
+    reading: Reading
     device: torch.device
-    layout: torch.memory_format = torch.contiguous_format
-    max_bad: float = 1.0
 
     def __post_init__(self) -> None:
         mean, std = torch.tensor((MEAN, STD), device=self.device).mul_(255).view(2, 1, 3, 1, 1)
         self.mean, self.std = mean, std
-        self.most_bad = self.max_bad * len(self.dataset)
+        self.most_bad = self.reading.max_bad * len(self.dataset)
         self.read, self.broken, self.named = 0, set[Broken](), set[str]()
-        check_shared_memory(self.workers)
+        check_shared_memory(self.reading.workers)
         atexit.register(end_workers)
         self.loader: DataLoader[Any] = DataLoader(
             self.dataset,
             batch_sampler=self.batches,
-            num_workers=self.workers,
+            num_workers=self.reading.workers,
             collate_fn=self.collate,
             pin_memory=self.device.type == "cuda",
-            persistent_workers=self.workers > 0,
+            persistent_workers=self.reading.workers > 0,
             worker_init_fn=ignore_signals,
         )
 
@@ -210,7 +223,7 @@ class DeviceLoader(Generic[Batches]):
 
     def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         images = batch.images.to(self.device, non_blocking=True)
-        images = images.to(torch.float32, memory_format=self.layout).sub_(self.mean).div_(self.std)
+        images = images.to(torch.float32, memory_format=self.reading.layout).sub_(self.mean).div_(self.std)
         return images, batch.labels.to(self.device, non_blocking=True)
 
     def _too_many(self, broken: Collection[Broken]) -> str:
@@ -244,21 +257,6 @@ class DeviceLoader(Generic[Batches]):
         tqdm.write(f"note: {plural(len(broken), 'image')} could not be decoded: {instead}")
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How images are read; none of it changes what is learned.
-
-    Args:
-        workers: processes that decode.
-        max_bad: share of the files that may be undecodable.
-        decoder: ``pil``, ``torchvision`` or ``simplejpeg``.
-    """
-
-    workers: int = 0
-    max_bad: float = 1.0
-    decoder: str = "pil"
-
-
 def training_loader(
     split: ImageSplit,
     transform: TrainTransform,
@@ -266,7 +264,6 @@ def training_loader(
     seed: int,
     reading: Reading,
     ranks: Ranks,
-    layout: torch.memory_format = torch.contiguous_format,
     parts: int = 1,
 ) -> DeviceLoader[TrainBatches]:
     """Return this process's training batches.
@@ -278,7 +275,6 @@ def training_loader(
         seed: the run's seed.
         reading: how the files are read.
         ranks: the processes that train together.
-        layout: memory format of the batches.
         parts: batches per step.
 
     Raises:
@@ -287,7 +283,7 @@ def training_loader(
     dataset = ImageDataset(split, transform, seed, substitute=True, decoder=reading.decoder)
     batches = TrainBatches(len(dataset), batch, seed, parts, ranks.rank, ranks.size)
     to_batch = partial(stack, size=transform.size)
-    return DeviceLoader(dataset, batches, to_batch, reading.workers, ranks.device, layout, reading.max_bad)
+    return DeviceLoader(dataset, batches, to_batch, reading, ranks.device)
 
 
 def validation_loader(
@@ -296,7 +292,6 @@ def validation_loader(
     batch: int,
     reading: Reading,
     ranks: Ranks,
-    layout: torch.memory_format = torch.contiguous_format,
     upright: bool = False,
 ) -> DeviceLoader[EvalBatches]:
     """Return this process's share of the images in batches; arguments as of :func:`training_loader`.
@@ -306,4 +301,4 @@ def validation_loader(
     dataset = ImageDataset(split, ValTransform(img_size), 0, decoder=reading.decoder, upright=upright)
     batches = EvalBatches(len(dataset), batch, ranks.rank, ranks.size)
     to_batch = partial(stack, size=img_size)
-    return DeviceLoader(dataset, batches, to_batch, reading.workers, ranks.device, layout, reading.max_bad)
+    return DeviceLoader(dataset, batches, to_batch, reading, ranks.device)

@@ -55,10 +55,9 @@ class TrainBatches(Sampler[list[SampleKey]]):
         self, size: int, batch: int, seed: int, parts: int = 1, rank: int = 0, processes: int = 1
     ) -> None:
         if size < parts * processes:
-            raise UserError(
-                f"{plural(size, 'training image')} cannot fill {plural(parts, 'batch')} per step in "
-                f"{plural(processes, 'process')}: start fewer processes, or lower --accum-steps"
-            )
+            steps = f"{plural(parts, 'batch')} per step in {plural(processes, 'process')}"
+            what = f"{plural(size, 'training image')} cannot fill {steps}"
+            raise UserError(f"{what}: start fewer processes, or lower --accum-steps")
         self.size, self.seed, self.parts, self.wanted = size, seed, parts, batch
         self.batch = min(batch, size // (parts * processes))
         self.samples_per_step = self.batch * parts * processes  # samples of a step, over all processes

@@ -49,16 +49,14 @@ def find_split(root: Path, names: Sequence[str]) -> Path:
     if not there:
         found = ", ".join(sorted(path.name + "/" for path in root.iterdir() if path.is_dir())[:5])
         looked_for = " or ".join(f"{name}/" for name in names)
+        found = found or "no folders"
         raise MissingSplitError(
-            f"--data {root}: looked for {looked_for} in it and found {found or 'no folders'}: "
-            "add a folder of that name"
+            f"--data {root}: looked for {looked_for} in it and found {found}: add a folder of that name"
         )
     usable = [path for path in there if len(there) == 1 or any(map(Path.is_dir, path.iterdir()))]
     if len({path.resolve() for path in usable}) > 1:
         both = " and ".join(f"{path.name}/" for path in usable)
-        raise UserError(
-            f"--data {root}: {both} have class folders: which is to be used? Rename or remove the other"
-        )
+        raise UserError(f"--data {root}: {both} have class folders: rename or remove the one not to be used")
     return [*usable, *there][0]
 
 
@@ -96,17 +94,13 @@ def read_split(
     present = class_names(split)
     unknown = [name for name in present if name not in set(classes)]
     if unknown:
-        raise UserError(
-            f"{split} has class folders that {source} lacks: {', '.join(unknown[:5])}; "
-            "both need the same names"
-        )
+        names = ", ".join(unknown[:5])
+        raise UserError(f"{split} has class folders that {source} lacks: {names}; both need the same names")
     samples = read_index(split, classes, use_cache)
     empty = sorted(set(present) - {classes[label] for label in np.unique(samples.labels)})
     if empty:
-        raise UserError(
-            f"class folder {split / empty[0]} has no images ({' '.join(IMG_EXTENSIONS)}): "
-            "add some or remove the folder"
-        )
+        what = f"class folder {split / empty[0]} has no images ({' '.join(IMG_EXTENSIONS)})"
+        raise UserError(f"{what}: add some or remove the folder")
     return ImageSplit(samples, tuple(classes))
 
 

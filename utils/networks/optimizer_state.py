@@ -36,10 +36,8 @@ def load_optimizer(optimizer: Optimizer, saved: Mapping[str, Any] | None, net: n
     theirs = _order_of(saved, [group["param_names"] for group in optimizer.param_groups], parameters)
     if theirs is None:
         sizes = [len(group["params"]) for group in saved["param_groups"]]
-        raise UserError(
-            f"--resume {path}: it cannot be told to which of the {len(parameters)} parameters its optimizer "
-            f"state, groups of {sizes}, belongs; {remedy}"
-        )
+        what = f"it cannot be told to which of the {len(parameters)} parameters its optimizer state"
+        raise UserError(f"--resume {path}: {what}, groups of {sizes}, belongs; {remedy}")
     state = {
         i: {"momentum_buffer": _laid_out_as(theirs[name]["momentum_buffer"], parameters[name])}
         for i, name in enumerate(ours)

@@ -144,6 +144,26 @@ class RunLog:
         titled = [f"{cell:>{column.width}}" for column, cell in columns if column.title]
         print(f"{epoch:>7}", *titled, f"{speed:>5} {elapsed:>8} {left:>8}", flush=True)
 
+    def draw(self) -> None:
+        """Draw the columns of the console over the epochs into ``curves.png``; print a note if that fails."""
+        try:
+            from matplotlib.figure import Figure  # takes a second, and few runs end within one
+
+            rows = [[float(cell) for cell in row.split("\t")[:-1]] for row in self.rows[1:]]
+            panels: dict[str, list[tuple[str, Sequence[float]]]] = {}
+            for column, values in zip(self.columns, zip(*rows, strict=False), strict=False):
+                if column.title:
+                    panels.setdefault(column.tag.split("/")[0], []).append((column.title, values))
+            figure = Figure(figsize=(4.3 * len(panels), 4), layout="constrained")
+            for axes, curves in zip(figure.subplots(1, len(panels)), panels.values(), strict=True):
+                for title, numbers in curves:
+                    axes.plot(range(1, 1 + len(numbers)), numbers, ".-", label=title)
+                axes.set_xlabel("epoch")
+                axes.legend()
+            write_atomically(self.folder / CURVES, lambda file: figure.savefig(file, format="png", dpi=130))
+        except Exception as error:  # a picture is not worth a run: matplotlib may be missing or broken
+            print(f"note: no {CURVES}: {' '.join(str(error).split()) or type(error).__name__}")
+
     def close(self) -> None:
         if self.events is not None:
             self.events.close()

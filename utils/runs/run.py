@@ -144,9 +144,7 @@ class Run:
         if self.ranks.main:
             print(f"best {self.task.log_format.score}: {self.best:.2f} %", flush=True)
             if len(self.log.rows) > 2:  # one epoch is no curve
-                from utils.runs.curves import write_curves  # with it numpy's and matplotlib's time to import
-
-                write_curves(self.path)
+                self.log.draw()
             files = [name for name in (LOG, CURVES, LAST, BEST) if (self.path / name).exists()]
             print(f"wrote {self.path}/: {', '.join(files)}, TensorBoard events")
 

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from utils.common.errors import UserError
-from utils.common.files import write_atomically
 from utils.common.text import drawable, plural
-from utils.runs.log import CURVES, LOG
+from utils.runs.log import LOG
 
 SEEDS = r"[-_.](?:seed|run|s)?\d+$"  # what the names of runs that differ by their seed end in
 BANDS = ("range", "error")
@@ -236,13 +235,3 @@ def rendered(figure: Any, kind: str = "png") -> bytes:
         warnings.simplefilter("ignore")  # a name in letters that the font lacks is drawn as boxes
         figure.savefig(buffer, format=kind, dpi=130, metadata=metadata)
     return buffer.getvalue()
-
-
-def write_curves(folder: Path) -> None:
-    """Draw a run's log.txt into ``curves.png`` beside it; print a note if that fails."""
-    try:
-        figure = draw([Group(folder.resolve().name, [read_curves(folder / LOG, folder.name)])])
-        content = rendered(figure)
-        write_atomically(folder / CURVES, lambda file: file.write(content))
-    except Exception as error:  # a picture is not worth a run: matplotlib may be missing or broken in any way
-        print(f"note: no {CURVES}: {' '.join(str(error).split()) or type(error).__name__}")
