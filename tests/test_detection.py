@@ -69,7 +69,7 @@ def assert_same(one: Any, other: Any) -> None:
 
 @pytest.mark.parametrize(
     "detector",
-    [pytest.param(name, marks=() if name == "mask_rcnn" else pytest.mark.slow) for name in DETECTORS],
+    [pytest.param(name, marks=() if name == "faster_rcnn" else pytest.mark.slow) for name in DETECTORS],
 )
 def test_the_loss_falls_in_20_steps(coco: Path, narrow: None, call: Run, detector: str) -> None:
     write_coco(coco.parent / "more", TRAIN, 20)
