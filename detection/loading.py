@@ -96,16 +96,11 @@ class RaggedLoader(DeviceLoader[Batches]):
 def coco_training_loader(
     split: CocoSplit, hflip: float, batch: int, seed: int, reading: Reading, ranks: Ranks, parts: int = 1
 ) -> RaggedLoader[TrainBatches]:
-    """Return this process's training batches.
+    """Return this process's training batches; arguments as of ``utils.data.loading.training_loader``.
 
     Args:
         split: images and what they show.
         hflip: probability of a horizontal flip.
-        batch: images per batch.
-        seed: the run's seed.
-        reading: how the files are read.
-        ranks: the processes that train together.
-        parts: batches per step.
 
     Raises:
         UserError: fewer images than one for each process and part.

@@ -17,4 +17,5 @@ fi
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy
-"$python" -m pytest -n auto --dist worksteal "$@"  # a test process per core, each computing on one thread
+# A test process more than there are cores, as some wait for others; each computes on one thread.
+"$python" -m pytest -n "$(($(nproc) + 1))" --dist worksteal "$@"

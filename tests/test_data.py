@@ -65,7 +65,7 @@ def test_two_validation_folders_with_classes(tmp_path: Path, others: tuple[str, 
     assert len(open_data(str(tmp_path), evaluate=True).val.samples) == 1
     (tmp_path / others[-1]).unlink()
     write_images(tmp_path / others[-1] / "a", 1)
-    with pytest.raises(UserError, match=r"val\w*/ and val\w*/.* have class folders: which"):
+    with pytest.raises(UserError, match=r"val\w*/ and val\w*/.* have class folders: rename"):
         open_data(str(tmp_path), evaluate=True)
 
 

@@ -67,10 +67,8 @@ def assert_same(one: Any, other: Any) -> None:
         assert one == other
 
 
-@pytest.mark.parametrize(
-    "detector",
-    [pytest.param(name, marks=() if name == "faster_rcnn" else pytest.mark.slow) for name in DETECTORS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("detector", DETECTORS)
 def test_the_loss_falls_in_20_steps(coco: Path, narrow: None, call: Run, detector: str) -> None:
     write_coco(coco.parent / "more", TRAIN, 20)
     write_coco(coco.parent / "more", VAL, 1)

@@ -187,12 +187,23 @@ def in_process() -> list[Command]:
     return [command for command in documented() if rule_of(command) in SMALL and not of_several(command)]
 
 
+def costly(command: Command) -> bool:
+    """Whether it is one more of a kind that takes seconds and stands more than once in the docs."""
+    kinds = ("torchrun .*detection/train.py", "scripts/benchmark.py model")
+    alike = [[c for c in in_process() if re.search(kind, str(c))] for kind in kinds]
+    return any(command in commands[1:] for commands in alike)
+
+
 def of_several(command: Command) -> bool:
     """Whether it is one of the commands for several machines."""
     return command.words[0] == "srun" or any(word.startswith("--nnodes") for word in command.words)
 
 
-@pytest.mark.parametrize("command", in_process(), ids=str)
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(c, marks=pytest.mark.slow if costly(c) else ()) for c in in_process()],
+    ids=str,
+)
 def test_command(
     command: Command, call: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,10 +36,10 @@ def test_an_epoch_of_one_step(call: Run, images: Path) -> None:
     assert "1 step in each of 1 epoch" in result.stdout
 
 
-def test_the_rate_is_drawn_into_the_folder(call: Run, images: Path, tmp_path: Path) -> None:
+def test_the_rate_is_drawn_into_the_folder(call: Run, run: Run, images: Path, tmp_path: Path) -> None:
     """And the folder is still free for the run."""
     flags = (*SMALL, "--data", images, "--epochs", 1, "-c", "out")
-    assert call(*flags, "--dry-run").returncode == 0
+    assert run(*flags, "--dry-run").returncode == 0
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["learning_rate.png"]
     assert Image.open(tmp_path / "out" / "learning_rate.png").size == (900, 450)
     assert call(*flags).returncode == 0

@@ -17,7 +17,9 @@ from torch import Tensor
 SCRIPT = "scripts/export.py"
 MISSING = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
 needs_onnx = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {' '.join(MISSING)}")
-FORMATS = pytest.mark.parametrize("out", [pytest.param("out.onnx", marks=needs_onnx), "out.pt2"])
+FORMATS = pytest.mark.parametrize(
+    "out", [pytest.param("out.onnx", marks=[needs_onnx, pytest.mark.slow]), "out.pt2"]
+)
 
 
 @pytest.fixture

@@ -51,8 +51,8 @@ OF_PLAIN: dict[str, tuple[Flags, Flags]] = {
     "--modelsize": ((), ("small",)),
     "--finetune": ((), ("teacher.pth",)),
 }
-# What the scripts build by the same function: the default suite changes them in imagenet_fast.py.
-OF_THE_NET = {"--zero-gamma", "--cardinality", "--base-width"}
+# All others do the same in imagenet_fast.py, by the same functions.
+OF_PLAIN_ALONE = {"--modelsize", "--finetune", "--lr", "--schedule"}
 # They change the rate: it is compared too. For all others the first column is left out.
 OF_THE_RATE = {
     "--schedule",
@@ -163,7 +163,7 @@ def last_row(
     ("script", "flag"),
     [
         *(
-            pytest.param(PLAIN, flag, marks=pytest.mark.slow if flag in OF_THE_NET else ())
+            pytest.param(PLAIN, flag, marks=() if flag in OF_PLAIN_ALONE else pytest.mark.slow)
             for flag in OF_PLAIN
         ),
         *((FAST, flag) for flag in OF_FAST),

@@ -48,8 +48,13 @@ KILLED = {
 }
 
 
-@pytest.mark.parametrize("script", KILLED)
-@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("script", "kills"),
+    [
+        ("imagenet_fast", 3),
+        *(pytest.param(script, kills, marks=pytest.mark.slow) for script in KILLED for kills in (10, 30)),
+    ],
+)
 def test_killed_at_any_moment(start: Callable[..., Job], script: str, pictures: Path, kills: int) -> None:
     """By SIGKILL; with 0, 1 and 4 workers by turns."""
     processes, flags = KILLED[script]
@@ -63,6 +68,7 @@ def test_killed_at_any_moment(start: Callable[..., Job], script: str, pictures: 
     assert found["differing"] == []
 
 
+@pytest.mark.slow
 def test_killed_in_half_precision(start: Callable[..., Job], pictures: Path) -> None:
     given = (*SMALL, "--data", "images", "--epochs", 2, "--save-every", 1, "--train-batch", 16)
     half = ("--opt-level", "O1", "--amp-dtype", "bfloat16")

@@ -281,6 +281,7 @@ def test_a_checkpoint_says_what_it_holds(tmp_path: Path, show: Run, monkeypatch:
     assert_one_line_error(show("--resume", saved, "--num-classes", 2, "in/0.JPEG"), "not allowed with")
 
 
+@pytest.mark.slow
 def test_names_of_what_is_predicted(tmp_path: Path, show: Run) -> None:
     """ImageNet's for a thousand outputs without names, or those of a list."""
     write_images(tmp_path / "in", 1)

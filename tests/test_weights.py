@@ -23,6 +23,7 @@ def shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "_shapes_of", lambda *args: dict(_known(*args)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "classes"), [("se_resnet50", 7), ("mobilenet_v2", 1000)])
 def test_the_architecture_that_fits_is_found(name: str, classes: int) -> None:
     with torch.device("meta"):
