@@ -72,7 +72,9 @@ def test_the_demo_learns(copy: Path) -> None:
 
 
 def test_lint_types_and_tests(copy: Path) -> None:
-    steps = ["-m ruff check .", "-m ruff format --check .", "-m mypy", "-m pytest -n auto --dist worksteal"]
+    processes = len(os.sched_getaffinity(0)) + 1
+    steps = ["-m ruff check .", "-m ruff format --check .", "-m mypy"]
+    steps += [f"-m pytest -n {processes} --dist worksteal"]
     assert shell(copy, "test.sh").stdout.splitlines() == steps
     slow = shell(copy, "test.sh", "--slow", "-k", "resume").stdout.splitlines()
     assert slow == [*steps[:3], f"{steps[3]} -m not gpu -k resume"]
