@@ -18,4 +18,4 @@ fi
 "$python" -m ruff format --check .
 "$python" -m mypy
 # A test process more than there are cores, as some wait for others; each computes on one thread.
-"$python" -m pytest -n "$(($(nproc) + 1))" --dist worksteal "$@"
+"$python" -m pytest -n "$(($(env -u OMP_NUM_THREADS nproc) + 1))" --dist worksteal "$@"

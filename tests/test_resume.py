@@ -100,7 +100,8 @@ def test_a_signal_finishes_the_step_and_saves(
     for process in job.processes:
         os.killpg(process.pid or 0, number)
     output, errors = job.communicate(timeout=60)
-    assert job.returncode == code, errors
+    codes = {process.exitcode for process in job.processes}
+    assert codes in ({code}, {code, -signal.SIGTERM}), errors  # as by torchrun, the first end stops the rest
     assert errors == ""
     assert f"stopped by {number.name}, in epoch 1 after" in output
     assert "resume with --resume out/checkpoint.pth.tar" in output
