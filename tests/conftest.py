@@ -124,7 +124,8 @@ def call(
     def begin(*arguments: object, script: str = "imagenet.py") -> subprocess.CompletedProcess[str]:
         main = importlib.import_module(".".join(Path(script).with_suffix("").parts)).main
         if script.startswith("imagenet"):
-            monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
+            if sys.modules.get("matplotlib.figure", "not yet imported"):
+                monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
             if "-j" not in arguments:
                 arguments = (*arguments, "-j", 0)  # of so many runs the data workers would pile up here
         command = [script, *map(str, arguments)]

@@ -153,12 +153,13 @@ class RunLog:
             panels: dict[str, list[tuple[str, Sequence[float]]]] = {}
             for column, values in zip(self.columns, zip(*rows, strict=False), strict=False):
                 if column.title:
-                    panels.setdefault(column.tag.split("/")[0], []).append((column.title, values))
+                    panels.setdefault(column.tag.split("/")[0], []).append((column.name, values))
             figure = Figure(figsize=(4.3 * len(panels), 4), layout="constrained")
             for axes, curves in zip(figure.subplots(1, len(panels)), panels.values(), strict=True):
-                for title, numbers in curves:
-                    axes.plot(range(1, 1 + len(numbers)), numbers, ".-", label=title)
+                for name, numbers in curves:
+                    axes.plot(range(1, 1 + len(numbers)), numbers, ".-", label=name)
                 axes.set_xlabel("epoch")
+                axes.locator_params(axis="x", integer=True)
                 axes.legend()
             write_atomically(self.folder / CURVES, lambda file: figure.savefig(file, format="png", dpi=130))
         except Exception as error:  # a picture is not worth a run: matplotlib may be missing or broken
