@@ -80,6 +80,11 @@ def parse_arguments(
     return args, parser.recorded(args)
 
 
+def opt_level(args: argparse.Namespace, device: str) -> str:
+    """Return ``--opt-level``, by default O2 on CUDA and O0 on a CPU."""
+    return args.opt_level or ("O2" if device == "cuda" else "O0")
+
+
 def create_precision(args: argparse.Namespace, level: str, device: str) -> Precision:
     """Choose torch's mixed precision or Apex's."""
     choose = choose_apex if args.amp_backend == "apex" else choose_precision
@@ -153,7 +158,7 @@ def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAUL
         resumed = find_checkpoint(args.resume, args.checkpoint, args.evaluate, ranks)
         seed = ranks.gather(choose_seed(args.manualSeed, resumed.saved.get("seed")))[0]
         configure_torch(args.deterministic, seed)
-        level = args.opt_level or ("O2" if ranks.device.type == "cuda" else "O0")
+        level = opt_level(args, ranks.device.type)
         reading = Reading(args.workers, args.max_bad, args.decoder, layout(args.channels_last))
 
         with ranks.agree() as same:  # what one process refuses ends all of them, in one line

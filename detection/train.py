@@ -111,7 +111,6 @@ def main() -> None:
         seed = ranks.gather(choose_seed(args.manualSeed, resumed.saved.get("seed")))[0]
         configure_torch(args.deterministic, seed, one_size=False)
         level = args.opt_level or ("O1" if ranks.device.type == "cuda" else "O0")
-        split = None
 
         with ranks.agree() as same:  # what one process refuses ends all of them, in one line
             precision = choose_precision(level, ranks.device.type, args.amp_dtype, args.loss_scale)

@@ -65,7 +65,7 @@ def create(args: argparse.Namespace, split: ImageSplit | None, ranks: Ranks) -> 
         split: the files; None: random images that are on the device already.
         ranks: the processes that train together.
     """
-    level = args.opt_level or ("O2" if ranks.device.type == "cuda" else "O0")
+    level = imagenet_fast.opt_level(args, ranks.device.type)
     precision = imagenet_fast.create_precision(args, level, ranks.device.type)
     configure_torch(args.deterministic, SEED)
     spec = NetworkSpec(args.arch, args.img_size)

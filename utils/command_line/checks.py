@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from utils.command_line.cli import Parser
-
-DEFAULT_SIZE = 224  # of --img-size
+from utils.networks.building import NetworkSpec
 
 
 def check(parser: Parser, args: argparse.Namespace) -> None:
@@ -86,7 +85,7 @@ def check_tricks(
         e_lambda: ``--lam`` where it is not given.
         cosine: whether ``--cos`` holds where ``--schedule`` is not given.
     """
-    side = (args.img_size or DEFAULT_SIZE) // 2
+    side = (args.img_size or NetworkSpec.img_size) // 2
     _fill_companions(parser, args, {**_COMPANIONS, "--cutout_size": ("cutout", side)})
     check_decay(parser, args, e_shift, e_lambda)
     if args.print_always and not args.el2:

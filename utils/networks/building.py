@@ -3,7 +3,6 @@
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,8 +13,6 @@ from utils.common.errors import UserError
 from utils.networks import weights
 from utils.networks.compilation import compile_blocks
 from utils.networks.complexity import Complexity, count
-
-NOTHING: Mapping[str, Any] = MappingProxyType({})  # of a checkpoint, where there is none
 
 
 @dataclass(frozen=True)

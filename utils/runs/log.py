@@ -118,7 +118,7 @@ class RunLog:
         """Write an epoch, counted from 1, to TensorBoard and the console."""
         tags = (column.tag for column in self.columns)
         scalars = dict(zip(tags, values, strict=True))
-        self._draw({**scalars, "images_per_second": images_per_second}, epoch)
+        self._write_events({**scalars, "images_per_second": images_per_second}, epoch)
 
         elapsed = time.perf_counter() - self.started
         left = elapsed / (epoch - self.first_epoch) * (self.epochs - epoch)
@@ -128,9 +128,9 @@ class RunLog:
 
     def point(self, step: int, loss: float, rate: float, wait: bool = False) -> None:
         """Write a step's loss and learning rate to TensorBoard; ``wait``: with what is written next."""
-        self._draw({"step/loss": loss, "step/learning_rate": rate}, step, wait)
+        self._write_events({"step/loss": loss, "step/learning_rate": rate}, step, wait)
 
-    def _draw(self, values: Mapping[str, float], step: int, wait: bool = False) -> None:
+    def _write_events(self, values: Mapping[str, float], step: int, wait: bool = False) -> None:
         self.waiting.append((values, step, time.time()))
         if not wait:
             self.events = self.events or Events(self.folder, self.first_step + 1)
@@ -147,7 +147,7 @@ class RunLog:
     def draw(self) -> None:
         """Draw the columns of the console over the epochs into ``curves.png``; print a note if that fails."""
         try:
-            from matplotlib.figure import Figure  # takes a second, and few runs end within one
+            from matplotlib.figure import Figure  # takes a second, and only the end of a run needs it
 
             rows = [[float(cell) for cell in row.split("\t")[:-1]] for row in self.rows[1:]]
             panels: dict[str, list[tuple[str, Sequence[float]]]] = {}
