@@ -17,6 +17,7 @@ import pytest
 import torch
 from forks import Job
 from PIL import Image
+from tiny_net import WITH_TINY
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from utils.command_line import cli
@@ -129,6 +130,7 @@ def call(
             if "-j" not in arguments:
                 arguments = (*arguments, "-j", 0)  # of so many runs the data workers would pile up here
         command = [script, *map(str, arguments)]
+        monkeypatch.setattr("models._OWN", WITH_TINY)
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", command)
         with pytest.raises(SystemExit) as ended:

@@ -19,6 +19,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from tiny_net import WITH_TINY
+
+import models
+
 SERVER = multiprocessing.get_context("forkserver")
 SCRIPTS = ("imagenet", "imagenet_fast", "imagenet_mobile", "killer", "torch.distributed.run")
 LATER = ("matplotlib.figure", "matplotlib.backends.backend_agg", "sklearn.datasets")  # what they import late
@@ -44,6 +48,7 @@ def play(
             stream.reconfigure(encoding=encoding)
     os.chdir(folder)
     sys.path[:0] = [path for path in environment.get("PYTHONPATH", "").split(":") if path]
+    models._OWN = WITH_TINY
     try:
         if command[0] == "-m":
             sys.argv = list(command[1:])

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 import torch
 from conftest import Run, assert_one_line_error
+from tiny_net import TinyNet
 
 import imagenet
 import imagenet_fast
 import imagenet_mobile
-from models import create_model
 from utils.runs.log import RunLog
 from utils.training.classification import LOG_FORMAT
 
 FAST, MOBILE, PLAIN = "imagenet_fast.py", "imagenet_mobile.py", "imagenet.py"
 SMALL = ("-j", 0, "--epochs", 1, "--img-size", 32, "--train-batch", 8, "--test-batch", 21, "--manualSeed", 7)
-NET = ("-a", "mobilenetv1")
+NET = ("-a", "tiny")
 EL2 = ("--el2", "--nowd-conv", "--lam", 1)
 
 Flags = tuple[object, ...]
@@ -39,9 +39,9 @@ OF_ALL: dict[str, tuple[Flags, Flags]] = {
     "--epochs": ((), (2,)),
     "--auto-augment": ((), ("ra",)),
     "--random-erase": ((), (1,)),
-    "--zero-gamma": (("-a", "resnet18"), ()),
-    "--cardinality": (("-a", "se_resnet50", "--base-width", 2), (32,)),
-    "--base-width": (("-a", "se_resnet50", "--cardinality", 32, "--base-width", 2), (4,)),
+    "--zero-gamma": ((), ()),
+    "--cardinality": ((), (2,)),
+    "--base-width": ((), (4,)),
     "--schedule": ((), (0,)),
     "--gamma": (("--schedule", 0), (0.5,)),
     "--start-epoch": (("--epochs", 2, "--schedule", 1), (1,)),
@@ -96,9 +96,9 @@ OF_FAST: dict[str, tuple[Flags, Flags]] = {
     "--cutmix_prob": (("--cutmix",), (0,)),
     "--cutout": ((), ()),
     "--cutout_size": (("--cutout",), (6,)),
-    "--teacher": ((), ("mobilenetv1:teacher.pth",)),
-    "--distill-alpha": (("--teacher", "mobilenetv1:teacher.pth"), (0.9,)),
-    "--distill-temp": (("--teacher", "mobilenetv1:teacher.pth"), (1,)),
+    "--teacher": ((), ("tiny:teacher.pth",)),
+    "--distill-alpha": (("--teacher", "tiny:teacher.pth"), (0.9,)),
+    "--distill-temp": (("--teacher", "tiny:teacher.pth"), (1,)),
     "--finetune": ((), ("teacher.pth",)),
 }
 # What shows in another way than in the log: the tests below.
@@ -144,7 +144,7 @@ def last_row(
 ) -> Callable[..., str]:
     """Train by a script and read the last row of log.txt."""
     torch.manual_seed(0)
-    torch.save(create_model("mobilenetv1", num_classes=3).state_dict(), tmp_path / "teacher.pth")
+    torch.save(TinyNet(num_classes=3).state_dict(), tmp_path / "teacher.pth")
     (tmp_path / "classes.txt").write_text("owl\ncat\ndog\n")
 
     def train(script: str, *flags: object) -> str:
@@ -249,7 +249,7 @@ def test_layout_compilation_and_determinism(
     assert not torch.are_deterministic_algorithms_enabled()
     assert not any(layouts)
     layouts.clear()
-    assert answer("--overwrite", "--channels-last", "--compile", "--deterministic").returncode == 0
+    assert answer("-a", "mobilenetv1", "--overwrite", "--channels-last", "--compile", "--deterministic").returncode == 0
     assert len(compiled) == 14  # the stem and the blocks of a MobileNetV1
     assert not any(dynamic for _, dynamic in compiled)
     assert torch.are_deterministic_algorithms_enabled()

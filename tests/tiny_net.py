@@ -1,0 +1,42 @@
+"""A network that takes milliseconds a step, as ``-a tiny`` in the scripts that tests start.
+
+For what the scripts do with any network. It is no part of the package: :func:`conftest.call`, forks.py and
+killer.py put it into the registry of their processes.
+"""
+
+from torch import Tensor, nn
+
+import models
+
+
+class TinyNet(nn.Module):
+    """Four convolutions with batch norm and a classifier; its arguments are those of torchvision's ResNet."""
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        groups: int = 1,
+        width_per_group: int = 8,
+        zero_init_residual: bool = False,
+    ) -> None:
+        super().__init__()
+        width = groups * width_per_group
+        self.stem = nn.Sequential(unit(3, 16, stride=4), unit(16, 16, stride=2, groups=16))
+        self.branch = nn.Sequential(unit(16, width, groups=groups), unit(width, 16))
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(16, num_classes)
+        if zero_init_residual:
+            nn.init.zeros_(self.branch[1][1].weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.branch(x)
+        return self.fc(self.avgpool(x).flatten(1))
+
+
+def unit(inplanes: int, planes: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(inplanes, planes, 3, stride, 1, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(planes), nn.ReLU())
+
+
+WITH_TINY = {**models._OWN, "tiny": TinyNet}
