@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, Run, assert_one_line_error
 from forks import Job
+from tiny_net import TinyNet
 
 from models import create_model
 
@@ -124,7 +125,7 @@ def test_blank_arguments_are_ignored(call: Run, script: str) -> None:
 
 
 def test_a_run_with_a_blank_argument(call: Run, images: Path) -> None:
-    flags = ("--data", "images", " ", "-a", "mobilenetv1", "--img-size", 32, "--epochs", 2, "")
+    flags = ("--data", "images", " ", "-a", "tiny", "--img-size", 32, "--epochs", 2, "")
     result = call(*flags, "--schedule", 1, " ", script="imagenet_fast.py")
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("note: a blank argument is ignored") == 1
@@ -220,7 +221,7 @@ def test_a_checkpoint_with_other_classes(call: Run, images: Path, tmp_path: Path
 
 
 def test_a_run_is_not_overwritten(call: Run, images: Path, tmp_path: Path) -> None:
-    flags = ("--data", images, "-a", "resnet18", "--img-size", 64, "--train-batch", 8, "--epochs", 1)
+    flags = ("--data", images, "-a", "tiny", "--img-size", 64, "--train-batch", 8, "--epochs", 1)
     assert call(*flags).returncode == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()}
     assert_one_line_error(call(*flags), "checkpoint holds a run already", "--resume", "--overwrite")
@@ -231,26 +232,13 @@ def test_a_run_is_not_overwritten(call: Run, images: Path, tmp_path: Path) -> No
     assert {path.name: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()} == before
 
     other = call(*flags, "--epochs", 2, "--resume", "checkpoint/checkpoint.pth.tar", "-a", "se_resnet18")
-    assert_one_line_error(other, "the file fits -a resnet18\n")
+    assert_one_line_error(other, "does not fit se_resnet18", "the file fits -a tiny\n")
     assert call(*flags, "--overwrite").returncode == 0
 
 
 def test_optimizer_state_that_is_missing(call: Run, images: Path, tmp_path: Path) -> None:
-    torch.save(create_model("resnet18", num_classes=3).state_dict(), tmp_path / "weights.pth")
-    flags = (
-        "--data",
-        images,
-        "-a",
-        "resnet18",
-        "--img-size",
-        64,
-        "--train-batch",
-        8,
-        "--epochs",
-        1,
-        "-c",
-        "out",
-    )
+    torch.save(TinyNet(num_classes=3).state_dict(), tmp_path / "weights.pth")
+    flags = ("--data", images, "-a", "tiny", "--img-size", 64, "--train-batch", 8, "--epochs", 1, "-c", "out")
     assert_one_line_error(call(*flags, "--resume", "weights.pth"), "no optimizer state", "--fresh-optimizer")
     assert not (tmp_path / "out").exists()
     assert call(*flags, "--resume", "weights.pth", "--fresh-optimizer").returncode == 0
@@ -302,17 +290,17 @@ def test_a_teacher_of_another_size(call: Run, images: Path, tmp_path: Path) -> N
     ids=str,
 )
 def test_fields_of_the_wrong_kind(call: Run, images: Path, tmp_path: Path, damage: dict[str, object]) -> None:
-    saved = {"state_dict": create_model("mobilenetv1", num_classes=3).state_dict(), **damage}
+    saved = {"state_dict": TinyNet(num_classes=3).state_dict(), **damage}
     torch.save(saved, tmp_path / "odd.pth")
     resume = ("--resume", "odd.pth", "--fresh-optimizer")  # it holds no state of one
-    result = call("--data", images, "-a", "mobilenetv1", "--img-size", 32, *resume)
+    result = call("--data", images, "-a", "tiny", "--img-size", 32, *resume)
     assert_one_line_error(result, f"--resume odd.pth: damaged ({next(iter(damage))}")
 
 
 def test_a_log_that_is_no_text(call: Run, images: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "log.txt").write_bytes("Rate\n1\n".encode("utf-16"))
-    flags = ("--data", images, "-a", "mobilenetv1", "--img-size", 32, "-c", "out")
+    flags = ("--data", images, "-a", "tiny", "--img-size", 32, "-c", "out")
     assert_one_line_error(call(*flags), "-c out holds a run already")
     assert_one_line_error(call(*flags[:-1], "x" * 300), "File name too long")
     assert_one_line_error(call(*flags, "--resume", "x" * 300), "File name too long")
@@ -321,7 +309,7 @@ def test_a_log_that_is_no_text(call: Run, images: Path, tmp_path: Path) -> None:
 def test_numbers_of_a_launcher(call: Run, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "0", "WORLD_SIZE": "a", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    flags = ("--data", images, "-a", "mobilenetv1", "--img-size", 32)
+    flags = ("--data", images, "-a", "tiny", "--img-size", 32)
     assert_one_line_error(call(*flags, script="imagenet_fast.py"), "WORLD_SIZE")
     assert_one_line_error(call(*flags), "WORLD_SIZE=a in the environment is not a number")
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
@@ -344,10 +332,10 @@ def test_a_checkpoint_of_an_unknown_architecture_names_none(
 def test_classes_are_those_of_the_checkpoint(call: Run, images: Path, tmp_path: Path) -> None:
     """A validation folder that lacks a class keeps the labels; other names are refused."""
     torch.manual_seed(0)
-    net = create_model("mobilenetv1", num_classes=3)
-    saved = {"state_dict": net.state_dict(), "arch": "mobilenetv1", "classes": ["cat", "dog", "owl"]}
+    net = TinyNet(num_classes=3)
+    saved = {"state_dict": net.state_dict(), "arch": "tiny", "classes": ["cat", "dog", "owl"]}
     torch.save(saved, tmp_path / "net.pth")
-    flags = ("--data", images, "-a", "mobilenetv1", "--img-size", 32, "-e", "--resume", "net.pth")
+    flags = ("--data", images, "-a", "tiny", "--img-size", 32, "-e", "--resume", "net.pth")
     shutil.rmtree(images / "valf" / "cat")
     expected = call(*flags).stdout.splitlines()[-1]
     (images / "train").rename(tmp_path / "train")
@@ -370,7 +358,7 @@ def test_a_folder_in_use(call: Run, start: Callable[..., Job], images: Path, tmp
     )
     holder = start(tmp_path / "holds.py")
     holder.wait_for("held")
-    flags = ("--data", images, "-a", "mobilenetv1", "--img-size", 32, "-c", "out", "--epochs", 1)
+    flags = ("--data", images, "-a", "tiny", "--img-size", 32, "-c", "out", "--epochs", 1)
     assert_one_line_error(call(*flags), "-c out: another process is training into it")
     holder.kill()
     holder.communicate()
@@ -378,7 +366,7 @@ def test_a_folder_in_use(call: Run, start: Callable[..., Job], images: Path, tmp
 
 
 def test_overwriting_begins_with_the_first_complete_epoch(call: Run, images: Path, tmp_path: Path) -> None:
-    flags = ("--data", images, "-a", "mobilenetv1", "--img-size", 32, "-c", "out", "--epochs", 1)
+    flags = ("--data", images, "-a", "tiny", "--img-size", 32, "-c", "out", "--epochs", 1)
     assert call(*flags).returncode == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     for path in images.rglob("*.JPEG"):
@@ -390,7 +378,7 @@ def test_overwriting_begins_with_the_first_complete_epoch(call: Run, images: Pat
 
 def test_another_checkpoint_in_the_folder_of_a_run(call: Run, images: Path, tmp_path: Path) -> None:
     """Only checkpoint.pth.tar is continued in place: an earlier one would undo what came after it."""
-    flags = ("--data", images, "-a", "mobilenetv1", "--img-size", 32, "--epochs", 2)
+    flags = ("--data", images, "-a", "tiny", "--img-size", 32, "--epochs", 2)
     assert call(*flags, "--epochs", 1, "-c", "out").returncode == 0
     best = ("--resume", "out/model_best.pth.tar")
     assert_one_line_error(call(*flags, *best), "-c out holds a run already")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import Run, assert_one_line_error
 from small_checkpoint import ARCH, SIZE, fields, write_checkpoint
+from tiny_net import TinyNet
 
 import imagenet_fast
 from models import create_model
@@ -45,14 +46,14 @@ def test_weights_of_another_kind_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_average_is_evaluated_and_saved_and_continued(call: Run, images: Path, tmp_path: Path) -> None:
-    flags = ("--data", images, "-a", "mobilenetv1", *SMALL, "--ema", 0.5)
+    flags = ("--data", images, "-a", "tiny", *SMALL, "--ema", 0.5)
     assert call(*flags, "--epochs", 2, script=FAST).returncode == 0
     whole = torch.load(tmp_path / "out" / "checkpoint.pth.tar", weights_only=True)
     assert whole["averaged_steps"] == 6
     raw, averaged = whole["training_state_dict"], whole["state_dict"]
     assert not torch.equal(raw["fc.weight"], averaged["fc.weight"])
 
-    evaluate = ("--data", images, "-a", "mobilenetv1", "--img-size", 32, "-e", "--resume")
+    evaluate = ("--data", images, "-a", "tiny", "--img-size", 32, "-e", "--resume")
     for script in (FAST, "imagenet.py"):
         result = call(*evaluate, "out/checkpoint.pth.tar", script=script)
         assert f"Test Acc:  {whole['acc']:.2f}" in result.stdout
@@ -68,7 +69,7 @@ def test_the_average_is_evaluated_and_saved_and_continued(call: Run, images: Pat
 def test_the_first_average_is_the_weights_after_the_first_step(
     call: Run, images: Path, tmp_path: Path
 ) -> None:
-    flags = ("--data", images, "-a", "mobilenetv1", *SMALL, "--train-batch", 24)  # one step
+    flags = ("--data", images, "-a", "tiny", *SMALL, "--train-batch", 24)  # one step
     assert call(*flags, "--ema", 0.5, script=FAST).returncode == 0
     saved = torch.load(tmp_path / "out" / "checkpoint.pth.tar", weights_only=True)
     raw = saved["training_state_dict"]
@@ -90,7 +91,7 @@ def test_the_average_forgets_the_first_weights_soon() -> None:
 
 
 def test_what_changes_at_a_resume_is_said(call: Run, images: Path) -> None:
-    flags = ("--data", images, "-a", "mobilenetv1", *SMALL)
+    flags = ("--data", images, "-a", "tiny", *SMALL)
     assert call(*flags, "--ema", 0.5, script=FAST).returncode == 0
     resume = ("--resume", "out/checkpoint.pth.tar", "--epochs", 2, "--manualSeed", 8)
     said = call(*flags, *resume, script=FAST).stdout
@@ -172,8 +173,8 @@ def test_evaluation_asks_for_nothing_that_only_training_needs(
     for split in ("train", "valf"):
         for name in ("dog", "owl"):
             shutil.rmtree(images / split / name)
-    torch.save(create_model("mobilenetv1", num_classes=1).state_dict(), tmp_path / "one.pth")
-    flags = ("--data", images, "-a", "mobilenetv1", "--img-size", 32, "-e", "--resume", "one.pth")
+    torch.save(TinyNet(num_classes=1).state_dict(), tmp_path / "one.pth")
+    flags = ("--data", images, "-a", "tiny", "--img-size", 32, "-e", "--resume", "one.pth")
     result = call(*flags, script=FAST)
     assert result.returncode == 0, result.stderr
     assert "Test Acc:  100.00" in result.stdout
@@ -192,8 +193,8 @@ def test_evaluation_asks_for_nothing_that_only_training_needs(
 def test_teachers_that_cannot_teach(
     call: Run, images: Path, tmp_path: Path, teacher: str, fragments: tuple[str, ...]
 ) -> None:
-    saved = {"state_dict": create_model("mobilenetv1", num_classes=3).state_dict(), "arch": "mobilenetv1"}
+    saved = {"state_dict": TinyNet(num_classes=3).state_dict(), "arch": "tiny"}
     torch.save(saved, tmp_path / "small.pth")
-    flags = ("--data", images, "-a", "mobilenetv1", *SMALL, "--teacher", teacher)
+    flags = ("--data", images, "-a", "tiny", *SMALL, "--teacher", teacher)
     assert_one_line_error(call(*flags, script=FAST), *fragments)
     assert not (tmp_path / "out").exists()

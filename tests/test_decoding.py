@@ -244,7 +244,7 @@ def test_random_boxes() -> None:
 
 def test_the_decoder_of_a_command_line(call: Run, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """auto is the fastest there is; one that is not installed is refused; a change is noted."""
-    flags = ("--data", images, "-a", "shufflenetv2_05x", "--img-size", 32, "-j", 0, "-c", "out")
+    flags = ("--data", images, "-a", "tiny", "--img-size", 32, "-j", 0, "-c", "out")
     assert call(*flags, "--epochs", 1, "--decoder", "pil").returncode == 0
     again = call(*flags, "--epochs", 2, "--resume", "auto")
     assert again.returncode == 0

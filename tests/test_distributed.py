@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import REPOSITORY, Run, free_port, write_images
 from forks import Job
+from tiny_net import TinyNet
 
-from models import create_model
 from utils.common import devices
 from utils.common.errors import UserError
 from utils.common.launch import is_main_process, launch_environment
@@ -61,7 +61,7 @@ def test_processes_with_different_data(launch: Run, images: Path, tmp_path: Path
         "sys.argv[sys.argv.index('--data') + 1] = ('images', 'copy')[int(os.environ['RANK'])]\n"
         "cli.run(imagenet_fast.main)\n"
     )
-    flags = ("-a", "mobilenetv1", "--img-size", 32, "--data", "images")
+    flags = ("-a", "tiny", "--img-size", 32, "--data", "images")
     result = launch(script, *flags)
     assert result.returncode != 0
     assert result.stderr.count("error: --data on rank 1 differs from that on rank 0: 3 training") == 1
@@ -154,11 +154,11 @@ def test_evaluation_does_not_depend_on_the_processes(
     for label, count in enumerate((40, 33, 28)):
         write_images(tmp_path / "images" / "val" / f"class{label}", count, label)
     torch.manual_seed(0)
-    net = create_model("mobilenetv1", num_classes=3)
+    net = TinyNet(num_classes=3)
     with torch.no_grad():
         net(torch.randn(64, 3, 32, 32))
     torch.save(net.state_dict(), tmp_path / "net.pth")
-    net_and_data = ("-a", "mobilenetv1", "--data", "images", "-e", "--resume", "net.pth")
+    net_and_data = ("-a", "tiny", "--data", "images", "-e", "--resume", "net.pth")
     flags = (*net_and_data, "--img-size", 32, "--test-batch", 7, "-j", 0)
     alone = call(*flags, script="imagenet_fast.py").stdout.splitlines()[-1]
     together = launch("imagenet_fast.py", *flags, processes=processes)
@@ -182,7 +182,7 @@ def test_a_mistake_is_one_line_of_one_process(launch: Run, images: Path, tmp_pat
         "from utils.command_line import cli\n"
         "cli.run(imagenet_fast.main)\n"
     )
-    flags = ("--data", images, "-a", "mobilenetv1", "--img-size", 32, "-c", "out")
+    flags = ("--data", images, "-a", "tiny", "--img-size", 32, "-c", "out")
     missing = launch("imagenet_fast.py", *flags, "--resume", "nowhere.pth")
     wrong = launch(slow, *flags, "--lr", -1)
     for result, line in (

@@ -249,7 +249,12 @@ def test_layout_compilation_and_determinism(
     assert not torch.are_deterministic_algorithms_enabled()
     assert not any(layouts)
     layouts.clear()
-    assert answer("-a", "mobilenetv1", "--overwrite", "--channels-last", "--compile", "--deterministic").returncode == 0
+    assert (
+        answer(
+            "-a", "mobilenetv1", "--overwrite", "--channels-last", "--compile", "--deterministic"
+        ).returncode
+        == 0
+    )
     assert len(compiled) == 14  # the stem and the blocks of a MobileNetV1
     assert not any(dynamic for _, dynamic in compiled)
     assert torch.are_deterministic_algorithms_enabled()

@@ -110,7 +110,7 @@ def test_train_writes_log_events_and_checkpoints(run: Run, images: Path, tmp_pat
 
 def test_resume_continues_the_log_line_for_line(run: Run, call: Run, images: Path, tmp_path: Path) -> None:
     """Past a milestone, with other workers, with the stored seed, into the same and another folder."""
-    flags = ("-a", "shufflenetv2_05x", "--data", images, "--schedule", 1, 3, "--gamma", 0.5, *SMALL[:-2])
+    flags = ("-a", "tiny", "--data", images, "--schedule", 1, 3, "--gamma", 0.5, *SMALL[:-2])
     assert run(*flags, "--epochs", 4, "-c", "whole", "-j", 0, "--manualSeed", 7).returncode == 0
     assert call(*flags, "--epochs", 2, "-c", "half", "-j", 0, "--manualSeed", 7).returncode == 0
     resume = ("--resume", "half/checkpoint.pth.tar", "--epochs", 4)
@@ -135,7 +135,7 @@ def older(folder: Path) -> None:
         path.rename(path.with_name("events.out.tfevents.0"))
 
 
-POINTS = (*SMALL, "-a", "shufflenetv2_05x", "--img-size", 32)
+POINTS = (*SMALL, "-a", "tiny", "--img-size", 32)
 
 
 def test_points_of_the_curves_within_epochs(call: Run, images: Path, tmp_path: Path) -> None:
@@ -278,14 +278,14 @@ def test_resume_of_a_published_file(call: Run, images: Path, tmp_path: Path) -> 
 
 
 def test_a_batch_larger_than_the_training_set(call: Run, images: Path) -> None:
-    result = call("-a", "resnet18", "--data", images, "--epochs", 1, "--img-size", 64, "--train-batch", 4096)
+    result = call("-a", "tiny", "--data", images, "--epochs", 1, "--img-size", 64, "--train-batch", 4096)
     assert result.returncode == 0, result.stderr
     assert "24 training images in steps of 24 (too few for --train-batch 4096)" in result.stdout
 
 
 def test_a_broken_training_image_is_replaced_and_named(call: Run, images: Path) -> None:
     (images / "train" / "dog" / "3.JPEG").write_bytes(b"\xff\xd8 no picture")
-    flags = ("-a", "resnet18", "--data", images, "--epochs", 1, "-j", 0, *SMALL)
+    flags = ("-a", "tiny", "--data", images, "--epochs", 1, "-j", 0, *SMALL)
     assert_one_line_error(call(*flags), "1 of 24 images cannot be decoded, more than --max-bad", "dog/3.JPEG")
     result = call(*flags, "--max-bad", 0.05)
     assert result.returncode == 0, result.stderr

@@ -11,6 +11,7 @@ import torch
 import torchvision
 from conftest import Run, assert_one_line_error, write_images
 from small_checkpoint import ARCH, SIZE, calibrated
+from tiny_net import TinyNet
 from torch import nn
 
 from models import create_model
@@ -20,7 +21,7 @@ from utils.data.transforms import MEAN, STD, ValTransform
 
 FAST = "imagenet_fast.py"
 EVALUATE = ("-a", ARCH, "--img-size", SIZE, "--test-batch", 5, "--data", "data", "-e")
-TRAIN = ("-a", "mobilenetv1", "--img-size", 32, "--data", "data", "--train-batch", 4, "--manualSeed", 7)
+TRAIN = ("-a", "tiny", "--img-size", 32, "--data", "data", "--train-batch", 4, "--manualSeed", 7)
 TWELVE = tuple(str(number) for number in range(12))
 AS_TEXT = tuple(sorted(TWELVE))  # 0, 1, 10, 11, 2, ...
 WORDNET = {"n02129165_lion": 291, "n01443537": 1, "n15075141": 999}  # labels of folders
@@ -126,7 +127,7 @@ def test_a_checkpoint_keeps_its_order(call: Run, tmp_path: Path) -> None:
 def test_fine_tuning_keeps_the_order_of_its_file(call: Run, tmp_path: Path) -> None:
     """Otherwise the classifier that it starts from would stand for other classes."""
     write_folders(tmp_path / "data", TWELVE, "train", "val")
-    net = create_model("mobilenetv1", num_classes=12)
+    net = TinyNet(num_classes=12)
     torch.save({"state_dict": net.state_dict(), "classes": list(AS_TEXT)}, tmp_path / "old.pth")
     flags = (*TRAIN, "--epochs", 1, "--finetune", "old.pth")
     assert call(*flags, "-c", "out").returncode == 0
@@ -164,7 +165,7 @@ def test_a_part_of_imagenet_by_torchvisions_weights(
 
 def test_fine_tuning_on_a_part_of_imagenet(call: Run, tmp_path: Path) -> None:
     write_folders(tmp_path / "data", list(WORDNET), "train", "val")
-    torch.save(create_model("mobilenetv1").state_dict(), tmp_path / "bare.pth")
+    torch.save(TinyNet().state_dict(), tmp_path / "bare.pth")
     flags = (*TRAIN, "--num-classes", 1000, "--train-batch", 3)
     assert call(*flags, "--epochs", 1, "-c", "out", "--finetune", "bare.pth").returncode == 0
     classes = read(tmp_path / "out" / "checkpoint.pth.tar")["classes"]
@@ -274,16 +275,16 @@ def test_training_with_a_class_list(call: Run, tmp_path: Path) -> None:
 
 def test_a_teacher_speaks_of_the_same_classes(call: Run, tmp_path: Path) -> None:
     write_folders(tmp_path / "data", TWELVE, "train", "val")
-    weights = {outputs: create_model("mobilenetv1", num_classes=outputs).state_dict() for outputs in (12, 13)}
+    weights = {outputs: TinyNet(num_classes=outputs).state_dict() for outputs in (12, 13)}
     torch.save({"state_dict": weights[12], "classes": list(AS_TEXT)}, tmp_path / "old.pth")
     torch.save(weights[13], tmp_path / "bare.pth")
     write_list(tmp_path, AS_TEXT)
     flags = (*TRAIN, "--epochs", 1, "--teacher")
-    refused = call(*flags, "mobilenetv1:old.pth", script=FAST)
+    refused = call(*flags, "tiny:old.pth", script=FAST)
     assert_one_line_error(refused, "old.pth has the classes in another order than the data", "--class-list")
-    refused = call(*flags, "mobilenetv1:bare.pth", "--num-classes", 13, script=FAST)
+    refused = call(*flags, "tiny:bare.pth", "--num-classes", 13, script=FAST)
     assert_one_line_error(refused, "bare.pth does not name the classes of its 13 outputs", "--class-list")
-    listed = call(*flags, "mobilenetv1:old.pth", "--class-list", "classes.txt", script=FAST)
+    listed = call(*flags, "tiny:old.pth", "--class-list", "classes.txt", script=FAST)
     assert listed.returncode == 0, listed.stderr
 
 

@@ -173,7 +173,7 @@ def test_the_curves_of_a_run_that_is_replaced_do_not_stay(
 ) -> None:
     (write_run(tmp_path / "out", [1.0]) / "curves.png").write_text("of another run")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    arguments = ("-a", "shufflenetv2_05x", "--data", images, "--img-size", "32", "-j", "0", "-c", "out")
+    arguments = ("-a", "tiny", "--data", images, "--img-size", "32", "-j", "0", "-c", "out")
     result = call(*arguments, "--train-batch", "8", "--epochs", "2", "--overwrite")
     assert result.returncode == 0, result.stderr
     assert "note: no curves.png: " in result.stdout
@@ -182,7 +182,7 @@ def test_the_curves_of_a_run_that_is_replaced_do_not_stay(
 
 @pytest.mark.parametrize("script", ["imagenet.py", "imagenet_fast.py"])
 def test_a_run_ends_with_its_curves(tmp_path: Path, images: Path, run: Run, script: str) -> None:
-    arguments = ("-a", "shufflenetv2_05x", "--data", images, "--img-size", "32", "-j", "0", "-c", "out")
+    arguments = ("-a", "tiny", "--data", images, "--img-size", "32", "-j", "0", "-c", "out")
     result = run(*arguments, "--train-batch", "8", "--epochs", "2", script=script)
     assert result.returncode == 0, result.stderr
     assert "wrote out/: log.txt, curves.png, checkpoint.pth.tar" in result.stdout
