@@ -16,7 +16,7 @@ from models import create_model, is_own, list_models, resolve
 MODEL_FILES = sorted(path for path in (REPOSITORY / "models").glob("*.py") if path.name != "__init__.py")
 
 COPIED = """
-import os, sys, torch, torchvision
+import gc, os, sys, torch, torchvision
 
 def check(name):
     sys.path.insert(0, name)
@@ -30,11 +30,12 @@ def check(name):
     out.sum().backward()
     assert not [name for name in sys.modules if name.split(".")[0] in ("models", "utils")]
 
+gc.freeze()  # or else a fork spends a second on copying what it looks through
 for name in sys.argv[1:]:
     if not os.fork():
         check(name)
-        print(name)
-        break
+        print(name, flush=True)
+        os._exit(0)
     os.wait()
 """
 

@@ -9,7 +9,7 @@ import torch
 from test_optim import optimizer_of
 from torch import nn
 
-from models import create_model
+from models import create_model, list_models
 from utils.common.errors import UserError
 from utils.networks import weights as fitting
 from utils.networks.optimizer_state import load_optimizer
@@ -18,9 +18,12 @@ _known = functools.cache(fitting._shapes_of)
 
 
 @pytest.fixture(autouse=True)
-def shapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of every architecture once for all tests: building them takes seconds."""
+def shapes(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Of every architecture once for all tests, and by default of the smaller ones: to build all takes seconds."""
     monkeypatch.setattr(fitting, "_shapes_of", lambda *args: dict(_known(*args)))
+    if not request.node.get_closest_marker("slow"):
+        names = [name for name in list_models("*resne*") if name.endswith(("18", "34", "50", "50_b", "32x4d"))]
+        monkeypatch.setattr(fitting, "list_models", lambda: names)
 
 
 @pytest.mark.slow

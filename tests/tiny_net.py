@@ -26,7 +26,7 @@ class TinyNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(16, num_classes)
         if zero_init_residual:
-            nn.init.zeros_(self.branch[1][1].weight)
+            nn.init.zeros_(self.branch.get_parameter("1.1.weight"))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
