@@ -1,5 +1,7 @@
 """A checkpoint as a training run writes it, of a small network, for the tests of the tools."""
 
+import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,11 @@ SIZE = 64  # pixels
 
 def calibrated(arch: str = ARCH, outputs: int = 3, seed: int = 0) -> nn.Module:
     """A net whose batch norms know the size of their inputs, as after some steps; in evaluation mode."""
+    return copy.deepcopy(_calibrated(arch, outputs, seed))
+
+
+@functools.cache
+def _calibrated(arch: str, outputs: int, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     net = create_model(arch, num_classes=outputs)
     norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
