@@ -19,10 +19,11 @@ _known = functools.cache(fitting._shapes_of)
 
 @pytest.fixture(autouse=True)
 def shapes(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Of every architecture once for all tests, and by default of the smaller ones: to build all takes seconds."""
+    """Of every architecture once for all tests, without --slow of some: to build all takes seconds."""
     monkeypatch.setattr(fitting, "_shapes_of", lambda *args: dict(_known(*args)))
     if not request.node.get_closest_marker("slow"):
-        names = [name for name in list_models("*resne*") if name.endswith(("18", "34", "50", "50_b", "32x4d"))]
+        some = ("18", "34", "50", "50_b", "32x4d")
+        names = [name for name in list_models("*resne*") if name.endswith(some)]
         monkeypatch.setattr(fitting, "list_models", lambda: names)
 
 
