@@ -5,6 +5,8 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: test processes that share cores must not spin
 
 import importlib
+import multiprocessing
+import signal
 import socket
 import subprocess
 import sys
@@ -18,10 +20,9 @@ import torch
 from forks import Job
 from PIL import Image
 from tiny_net import WITH_TINY
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+from torch.utils.data._utils import signal_handling
 
 from utils.command_line import cli
-from utils.common.signals import end_workers
 
 REPOSITORY = Path(__file__).parent.parent
 # matplotlib lists the fonts into its cache once; in the cache of every test (below) it would list them anew.
@@ -145,9 +146,13 @@ def call(
 
 
 def end_data_workers() -> None:
-    """In a script its end ends them; here they would wait for the end of all tests."""
-    end = getattr(_MultiProcessingDataLoaderIter, "_clean_up_persistent_workers_atexit", end_workers)
-    end()
+    """In a script its end ends them; here they would wait for the garbage collector, and it for them."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes their end for a failure
+    signal_handling._SIGCHLD_handler_set = False  # the next loader sets it again
+    for process in multiprocessing.active_children():
+        if process.daemon:  # no job of the test
+            process.kill()
+            process.join()
 
 
 def write_images(folder: Path, count: int, seed: int = 0, size: tuple[int, int] = (40, 48)) -> None:
