@@ -23,7 +23,8 @@ from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
 from detection.backbone import full_precision
 
 LEVELS = ("0", "1", "2", "3")  # of the pyramid; a proposal's area selects its level
-HIDDEN = 1024
+HIDDEN = 1024  # of the box heads
+MASK_CHANNELS = 256
 
 Features = dict[str, Tensor]  # level to (B, C, H, W)
 Boxes = list[Tensor]  # for each image, (R, 4): x1, y1, x2, y2 in pixels
@@ -132,8 +133,8 @@ class MaskBranch(nn.Module):
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
         self.roi_pool = MultiScaleRoIAlign(LEVELS, output_size=14, sampling_ratio=2)
-        self.head = MaskRCNNHeads(channels, (256, 256, 256, 256), 1)
-        self.predictor = MaskRCNNPredictor(256, 256, classes)
+        self.head = MaskRCNNHeads(channels, (MASK_CHANNELS,) * 4, 1)
+        self.predictor = MaskRCNNPredictor(MASK_CHANNELS, MASK_CHANNELS, classes)
 
     def forward(self, features: Features, boxes: Boxes, sizes: Sizes) -> Tensor:
         return full_precision(self.predictor(self.head(self.roi_pool(features, boxes, sizes))))

@@ -214,6 +214,7 @@ def test_command(
     key = rule_of(command)
     assert key is not None
     monkeypatch.setattr("detection.heads.HIDDEN", 64)  # detectors of a sixteenth of the time
+    monkeypatch.setattr("detection.heads.MASK_CHANNELS", 16)
     words = substitute(command, key, tmp_path)
     if "--pretrained" in words:  # of a network with a thousand classes; nothing is downloaded
         weights = create_model(arch_of(command)).state_dict()
