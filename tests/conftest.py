@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: test processes that share cores must not spin
 
+import gc
 import importlib
 import multiprocessing
 import signal
@@ -34,6 +35,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """All tests but those of tests/test_gpu.py see no GPU: their results are the same on every machine."""
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_finish() -> None:
+    """The garbage collector does not look through torch and all tests each time: a tenth of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 def start_process(folder: Path, *command: object) -> subprocess.CompletedProcess[str]:
