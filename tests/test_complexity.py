@@ -101,7 +101,13 @@ def test_published_detection_rows(name: str) -> None:
     assert found == PUBLISHED_BACKBONES[name]
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name.endswith(("101", "152", "201")) else ())
+        for name in OTHERS
+    ],
+)
 def test_all_other_architectures(name: str) -> None:
     parameters, multiply_adds = count(build(name), (3, 224, 224))
     assert (parameters, f"{multiply_adds / 1e9:.4f}") == OTHERS[name]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,20 @@ KEPT = ("arch", "classes", "epoch", "acc", "seed", "command", "arguments", "vers
 FORMATS = pytest.mark.parametrize("out", ["out.pth", "out.safetensors"])
 
 
-@pytest.fixture
-def convert(call: Run, tmp_path: Path) -> Run:
-    """The script within this process; ``a.pth.tar`` to ``c.pth.tar`` are checkpoints of three seeds."""
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with checkpoints of three seeds, ``a.pth.tar`` to ``c.pth.tar``."""
+    folder = tmp_path_factory.mktemp("three")
     for seed, name in enumerate("abc"):
-        write_checkpoint(tmp_path, calibrated(seed=seed), epoch=seed).rename(tmp_path / f"{name}.pth.tar")
+        write_checkpoint(folder, calibrated(seed=seed), epoch=seed).rename(folder / f"{name}.pth.tar")
+    return folder
+
+
+@pytest.fixture
+def convert(call: Run, three: Path, tmp_path: Path) -> Run:
+    """The script within this process, beside those checkpoints."""
+    for path in three.glob("?.pth.tar"):
+        shutil.copy(path, tmp_path)
     return lambda *arguments: call(*arguments, script=SCRIPT)
 
 

@@ -25,15 +25,16 @@ SCRIPT = "detection/train.py"
 TRAIN, VAL = "train2017", "val2017"
 SMALL = ("--data", "coco", "-a", "resnet18", "--min-size", 32, "--max-size", 48, "--manualSeed", 1)
 DETECTORS = ("faster_rcnn", "mask_rcnn", "cascade_rcnn")
+NARROW = {"backbone.CHANNELS": 32, "heads.HIDDEN": 64, "heads.MASK_CHANNELS": 16}
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:pycocotools")
 
 
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Heads that take a sixteenth of the time, of detectors made in this process."""
-    monkeypatch.setattr("detection.heads.HIDDEN", 64)
-    monkeypatch.setattr("detection.heads.MASK_CHANNELS", 16)
+    """A pyramid and heads that take a sixteenth of the time, of detectors made in this process."""
+    for name, value in NARROW.items():
+        monkeypatch.setattr(f"detection.{name}", value)
 
 
 @pytest.fixture
@@ -142,12 +143,12 @@ def test_an_evaluation_is_that_of_pycocotools_whatever_the_processes(
         for figure, value in zip(figures, expected, strict=True):
             assert math.isnan(figure) if value < 0 else figure == pytest.approx(value, abs=0.051)
     script = coco.parent / "narrow.py"
+    narrowed = "".join(f"detection.{name} = {value}\n" for name, value in NARROW.items())
     script.write_text(
-        "import detection.heads\n"
-        "detection.heads.HIDDEN, detection.heads.MASK_CHANNELS = 64, 16\n"
-        "from detection import train\n"
+        "import detection.train\n"
         "from utils.command_line import cli\n"
-        "cli.run(train.main)\n"
+        f"{narrowed}"
+        "cli.run(detection.train.main)\n"
     )
     several = launch(script, *SMALL, "--model", "mask_rcnn", *evaluate, "two.json")
     assert several.returncode == 0, several.stderr

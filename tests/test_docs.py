@@ -18,6 +18,7 @@ from documented import PAGES, Command, commands, of_page, snippets
 from small_checkpoint import calibrated, fields
 from small_coco import write_coco, write_detector
 from test_commands import SMALLER, readme_commands
+from test_detection import NARROW
 from torch.distributed.run import get_args_parser
 
 import imagenet
@@ -213,8 +214,8 @@ def test_command(
         assert read.training_script == command.script
     key = rule_of(command)
     assert key is not None
-    monkeypatch.setattr("detection.heads.HIDDEN", 64)  # detectors of a sixteenth of the time
-    monkeypatch.setattr("detection.heads.MASK_CHANNELS", 16)
+    for name, value in NARROW.items():
+        monkeypatch.setattr(f"detection.{name}", value)
     words = substitute(command, key, tmp_path)
     if "--pretrained" in words:  # of a network with a thousand classes; nothing is downloaded
         weights = create_model(arch_of(command)).state_dict()

@@ -249,12 +249,12 @@ def test_evaluation_equals_a_direct_forward_pass(
     (tmp_path / "download").mkdir()
     torch.save(form(saved), tmp_path / "download" / "net.pth.tar")
 
-    flags = ("-a", "sge_resnet18", "--data", images, "--img-size", 64, "--test-batch", batch)
+    flags = ("-a", "sge_resnet18", "--data", images, "--img-size", 32, "--test-batch", batch)
     result = call(*flags, "-e", "--resume", "download/net.pth.tar")
     assert result.returncode == 0, result.stderr
     found = re.search(r" Test Loss:  ([0-9.]+), Test Acc:  ([0-9.]+)", result.stdout)
     assert found
-    loss, accuracy = direct_accuracy(net, images, 64)
+    loss, accuracy = direct_accuracy(net, images, 32)
     assert float(found[1]) == pytest.approx(loss, rel=1e-4)
     assert float(found[2]) == pytest.approx(accuracy, abs=0.006)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["download", "images"]  # -e writes nothing

@@ -142,7 +142,7 @@ def test_evaluation_of_any_sound_input(name: str) -> None:
 def test_copies_and_layouts(name: str) -> None:
     """Deep copy, pickle, state dict, channels_last: the same outputs."""
     net = build(name).double().eval()
-    x = images().double()
+    x = images(1).double()
     expected = net(x)
     stored = io.BytesIO()
     torch.save(net.state_dict(), stored)

@@ -37,7 +37,8 @@ def read_published(path: Path) -> dict[str, dict[tuple[str, str, str], Figures]]
 def whole_size(arch: str) -> Complexity:
     """Return the size of a classification network at 224 pixels."""
     with torch.device("meta"):
-        return count(create_model(arch), (3, 224, 224))
+        net = create_model(arch)
+    return count(net, (3, 224, 224))
 
 
 @cache
