@@ -17,5 +17,5 @@ fi
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy
-# A test process more than there are cores, as some wait for others; each computes on one thread.
-"$python" -m pytest -n "$(($(env -u OMP_NUM_THREADS nproc) + 1))" --dist worksteal "$@"
+# A test process for each core; each computes on one thread.
+"$python" -m pytest -n "$(env -u OMP_NUM_THREADS nproc)" --dist worksteal "$@"
