@@ -20,9 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tiny_net import WITH_TINY
 
-import models
 from utils.command_line import cli
 from utils.networks.archive import checksum
 
@@ -103,7 +101,6 @@ def main() -> None:
     parser.add_argument("--rest", nargs=argparse.REMAINDER)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    models._OWN = WITH_TINY
     importlib.import_module(args.script)
     choose = random.Random(args.seed)
     began = time.monotonic()

@@ -17,10 +17,12 @@ SMALL = ("-a", "tiny", "--img-size", 32, "--manualSeed", 7, "-j", 0, "--train-ba
 
 @pytest.mark.parametrize("script", ["imagenet.py", "imagenet_fast.py", "imagenet_mobile.py"])
 def test_what_would_be(call: Run, images: Path, tmp_path: Path, script: str) -> None:
-    result = call(*SMALL, "--data", images, "--epochs", 20, "--dry-run", script=script)
+    result = call(
+        *SMALL, "-a", "shufflenetv2_05x", "--data", images, "--epochs", 20, "--dry-run", script=script
+    )
     assert result.returncode == 0, result.stderr
     assert "24 training images in steps of 2, 21 validation images" in result.stdout
-    assert "0.00M parameters, 0.000 GFLOPs" in result.stdout
+    assert "0.34M parameters, 0.001 GFLOPs" in result.stdout
     assert "12 steps in each of 20 epochs" in result.stdout
     assert ("weight decay" in result.stdout) == (script != "imagenet.py")
     assert re.search(r"^learning rate [▁▂▃▄▅▆▇█]{60} \(0 to [0-9.e-]+\)$", result.stdout, re.MULTILINE)

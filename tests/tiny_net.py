@@ -1,7 +1,7 @@
 """A network that takes milliseconds a step, as ``-a tiny`` in the scripts that tests start.
 
-For what the scripts do with any network. It is no part of the package: :func:`conftest.call`, forks.py and
-killer.py put it into the registry of their processes.
+For what the scripts do with any network. It is no part of the package: :func:`conftest.call` and
+:func:`forks.play` put it into the registry of their processes.
 """
 
 from torch import Tensor, nn
