@@ -30,8 +30,9 @@ from models import (
     shufflenetv2,
     sknet,
 )
+from models.gates import add_gates, create_gate, list_gates
 
-__all__ = ["create_model", "is_own", "list_models", "resolve"]
+__all__ = ["add_gates", "create_gate", "create_model", "is_own", "list_gates", "list_models", "resolve"]
 
 _FILES = (
     resnet_se,

@@ -1,0 +1,150 @@
+"""Finding the places of a network where a gate can stand, and putting it there."""
+
+import copy
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.gates.blocks import GATED, Gated
+from models.gates.modules import gated, places_of_timm
+
+
+class Place(NamedTuple):
+    """A place in a block of a network."""
+
+    block: str  # name of the block in the network
+    host: str  # name of the module that applies the gate: the block or a child of it
+    place: str  # in the host
+
+
+class Site(NamedTuple):
+    """A place, and the map (B, C, H, W) that a gate gets there."""
+
+    at: Place
+    stage: int  # from 1
+    channels: int
+    side: int  # H in pixels
+
+
+class _Probe(nn.Module):
+    """Stands where a gate will stand, and notes the shape of the map."""
+
+    shape: tuple[int, ...] = ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.shape = tuple(x.shape)
+        return x
+
+
+def places_of_blocks(net: nn.Module, wanted: Sequence[str]) -> Iterator[Place]:
+    """Yield for every known block of a network its first place of those wanted.
+
+    Raises:
+        ValueError: no block has any of them.
+    """
+    there: dict[str, set[str]] = {}  # the places of each kind of block
+    found = False
+    for name, module in net.named_modules():
+        places = _places_of(module)
+        if places:
+            there.setdefault(type(module).__name__, set()).update(places)
+        for place in [place for place in wanted if place in places][:1]:
+            child, side = places[place]
+            found = True
+            yield Place(name, f"{name}.{child}".strip("."), side)
+    if not there:
+        raise ValueError(
+            f"{type(net).__name__} has no residual blocks of torchvision or timm; name its modules (modules=)"
+        )
+    if not found:
+        have = "; ".join(f"{kind} has {', '.join(sorted(places))}" for kind, places in there.items())
+        raise ValueError(f"no block has the place '{wanted[0]}': {have}")
+
+
+def _places_of(block: nn.Module) -> dict[str, tuple[str, str]]:
+    """Return the places of a block: a child (``""``: the block itself) and the place in that child."""
+    kind = type(block)
+    if kind in GATED or isinstance(block, Gated):
+        twin: Gated = block if isinstance(block, Gated) else gated(copy.copy(block))
+        places = {place: ("", place) for place in ("standard", "pre", "identity", "3x3", "conv", "post")}
+        places = {place: where for place, where in places.items() if twin.has(place)}
+    else:
+        places = dict(places_of_timm(block))
+    return {**places, "stage": places["post"]} if "standard" in places else {}
+
+
+def named_places(net: nn.Module, modules: Sequence[str], at: str) -> Iterator[Place]:
+    """Yield the places of named modules: ``post``, their output, or ``pre``, their input.
+
+    Raises:
+        ValueError: there is no such module or place.
+    """
+    if at not in ("paper", "post", "pre"):
+        raise ValueError(f"modules that are named have the places pre and post, not '{at}'")
+    known = dict(net.named_modules())
+    for name in modules:
+        if name not in known:
+            raise ValueError(f"{type(net).__name__} has no module '{name}'")
+        yield Place(name, name, "pre" if at == "pre" else "post")
+
+
+def put(net: nn.Module, at: Place, child: str, gate: nn.Module) -> None:
+    """Put a gate into a network, under the name ``child``, or ``child_PLACE`` if that is taken.
+
+    Raises:
+        ValueError: there is one already.
+    """
+    parent, _, leaf = at.host.rpartition(".")
+    owner = net.get_submodule(parent)
+    if getattr(owner, leaf, None) is None:  # the network calls what is there, if there is something
+        setattr(owner, leaf, gate)
+        owner.gate_at = {leaf: leaf}  # type: ignore[assignment]
+        return
+    host = gated(net.get_submodule(at.host))
+    free = [name for name in (child, f"{child}_{at.place}") if getattr(host, name, None) is None]
+    if at.place in host.gate_at or not free:
+        raise ValueError(f"{at.host} has a gate at the place '{at.place}' already")
+    host.put(at.place, free[0], gate)
+
+
+def measured(net: nn.Module, places: Sequence[Place], img_size: int) -> list[Site]:
+    """Return the places that a network uses, in its order, with the shapes of the maps there.
+
+    Args:
+        net: the network; a copy of it runs on the meta device, where nothing is computed.
+        places: in it.
+        img_size: side of the images in pixels.
+    """
+    twin = copy.deepcopy(net).to("meta").eval()
+    sides: dict[str, int] = {}
+
+    def note(name: str) -> None:
+        def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
+            sides[name] = output.shape[2]
+
+        twin.get_submodule(name).register_forward_hook(hook)
+
+    probes = [_Probe() for _ in places]
+    for place, probe in zip(places, probes, strict=True):
+        put(twin, place, "probe", probe)
+        note(place.block)
+    first = next((module for module in twin.modules() if isinstance(module, nn.Conv2d)), None)
+    shape = (1, first.in_channels if first else 3, img_size, img_size)
+    with torch.no_grad():
+        twin(torch.empty(shape, dtype=next(twin.parameters()).dtype, device="meta"))
+    return [
+        Site(place, _stage(place.block, sides[place.block], img_size), *probe.shape[1:3])
+        for place, probe in zip(places, probes, strict=True)
+        if len(probe.shape) == 4
+    ]
+
+
+def _stage(block: str, side: int, img_size: int) -> int:
+    """Return the stage of a block: N of ``layerN`` in its name, or else by the stride of its output."""
+    if found := re.search(r"(?:^|\.)layer(\d)\.", block):
+        return int(found[1])
+    return max(1, round(math.log2(img_size / side)) - 1)
