@@ -66,7 +66,7 @@ def gated(module: Any) -> Gated:
         raise ValueError("a gate on a batch norm would be lost where that becomes a SyncBatchNorm")
     kind: Any = type(module)
     module.__class__ = GATED[kind] if kind in GATED else _class_of(kind)
-    module.gate_at = {}
+    module.gate_at = dict(getattr(module, "gate_at", {}))
     return module
 
 
@@ -113,7 +113,8 @@ TIMM: Mapping[str, Mapping[str, tuple[str, str]]] = MappingProxyType(
 def places_of_timm(block: nn.Module) -> Mapping[str, tuple[str, str]]:
     """Return the places of a block of timm, a child and its side for each; empty for other modules."""
     kind = type(block)
-    places = dict(TIMM.get(f"{kind.__module__}.{kind.__qualname__}", {}))
+    known = TIMM.get(f"{kind.__module__}.{kind.__qualname__}", {})
+    places = {place: at for place, at in known.items() if not at[0] or hasattr(block, at[0])}
     if places and not getattr(block, "has_skip", True):  # without a shortcut drop_path is not called
         places["standard"] = ("", "post")
     return places

@@ -100,31 +100,35 @@ def put(net: nn.Module, at: Place, child: str, gate: nn.Module) -> None:
     """
     parent, _, leaf = at.host.rpartition(".")
     owner = net.get_submodule(parent)
-    if getattr(owner, leaf, None) is None:  # the network calls what is there, if there is something
+    if getattr(owner, leaf) is None:  # the block calls what is there, if there is something
         setattr(owner, leaf, gate)
-        owner.gate_at = {leaf: leaf}  # type: ignore[assignment]
+        owner.gate_at = {**getattr(owner, "gate_at", {}), leaf: leaf}  # type: ignore[assignment]
         return
     host = gated(net.get_submodule(at.host))
-    free = [name for name in (child, f"{child}_{at.place}") if getattr(host, name, None) is None]
+    free = [name for name in (child, f"{child}_{at.place}") if not hasattr(host, name)]
     if at.place in host.gate_at or not free:
         raise ValueError(f"{at.host} has a gate at the place '{at.place}' already")
     host.put(at.place, free[0], gate)
 
 
 def measured(net: nn.Module, places: Sequence[Place], img_size: int) -> list[Site]:
-    """Return the places that a network uses, in its order, with the shapes of the maps there.
+    """Return the places with the shapes of the maps there.
 
     Args:
         net: the network; a copy of it runs on the meta device, where nothing is computed.
         places: in it.
         img_size: side of the images in pixels.
+
+    Raises:
+        ValueError: at a place there is no map (B, C, H, W), or there is a gate already.
     """
     twin = copy.deepcopy(net).to("meta").eval()
     sides: dict[str, int] = {}
 
     def note(name: str) -> None:
-        def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
-            sides[name] = output.shape[2]
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
+            if isinstance(output, Tensor) and output.dim() == 4:
+                sides[name] = output.shape[2]
 
         twin.get_submodule(name).register_forward_hook(hook)
 
@@ -136,10 +140,12 @@ def measured(net: nn.Module, places: Sequence[Place], img_size: int) -> list[Sit
     shape = (1, first.in_channels if first else 3, img_size, img_size)
     with torch.no_grad():
         twin(torch.empty(shape, dtype=next(twin.parameters()).dtype, device="meta"))
+    for place, probe in zip(places, probes, strict=True):
+        if len(probe.shape) != 4 or place.block not in sides:
+            raise ValueError(f"{place.host} has no map (B, C, H, W) at the place '{place.place}'")
     return [
         Site(place, _stage(place.block, sides[place.block], img_size), *probe.shape[1:3])
         for place, probe in zip(places, probes, strict=True)
-        if len(probe.shape) == 4
     ]
 
 
