@@ -407,7 +407,7 @@ def eca(module: Any, x: Tensor) -> Tensor:
     reach = len(weight) // 2
     padded = nn.functional.pad(x.mean((2, 3)), (reach, reach))
     logits = sum(weight[i] * padded[:, i : i + x.shape[1]] for i in range(len(weight)))
-    return x * torch.sigmoid(logits)[:, :, None, None]  # type: ignore[arg-type]
+    return x * torch.sigmoid(logits)[:, :, None, None]
 
 
 def simam(module: Any, x: Tensor) -> Tensor:
