@@ -33,22 +33,19 @@ __all__ = [
 # N of the DCT by the planes of a stage: the size of its map for an image of 224 x 224.
 _SIZES = {64: 56, 128: 28, 256: 14, 512: 7}
 # "top16": frequencies along H and along W of a 7x7 map, the best first.
-_FREQUENCIES = tuple(
-    zip(
-        (0, 0, 6, 0, 0, 1, 1, 4, 5, 1, 3, 0, 0, 0, 3, 2),
-        (0, 1, 0, 5, 2, 0, 2, 0, 0, 6, 0, 4, 6, 3, 5, 2),
-        strict=True,
-    )
-)
+_ALONG_H = (0, 0, 6, 0, 0, 1, 1, 4, 5, 1, 3, 0, 0, 0, 3, 2)
+_ALONG_W = (0, 1, 0, 5, 2, 0, 2, 0, 0, 6, 0, 4, 6, 3, 5, 2)
 
 
-def cosine(frequency: int, size: int) -> Tensor:
-    """A basis vector of the DCT: cos(pi f (p + 1/2) / N) / sqrt(N), times sqrt(2) unless f = 0.
+def cosines(size: int) -> Tensor:
+    """Basis vectors of the DCT: cos(pi f (p + 1/2) / N) / sqrt(N), times sqrt(2) unless f = 0.
 
-    Shape: (N,), for p = 0, ..., N - 1; float64.
+    Shape: (7, N), of the frequencies f = 0 to 6 times N // 7 and the positions p = 0 to N - 1; float64.
     """
-    angles = (torch.arange(size, dtype=torch.float64) + 0.5) * (math.pi * frequency / size)
-    return angles.cos() * math.sqrt((2 if frequency else 1) / size)
+    frequency = torch.arange(7, dtype=torch.float64)[:, None] * (size // 7)
+    position = torch.arange(size, dtype=torch.float64) + 0.5
+    norm = ((1 + (frequency > 0).double()) / size).sqrt()
+    return torch.cos(math.pi / size * frequency * position) * norm
 
 
 def pooling(size: int, filters: Tensor) -> Tensor:
@@ -88,15 +85,13 @@ class FrequencyFilters(nn.Module):
 
     def __init__(self, channels: int, size: int, frequencies: int) -> None:
         super().__init__()
-        scale = size // 7
-        filters = [
-            torch.outer(cosine(u * scale, size), cosine(v * scale, size))
-            for u, v in _FREQUENCIES[:frequencies]
-        ]
-        weight = torch.stack(filters).repeat_interleave(channels // frequencies, 0)
+        basis = cosines(size)
+        along_h, along_w = basis[list(_ALONG_H[:frequencies])], basis[list(_ALONG_W[:frequencies])]
+        filters = along_h[:, :, None] * along_w[:, None]  # (frequencies, N, N)
+        weight = filters.repeat_interleave(channels // frequencies, 0)
         self.register_buffer("weight", weight.to(torch.get_default_dtype()))
         # So many neighbours have the same filter, also if a checkpoint with other frequencies is loaded.
-        self.alike = math.gcd(channels // frequencies, channels // len(_FREQUENCIES))
+        self.alike = math.gcd(channels // frequencies, channels // len(_ALONG_H))
 
     def forward(self, x: Tensor) -> Tensor:
         return project(x, self.weight[:: self.alike])
@@ -106,7 +101,7 @@ class FrequencyChannelAttention(nn.Module):
     """Channel attention from one DCT coefficient of each channel: out = x * sigmoid(W2 relu(W1 z)).
 
     The channels are groups; z is the sum over the positions of x * B(h; u) * B(w; v), with the frequency
-    (u, v) of the channel's group and B as in :func:`cosine`, after the map is pooled to N x N.
+    (u, v) of the channel's group and B as in :func:`cosines`, after the map is pooled to N x N.
 
     Args:
         channels: C of the input.
@@ -124,8 +119,8 @@ class FrequencyChannelAttention(nn.Module):
         super().__init__()
         if size < 7:
             raise ValueError(f"size must be at least 7, not {size}")
-        if not 1 <= frequencies <= len(_FREQUENCIES):
-            raise ValueError(f"frequencies must be between 1 and {len(_FREQUENCIES)}, not {frequencies}")
+        if not 1 <= frequencies <= len(_ALONG_H):
+            raise ValueError(f"frequencies must be between 1 and {len(_ALONG_H)}, not {frequencies}")
         if channels % frequencies:
             raise ValueError(f"{frequencies} frequencies do not divide {channels} channels")
         if not 1 <= reduction <= channels:
