@@ -1,7 +1,7 @@
 """FcaNet: frequency channel attention on the residual branch of every block.
 
-Qin, Zhang, Wu, Li, "FcaNet: Frequency Channel Attention Networks", arXiv 2012.11879 (Eq. 3, 9-12, FcaNet-TS
-with the 16 best frequencies, r = 16).
+Qin, Zhang, Wu, Li, "FcaNet: Frequency Channel Attention Networks", arXiv 2012.11879 (FcaNet-TS: the 16
+best frequencies, r = 16).
 The block is torchvision's ResNet v1.5 block (stride on the 3x3 convolution); the gate follows its last batch
 norm. Differs from the authors' code in form only: a map of another size than the DCT's is there pooled to
 that size by adaptive mean; here the transpose of this pooling is applied to the filters, which gives the same

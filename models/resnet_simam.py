@@ -1,7 +1,7 @@
 """SimAM-ResNet: a gate without parameters on the 3x3 convolution of every block.
 
 Yang, Zhang, Li, Xie, "SimAM: A Simple, Parameter-Free Attention Module for Convolutional Neural Networks",
-International Conference on Machine Learning 2021, PMLR 139:11863 (Eq. 5 and the listing of its appendix).
+International Conference on Machine Learning 2021, PMLR 139:11863.
 The block is torchvision's ResNet v1.5 block (stride on the 3x3 convolution). As in the authors' code, the
 gate stands between the 3x3 convolution (the second of a basic block) and its batch norm, and the nets have
 lambda = 0.1. Differs from the authors' code: the variance of a 1x1 map counts as 0, where theirs gives NaN.

@@ -1,7 +1,7 @@
 """Triplet-ResNet: triplet attention on the residual branch of every block.
 
 Misra, Nalamada, Arasanipalai, Hou, "Rotate to Attend: Convolutional Triplet Attention Module",
-arXiv 2010.03045 (Eq. 1-6, kernel size 7).
+arXiv 2010.03045 (kernel size 7).
 The block is torchvision's ResNet v1.5 block (stride on the 3x3 convolution); the gates follow its last batch
 norm. As in the authors' code, the batch norms of the gates have momentum 0.01, and the weight of the one over
 the positions (``SpatialGate``) starts at 0.
