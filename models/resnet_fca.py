@@ -64,15 +64,14 @@ def pooling(size: int, filters: Tensor) -> Tensor:
 
 @torch.fx.wrap  # a leaf for torch.fx, which does not know shapes and data types while tracing
 def project(x: Tensor, filters: Tensor) -> Tensor:
-    """Sum over the positions of filters (G, N, N) times the map pooled to N x N, in float32 or wider.
+    """Sum over the positions of filters (C, N, N) times the map pooled to N x N, in float32 or wider.
 
-    Shape: (B, C, H, W) to (B, C); each filter is that of C/G channels.
+    Shape: (B, C, H, W) to (B, C).
     """
     rows, columns = pooling(x.shape[2], filters), pooling(x.shape[3], filters)
-    spread = rows.t() @ filters.double() @ columns  # (G, H, W); the filters themselves if H = W = N
+    spread = rows.t() @ filters.double() @ columns  # (C, H, W); the filters themselves if H = W = N
     wide = torch.promote_types(x.dtype, torch.float32)
-    grouped = x.unflatten(1, (filters.shape[0], -1))  # (B, G, C/G, H, W)
-    return (grouped * spread[:, None].to(wide)).sum((3, 4)).flatten(1).to(x.dtype)
+    return (x * spread.to(wide)).sum((2, 3)).to(x.dtype)
 
 
 class FrequencyFilters(nn.Module):
@@ -90,11 +89,9 @@ class FrequencyFilters(nn.Module):
         filters = along_h[:, :, None] * along_w[:, None]  # (frequencies, N, N)
         weight = filters.repeat_interleave(channels // frequencies, 0)
         self.register_buffer("weight", weight.to(torch.get_default_dtype()))
-        # So many neighbours have the same filter, also if a checkpoint with other frequencies is loaded.
-        self.alike = math.gcd(channels // frequencies, channels // len(_ALONG_H))
 
     def forward(self, x: Tensor) -> Tensor:
-        return project(x, self.weight[:: self.alike])
+        return project(x, self.weight)
 
 
 class FrequencyChannelAttention(nn.Module):

@@ -155,8 +155,15 @@ def test_identity_start(base: str, gate: str, place: str) -> None:
 
 # Of each net with gates of its own: the plain net, the gate, and what it is given.
 EQUAL: list[tuple[str, str, str, dict[str, Any]]] = [
-    *((f"{gate}_resnet18", "resnet18", gate, {}) for gate in ("se", "sge", "cbam", "bam", "gc", "srm")),
+    *(
+        (f"{gate}_resnet18", "resnet18", gate, {})
+        for gate in ("se", "sge", "cbam", "bam", "gc", "srm", "simam", "triplet")
+    ),
+    ("eca_resnet18", "resnet18", "eca", {"kernel_size": (3, 5, 7, 7)}),
+    ("fca_resnet34", "resnet34", "fca", {}),
+    ("simam_resnet50", "resnet50", "simam", {}),
     ("se_resnext50_32x4d", "resnext50_32x4d", "se", {}),
+    ("ca_mobilenetv2", "mobilenet_v2", "ca", {}),
 ]
 
 
@@ -165,6 +172,13 @@ def own_keys(paper: nn.Module, ours: nn.Module, gate: str) -> dict[str, str]:
     if gate == "bam":
         last = {name.split(".")[0][-1]: name for name in gates_of(ours)}
         return {key: re.sub(r"^bam(\d)", lambda found: last[found[1]], key) for key in paper.state_dict()}
+    if gate == "ca":  # torchvision's names of the same layers, in the same order
+        inside = {f"{name}." for name in gates_of(ours)}
+        theirs = [key for key in ours.state_dict() if not any(key.startswith(name) for name in inside)]
+        gates = [key for key in ours.state_dict() if key not in theirs]
+        of_paper = {True: iter(gates), False: iter(theirs)}
+        within = tuple(f"{name}." for name in gates_of(paper))
+        return {key: next(of_paper[key.startswith(within)]) for key in paper.state_dict()}
     return {key: key.replace("conv2.0.", "conv2.") for key in paper.state_dict()}
 
 
@@ -180,6 +194,9 @@ def test_a_net_with_added_gates_equals_the_net_of_the_paper(
     ours.load_state_dict({keys[key]: value for key, value in paper.state_dict().items()})
     x = torch.randn(2, 3, 64, 64)
     for net in (paper, ours):
+        for module in net.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
         net(x).square().sum().backward()
     assert torch.equal(paper.eval()(x), ours.eval()(x))
     gradients = {key: parameter.grad for key, parameter in ours.named_parameters()}

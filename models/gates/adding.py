@@ -40,7 +40,7 @@ def add_gates(
       expansion before it get no gate
     * ``conv``: on the output of a ResNet's 3x3 convolution (the second of a basic block), before its norm
     * ``stage``: after the last block of each stage
-    * ``paper``: where the gate's paper has it, or ``standard`` if the block does not have that place
+    * ``paper``: where the gate's paper has it, or ``standard`` if no block has that place
 
     Args:
         net: the network, which is changed.
@@ -64,7 +64,7 @@ def add_gates(
         check_knobs(gate, kwargs)
     wanted = _wanted(gate, at)
     places = named_places(net, modules, at) if modules is not None else places_of_blocks(net, wanted)
-    sites = measured(net, list(places), img_size)
+    sites = measured(net, places, img_size)
     last = max(site.stage for site in sites)
     if wanted[0] == "stage" and modules is None:
         sites = list({site.stage: site for site in sites}.values())
@@ -107,7 +107,7 @@ def _create(gate: Gate, site: Site, kwargs: dict[str, Any]) -> nn.Module:
     """Create the gate of a site."""
     try:
         if isinstance(gate, str):
-            made_for = {"size": site.side} if "size" in knobs(gate) else {}
+            made_for = {"size": max(site.side, 7)} if "size" in knobs(gate) else {}
             return create_gate(gate, site.channels, **{**made_for, **kwargs})
         return _checked(gate(site.channels, **kwargs), site.channels)
     except ValueError as error:

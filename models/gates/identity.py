@@ -15,12 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from models.gates.registry import gates_of
+from models.mobilenetv2_ca import CoordinateAttention
 from models.resnet_bam import BAM
 from models.resnet_cbam import CBAM
+from models.resnet_eca import ECALayer
+from models.resnet_fca import FrequencyChannelAttention
 from models.resnet_gc import GlobalContext
 from models.resnet_se import SELayer
 from models.resnet_sge import SpatialGroupEnhance
 from models.resnet_srm import SRMLayer
+from models.resnet_triplet import TripletAttention
 
 
 class Rescaled(nn.Module):
@@ -102,8 +106,36 @@ def _gc(gate: Any) -> float:
     return 1.0
 
 
+def _eca(gate: Any) -> float:
+    _zero(gate.conv)
+    return 0.5
+
+
+def _triplet(gate: Any) -> float:
+    for plane in (gate.ChannelGateH, gate.ChannelGateW, gate.SpatialGate):
+        _zero(plane.spatial.bn)
+    return 0.5
+
+
+def _ca(gate: Any) -> float:
+    _zero(gate.conv2)
+    _zero(gate.conv3)
+    return 0.25
+
+
 _CONSTANT: Mapping[type[nn.Module], Callable[[nn.Module], float]] = MappingProxyType(
-    {SELayer: _se, SpatialGroupEnhance: _sge, CBAM: _cbam, BAM: _bam, SRMLayer: _srm, GlobalContext: _gc}
+    {
+        SELayer: _se,
+        SpatialGroupEnhance: _sge,
+        CBAM: _cbam,
+        BAM: _bam,
+        GlobalContext: _gc,
+        SRMLayer: _srm,
+        ECALayer: _eca,
+        TripletAttention: _triplet,
+        FrequencyChannelAttention: _se,  # the same layers
+        CoordinateAttention: _ca,
+    }
 )
 
 

@@ -8,12 +8,17 @@ from typing import Any
 
 from torch import nn
 
+from models.mobilenetv2_ca import CoordinateAttention
 from models.resnet_bam import BAM
 from models.resnet_cbam import CBAM
+from models.resnet_eca import ECALayer
+from models.resnet_fca import FrequencyChannelAttention
 from models.resnet_gc import GlobalContext
 from models.resnet_se import SELayer
 from models.resnet_sge import SpatialGroupEnhance
+from models.resnet_simam import SimAM
 from models.resnet_srm import SRMLayer
+from models.resnet_triplet import TripletAttention
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,18 @@ def _sge(channels: int, groups: int = 64) -> SpatialGroupEnhance:
     return SpatialGroupEnhance(groups)
 
 
+def _simam(channels: int, lam: float = 0.1) -> SimAM:
+    return SimAM(lam)
+
+
+def _triplet(channels: int, kernel_size: int = 7) -> TripletAttention:
+    return TripletAttention(kernel_size)
+
+
+def _fca(channels: int, size: int = 7, reduction: int = 16, frequencies: int = 16) -> nn.Module:
+    return FrequencyChannelAttention(channels, size, reduction, frequencies)
+
+
 _KINDS: Mapping[str, GateKind] = MappingProxyType(
     {
         "se": GateKind(SELayer, SELayer, "se"),
@@ -47,6 +64,11 @@ _KINDS: Mapping[str, GateKind] = MappingProxyType(
         "bam": GateKind(BAM, BAM, "bam", ("stage",)),
         "gc": GateKind(GlobalContext, GlobalContext, "gc"),
         "srm": GateKind(SRMLayer, SRMLayer, "rclb"),
+        "eca": GateKind(ECALayer, ECALayer, "eca"),
+        "simam": GateKind(_simam, SimAM, "simam", ("conv", "3x3")),
+        "triplet": GateKind(_triplet, TripletAttention, "triplet_attention"),
+        "fca": GateKind(_fca, FrequencyChannelAttention, "att"),
+        "ca": GateKind(CoordinateAttention, CoordinateAttention, "ca", ("3x3",)),
     }
 )
 CLASSES = tuple(kind.module for kind in _KINDS.values())

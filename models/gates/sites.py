@@ -3,7 +3,7 @@
 import copy
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -40,29 +40,27 @@ class _Probe(nn.Module):
         return x
 
 
-def places_of_blocks(net: nn.Module, wanted: Sequence[str]) -> Iterator[Place]:
-    """Yield for every known block of a network its first place of those wanted.
+def places_of_blocks(net: nn.Module, wanted: Sequence[str]) -> list[Place]:
+    """Return the first of the wanted places that there is in a network, in every known block that has it.
 
     Raises:
-        ValueError: no block has any of them.
+        ValueError: the network has no known blocks, or they have none of these places.
     """
-    there: dict[str, set[str]] = {}  # the places of each kind of block
-    found = False
-    for name, module in net.named_modules():
-        places = _places_of(module)
-        if places:
-            there.setdefault(type(module).__name__, set()).update(places)
-        for place in [place for place in wanted if place in places][:1]:
-            child, side = places[place]
-            found = True
-            yield Place(name, f"{name}.{child}".strip("."), side)
-    if not there:
+    of_blocks = {name: (module, _places_of(module)) for name, module in net.named_modules()}
+    of_blocks = {name: of for name, of in of_blocks.items() if of[1]}
+    if not of_blocks:
         raise ValueError(
             f"{type(net).__name__} has no residual blocks of torchvision or timm; name its modules (modules=)"
         )
-    if not found:
-        have = "; ".join(f"{kind} has {', '.join(sorted(places))}" for kind, places in there.items())
-        raise ValueError(f"no block has the place '{wanted[0]}': {have}")
+    for place in wanted:
+        found = [(name, *places[place]) for name, (_, places) in of_blocks.items() if place in places]
+        if found:
+            return [Place(name, f"{name}.{child}".strip("."), side) for name, child, side in found]
+    have: dict[str, set[str]] = {}
+    for block, places in of_blocks.values():
+        have.setdefault(type(block).__name__, set()).update(places)
+    texts = [f"{kind} has {', '.join(sorted(places))}" for kind, places in have.items()]
+    raise ValueError(f"no block has the place '{wanted[0]}': {'; '.join(texts)}")
 
 
 def _places_of(block: nn.Module) -> dict[str, tuple[str, str]]:
@@ -77,8 +75,8 @@ def _places_of(block: nn.Module) -> dict[str, tuple[str, str]]:
     return {**places, "stage": places["post"]} if "standard" in places else {}
 
 
-def named_places(net: nn.Module, modules: Sequence[str], at: str) -> Iterator[Place]:
-    """Yield the places of named modules: ``post``, their output, or ``pre``, their input.
+def named_places(net: nn.Module, modules: Sequence[str], at: str) -> list[Place]:
+    """Return the places of named modules: ``post``, their output, or ``pre``, their input.
 
     Raises:
         ValueError: there is no such module or place.
@@ -86,10 +84,9 @@ def named_places(net: nn.Module, modules: Sequence[str], at: str) -> Iterator[Pl
     if at not in ("paper", "post", "pre"):
         raise ValueError(f"modules that are named have the places pre and post, not '{at}'")
     known = dict(net.named_modules())
-    for name in modules:
-        if name not in known:
-            raise ValueError(f"{type(net).__name__} has no module '{name}'")
-        yield Place(name, name, "pre" if at == "pre" else "post")
+    if unknown := [name for name in modules if name not in known]:
+        raise ValueError(f"{type(net).__name__} has no module '{unknown[0]}'")
+    return [Place(name, name, "pre" if at == "pre" else "post") for name in modules]
 
 
 def put(net: nn.Module, at: Place, child: str, gate: nn.Module) -> None:
