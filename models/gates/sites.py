@@ -46,7 +46,7 @@ def places_of_blocks(net: nn.Module, wanted: Sequence[str]) -> list[Place]:
     Raises:
         ValueError: the network has no known blocks, or they have none of these places.
     """
-    of_blocks = {name: (module, _places_of(module)) for name, module in net.named_modules()}
+    of_blocks = {name: (module, places_of(module)) for name, module in net.named_modules()}
     of_blocks = {name: of for name, of in of_blocks.items() if of[1]}
     if not of_blocks:
         raise ValueError(
@@ -63,7 +63,7 @@ def places_of_blocks(net: nn.Module, wanted: Sequence[str]) -> list[Place]:
     raise ValueError(f"no block has the place '{wanted[0]}': {'; '.join(texts)}")
 
 
-def _places_of(block: nn.Module) -> dict[str, tuple[str, str]]:
+def places_of(block: nn.Module) -> dict[str, tuple[str, str]]:
     """Return the places of a block: a child (``""``: the block itself) and the place in that child."""
     kind = type(block)
     if kind in GATED or isinstance(block, Gated):
@@ -141,13 +141,13 @@ def measured(net: nn.Module, places: Sequence[Place], img_size: int) -> list[Sit
         if len(probe.shape) != 4 or place.block not in sides:
             raise ValueError(f"{place.host} has no map (B, C, H, W) at the place '{place.place}'")
     return [
-        Site(place, _stage(place.block, sides[place.block], img_size), *probe.shape[1:3])
+        Site(place, stage_of(place.block, sides[place.block], img_size), *probe.shape[1:3])
         for place, probe in zip(places, probes, strict=True)
     ]
 
 
-def _stage(block: str, side: int, img_size: int) -> int:
-    """Return the stage of a block: N of ``layerN`` in its name, or else by the stride of its output."""
-    if found := re.search(r"(?:^|\.)layer(\d)\.", block):
+def stage_of(block: str, side: int, img_size: int) -> int:
+    """Return the stage of a block: N of ``layerN`` or ``bamN`` in its name, or else its output's stride."""
+    if found := re.search(r"(?:^|\.)(?:layer|bam)(\d)(?:\.|$)", block):
         return int(found[1])
     return max(1, round(math.log2(img_size / side)) - 1)
