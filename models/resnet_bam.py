@@ -88,6 +88,10 @@ class BAM(nn.Module):
         combine: ``"product"`` of the two maps, as in the published networks, or ``"sum"``, as in the paper.
 
     Shape: (B, C, H, W) to (B, C, H, W).
+
+    Raises:
+        ValueError: ``combine`` is neither, ``dilation`` or ``reduction`` is less than 1, or ``reduction``
+            leaves no hidden channel.
     """
 
     def __init__(
@@ -96,6 +100,10 @@ class BAM(nn.Module):
         super().__init__()
         if combine not in ("product", "sum"):
             raise ValueError(f'combine is "product" or "sum", not {combine!r}')
+        if not 1 <= reduction <= channels:
+            raise ValueError(f"reduction must be between 1 and the {channels} channels, not {reduction}")
+        if dilation < 1:
+            raise ValueError(f"dilation must be at least 1, not {dilation}")
         self.combine = combine
         self.channel_att = ChannelAttention(channels, reduction)
         self.spatial_att = SpatialAttention(channels, reduction, dilation)
@@ -117,13 +125,26 @@ class BAMResNet(ResNet):
 
     Initialised as in the published code: torch's default for the downsampling convolutions, He normal (fan
     in) and bias 0 for the classifier, He normal (fan out) for all other convolutions.
+
+    Args:
+        block: BasicBlock or Bottleneck.
+        layers: number of blocks of the four stages.
+        combine, reduction, dilation: of :class:`BAM`.
     """
 
-    def __init__(self, block: Block, layers: list[int], combine: str = "product", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        block: Block,
+        layers: list[int],
+        combine: str = "product",
+        reduction: int = 16,
+        dilation: int = 4,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(block, layers, **kwargs)
-        self.bam1 = BAM(64 * block.expansion, combine=combine)
-        self.bam2 = BAM(128 * block.expansion, combine=combine)
-        self.bam3 = BAM(256 * block.expansion, combine=combine)
+        self.bam1 = BAM(64 * block.expansion, reduction, dilation, combine)
+        self.bam2 = BAM(128 * block.expansion, reduction, dilation, combine)
+        self.bam3 = BAM(256 * block.expansion, reduction, dilation, combine)
         for name in ("layer1", "layer2", "layer3", "layer4", "avgpool", "fc"):
             setattr(self, name, self._modules.pop(name))  # after the attention, as in published checkpoints
 

@@ -8,6 +8,7 @@ weight is initialised to 0, so that the gate starts at 0.5.
 State-dict names, shapes and registration order are those of the published checkpoints.
 """
 
+import functools
 from collections import OrderedDict
 from typing import Any
 
@@ -89,10 +90,15 @@ class CBAM(nn.Module):
         reduction: ratio between C and the hidden width of the channel gate.
 
     Shape: (B, C, H, W) to (B, C, H, W).
+
+    Raises:
+        ValueError: ``reduction`` is less than 1 or leaves no hidden channel.
     """
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
+        if not 1 <= reduction <= channels:
+            raise ValueError(f"reduction must be between 1 and the {channels} channels, not {reduction}")
         self.ChannelGate = ChannelGate(channels, reduction)
         self.SpatialGate = SpatialGate()
         self.reset_parameters()
@@ -116,9 +122,9 @@ class CBAM(nn.Module):
 class CBAMBasicBlock(BasicBlock):
     """Two 3x3 convolutions, the second followed by :class:`CBAM`."""
 
-    def __init__(self, inplanes: int, planes: int, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, inplanes: int, planes: int, *args: Any, reduction: int = 16, **kwargs: Any) -> None:
         super().__init__(inplanes, planes, *args, **kwargs)
-        self.cbam = CBAM(planes)
+        self.cbam = CBAM(planes, reduction)
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
@@ -134,9 +140,9 @@ class CBAMBasicBlock(BasicBlock):
 class CBAMBottleneck(Bottleneck):
     """1x1, 3x3, 1x1 convolutions, the last followed by :class:`CBAM`."""
 
-    def __init__(self, inplanes: int, planes: int, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, inplanes: int, planes: int, *args: Any, reduction: int = 16, **kwargs: Any) -> None:
         super().__init__(inplanes, planes, *args, **kwargs)
-        self.cbam = CBAM(planes * self.expansion)
+        self.cbam = CBAM(planes * self.expansion, reduction)
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
@@ -155,10 +161,17 @@ class CBAMResNet(ResNet):
 
     Initialised as in the published code: torch's default for the downsampling convolutions, He normal (fan
     in) and bias 0 for the classifier, He normal (fan out) for all other convolutions.
+
+    Args:
+        block: CBAMBasicBlock or CBAMBottleneck.
+        layers: number of blocks of the four stages.
+        reduction: of the channel gates; at most their number of channels.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, block: Any, layers: list[int], *args: Any, reduction: int = 16, **kwargs: Any) -> None:
+        blocks: Any = functools.partial(block, reduction=reduction)
+        blocks.expansion = block.expansion  # the base class reads it
+        super().__init__(blocks, layers, *args, **kwargs)
         nn.init.kaiming_normal_(self.fc.weight, mode="fan_in", nonlinearity="relu")
         nn.init.zeros_(self.fc.bias)
         for module in self.modules():

@@ -9,6 +9,7 @@ batch norm, in all four stages (the paper's detectors use stages c3 to c5). ``gc
 State-dict names, shapes and registration order are those of the published detection backbone.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -60,10 +61,15 @@ class GlobalContext(nn.Module):
         reduction: ratio between C and the hidden width.
 
     Shape: (B, C, H, W) to (B, C, H, W).
+
+    Raises:
+        ValueError: ``reduction`` is less than 1 or leaves no hidden channel.
     """
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
+        if not 1 <= reduction <= channels:
+            raise ValueError(f"reduction must be between 1 and the {channels} channels, not {reduction}")
         hidden = channels // reduction
         self.conv_mask = MaskConv(channels)
         self.channel_add_conv = nn.Sequential(
@@ -91,9 +97,9 @@ class GlobalContext(nn.Module):
 class GCBasicBlock(BasicBlock):
     """Two 3x3 convolutions, the second followed by :class:`GlobalContext`."""
 
-    def __init__(self, inplanes: int, planes: int, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, inplanes: int, planes: int, *args: Any, reduction: int = 16, **kwargs: Any) -> None:
         super().__init__(inplanes, planes, *args, **kwargs)
-        self.gc = GlobalContext(planes)
+        self.gc = GlobalContext(planes, reduction)
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
@@ -109,9 +115,9 @@ class GCBasicBlock(BasicBlock):
 class GCBottleneck(Bottleneck):
     """1x1, 3x3, 1x1 convolutions, the last followed by :class:`GlobalContext`."""
 
-    def __init__(self, inplanes: int, planes: int, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, inplanes: int, planes: int, *args: Any, reduction: int = 16, **kwargs: Any) -> None:
         super().__init__(inplanes, planes, *args, **kwargs)
-        self.gc = GlobalContext(planes * self.expansion)
+        self.gc = GlobalContext(planes * self.expansion, reduction)
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
@@ -126,10 +132,18 @@ class GCBottleneck(Bottleneck):
 
 
 class GCResNet(ResNet):
-    """ResNet of GC blocks; takes every keyword of :class:`torchvision.models.ResNet`."""
+    """ResNet of GC blocks; takes every keyword of :class:`torchvision.models.ResNet`.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    Args:
+        block: GCBasicBlock or GCBottleneck.
+        layers: number of blocks of the four stages.
+        reduction: of the gates; at most their number of channels.
+    """
+
+    def __init__(self, block: Any, layers: list[int], *args: Any, reduction: int = 16, **kwargs: Any) -> None:
+        blocks: Any = functools.partial(block, reduction=reduction)
+        blocks.expansion = block.expansion  # the base class reads it
+        super().__init__(blocks, layers, *args, **kwargs)
         # The base class has initialised every convolution in the same way.
         for module in self.modules():
             if isinstance(module, GlobalContext):

@@ -7,6 +7,7 @@ norm. Differs from the paper: the two fully connected layers have biases.
 State-dict names, shapes and registration order are those of the published checkpoints.
 """
 
+import functools
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,10 +36,15 @@ class SELayer(nn.Module):
         reduction: ratio between C and the hidden width.
 
     Shape: (B, C, H, W) to (B, C, H, W).
+
+    Raises:
+        ValueError: ``reduction`` is less than 1 or leaves no hidden channel.
     """
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
+        if not 1 <= reduction <= channels:
+            raise ValueError(f"reduction must be between 1 and the {channels} channels, not {reduction}")
         self.avg_pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Sequential(
             nn.Linear(channels, channels // reduction),
@@ -56,9 +62,9 @@ class SELayer(nn.Module):
 class SEBasicBlock(BasicBlock):
     """Two 3x3 convolutions, the second followed by :class:`SELayer`."""
 
-    def __init__(self, inplanes: int, planes: int, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, inplanes: int, planes: int, *args: Any, reduction: int = 16, **kwargs: Any) -> None:
         super().__init__(inplanes, planes, *args, **kwargs)
-        self.se = SELayer(planes)
+        self.se = SELayer(planes, reduction)
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
@@ -81,10 +87,11 @@ class SEBottleneck(Bottleneck):
         stride: int = 1,
         downsample: nn.Module | None = None,
         *args: Any,
+        reduction: int = 16,
         **kwargs: Any,
     ) -> None:
         super().__init__(inplanes, planes, stride, None, *args, **kwargs)
-        self.se = SELayer(planes * self.expansion)
+        self.se = SELayer(planes * self.expansion, reduction)
         self.downsample = downsample  # registered last, as in the published checkpoints
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,7 +107,18 @@ class SEBottleneck(Bottleneck):
 
 
 class SEResNet(ResNet):
-    """ResNet of SE blocks; takes every keyword of :class:`torchvision.models.ResNet`."""
+    """ResNet of SE blocks; takes every keyword of :class:`torchvision.models.ResNet`.
+
+    Args:
+        block: SEBasicBlock or SEBottleneck.
+        layers: number of blocks of the four stages.
+        reduction: of the gates; at most their number of channels.
+    """
+
+    def __init__(self, block: Any, layers: list[int], *args: Any, reduction: int = 16, **kwargs: Any) -> None:
+        blocks: Any = functools.partial(block, reduction=reduction)
+        blocks.expansion = block.expansion  # the base class reads it
+        super().__init__(blocks, layers, *args, **kwargs)
 
     def forward_stages(self, x: Tensor) -> tuple[Tensor, ...]:
         """Outputs c2, c3, c4, c5 of the four stages, at strides 4, 8, 16, 32."""

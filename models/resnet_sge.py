@@ -8,6 +8,7 @@ norm.
 State-dict names, shapes and registration order are those of the published checkpoints.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -64,10 +65,15 @@ class SpatialGroupEnhance(nn.Module):
         groups: G; must divide the channels of the input.
 
     Shape: (B, C, H, W) to (B, C, H, W).
+
+    Raises:
+        ValueError: ``groups`` is less than 1, or, in the forward pass, does not divide the channels.
     """
 
     def __init__(self, groups: int = 64) -> None:
         super().__init__()
+        if groups < 1:
+            raise ValueError(f"groups must be at least 1, not {groups}")
         self.groups = groups
         self.avg_pool = nn.AdaptiveAvgPool2d(1)
         self.weight = nn.Parameter(torch.zeros(1, groups, 1, 1))
@@ -84,9 +90,9 @@ class SpatialGroupEnhance(nn.Module):
 class SGEBasicBlock(BasicBlock):
     """Two 3x3 convolutions, the second followed by :class:`SpatialGroupEnhance`."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, sge_groups: int = 64, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.sge = SpatialGroupEnhance(64)
+        self.sge = SpatialGroupEnhance(sge_groups)
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
@@ -102,9 +108,9 @@ class SGEBasicBlock(BasicBlock):
 class SGEBottleneck(Bottleneck):
     """1x1, 3x3, 1x1 convolutions, the last followed by :class:`SpatialGroupEnhance`."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, sge_groups: int = 64, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.sge = SpatialGroupEnhance(64)
+        self.sge = SpatialGroupEnhance(sge_groups)
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
@@ -119,7 +125,27 @@ class SGEBottleneck(Bottleneck):
 
 
 class SGEResNet(ResNet):
-    """ResNet of SGE blocks; takes every keyword of :class:`torchvision.models.ResNet`."""
+    """ResNet of SGE blocks; takes every keyword of :class:`torchvision.models.ResNet`.
+
+    Args:
+        block: SGEBasicBlock or SGEBottleneck.
+        layers: number of blocks of the four stages.
+        sge_groups: groups of the gates, a divisor of their channels. ``groups`` is torchvision's keyword for
+            the cardinality of the 3x3 convolutions.
+
+    Raises:
+        ValueError: ``sge_groups`` is less than 1 or does not divide the channels of stage 1.
+    """
+
+    def __init__(
+        self, block: Any, layers: list[int], *args: Any, sge_groups: int = 64, **kwargs: Any
+    ) -> None:
+        channels = 64 * block.expansion  # of stage 1; those of the others are multiples
+        if sge_groups < 1 or channels % sge_groups:
+            raise ValueError(f"{sge_groups} groups do not divide {channels} channels")
+        blocks: Any = functools.partial(block, sge_groups=sge_groups)
+        blocks.expansion = block.expansion  # the base class reads it
+        super().__init__(blocks, layers, *args, **kwargs)
 
     def forward_stages(self, x: Tensor) -> tuple[Tensor, ...]:
         """Outputs c2, c3, c4, c5 of the four stages, at strides 4, 8, 16, 32."""

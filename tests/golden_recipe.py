@@ -44,13 +44,20 @@ def golden_value(key: str, shape: tuple[int, ...], scale: float) -> Tensor:
     return value * scale
 
 
-def fill(model: nn.Module, scale: dict[str, float]) -> nn.Module:
-    """Give a float64 model the recipe's weights."""
+def fill(model: nn.Module, manifest: dict[str, Any]) -> nn.Module:
+    """Give a float64 model the recipe's weights, and switch dropout off.
+
+    What is ``kept`` in the manifest stays as the constructor made it.
+    """
+    scale, kept = manifest["scale"], manifest.get("kept", {})
     state = {
-        key: golden_value(key, tuple(old.shape), scale.get(key, 1.0))
+        key: old if key in kept else golden_value(key, tuple(old.shape), scale.get(key, 1.0))
         for key, old in model.state_dict().items()
     }
     model.load_state_dict(state)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
     return model
 
 

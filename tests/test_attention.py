@@ -14,14 +14,19 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import create_model
+from models.mobilenetv2_ca import CoordinateAttention
 from models.resnet_bam import BAM
 from models.resnet_cbam import CBAM
+from models.resnet_eca import ECALayer
+from models.resnet_fca import FrequencyChannelAttention
 from models.resnet_gc import GlobalContext
 from models.resnet_oct import OctaveConv
 from models.resnet_se import SELayer
 from models.resnet_sge import SpatialGroupEnhance
+from models.resnet_simam import SimAM
 from models.resnet_sk import SKBottleneck
 from models.resnet_srm import SRMLayer
+from models.resnet_triplet import TripletAttention
 from models.resnet_ws import WSConv2d
 from models.sknet import SKConv
 
@@ -45,6 +50,11 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "BAM, sum": lambda: BAM(16, reduction=4, combine="sum"),
     "SRM": lambda: SRMLayer(16),
     "GC": lambda: GlobalContext(16, reduction=4),
+    "ECA": lambda: ECALayer(16),
+    "SimAM": lambda: SimAM(),
+    "Triplet": lambda: TripletAttention(),
+    "Fca": lambda: FrequencyChannelAttention(16, size=7, reduction=4),
+    "CA": lambda: CoordinateAttention(16),
     "SK, modified": lambda: SKBottleneck(16, 32, downsample=nn.Conv2d(16, 128, 1)),
     "SK": lambda: SKConv(16, 16, groups=4),
     "WS": lambda: WSConv2d(16, 16, 3, padding=1),
@@ -102,6 +112,8 @@ def test_first_and_second_derivatives(module: nn.Module) -> None:
 
 def test_second_derivatives_by_the_parameters(module: nn.Module) -> None:
     parameters, x = parameters_of(module), images()
+    if not parameters:
+        pytest.skip("it has none")
     direction = {name: torch.randn_like(value) for name, value in parameters.items()}
 
     def gradient(step: float) -> dict[str, Tensor]:
@@ -271,6 +283,57 @@ def test_channels_that_the_groups_do_not_divide() -> None:
         SpatialGroupEnhance(64)(torch.zeros(1, 96, 2, 2))
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ECALayer(16, 4), "kernel_size must be odd and positive, not 4"),
+        (lambda: ECALayer(16, -1), "kernel_size must be odd and positive, not -1"),
+        (lambda: SimAM(0), "lam must be greater than 0, not 0"),
+        (lambda: TripletAttention(2), "kernel_size must be odd and positive, not 2"),
+        (lambda: CoordinateAttention(16, 0), "reduction must be at least 1, not 0"),
+        (lambda: FrequencyChannelAttention(24, 7), "16 frequencies do not divide 24 channels"),
+        (lambda: FrequencyChannelAttention(24, 7, 25, 8), "between 1 and the 24 channels, not 25"),
+        (lambda: FrequencyChannelAttention(34, 7, 16, 17), "frequencies must be between 1 and 16, not 17"),
+        (lambda: FrequencyChannelAttention(16, 6), "size must be at least 7, not 6"),
+    ],
+)
+def test_arguments_out_of_range(make: Callable[[], nn.Module], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_kernel_of_eca_by_the_number_of_channels() -> None:
+    """The paper's rule: 2^4.5 = 23 and 2^5.5 = 45 channels lie between two of its steps."""
+    kernels = {1: 1, 4: 1, 8: 3, 16: 3, 64: 3, 127: 3, 128: 5, 256: 5, 1024: 5, 2047: 5, 2048: 7, 32768: 9}
+    assert {channels: ECALayer(channels).conv.kernel_size[0] for channels in kernels} == kernels
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_statistics_of_half_maps_are_float32(dtype: torch.dtype) -> None:
+    """SimAM's squares, of about 90,000 here, do not fit into float16, nor their sums."""
+    x = (300 * images(2, 16, 40, 40)).to(dtype)
+    for module in (SimAM(), FrequencyChannelAttention(16, 7, reduction=4)):
+        with torch.no_grad():
+            expected = module(x.float())
+            with torch.autocast("cpu", dtype):
+                found = module(x)
+        assert found.dtype == dtype
+        assert float((found - expected).norm() / expected.norm()) < 0.01
+
+
+def test_filters_of_a_checkpoint_with_other_frequencies() -> None:
+    """Each channel has its own filter of the checkpoint."""
+    published = FrequencyChannelAttention(64, 14)
+    for frequencies in (1, 2, 8):
+        module = FrequencyChannelAttention(64, 14, frequencies=frequencies)
+        x = images(2, 64, 14, 14).float()
+        assert not torch.allclose(module.dct_layer(x), published.dct_layer(x), atol=1e-3)
+        module.load_state_dict(published.state_dict())
+        assert torch.allclose(module(x), published(x), atol=1e-6)
+        expected = torch.einsum("bchw,chw->bc", x, published.dct_layer.weight)
+        assert torch.allclose(module.dct_layer(x), expected, atol=1e-4)
+
+
 # The papers' formulas, written once more without torch.nn.
 
 
@@ -339,14 +402,72 @@ def ws(module: Any, x: Tensor) -> Tensor:
     return nn.functional.conv2d(x, filters, module.bias, padding=1)
 
 
-PAPERS = {"SE": se, "CBAM": cbam, "SRM": srm, "GC": gc, "SGE": sge, "WS": ws}
+def eca(module: Any, x: Tensor) -> Tensor:
+    weight = module.conv.weight.flatten()
+    reach = len(weight) // 2
+    padded = nn.functional.pad(x.mean((2, 3)), (reach, reach))
+    logits = sum(weight[i] * padded[:, i : i + x.shape[1]] for i in range(len(weight)))
+    return x * torch.sigmoid(logits)[:, :, None, None]
+
+
+def simam(module: Any, x: Tensor) -> Tensor:
+    """By the minimal energy e = 4 (v + lambda) / ((x - m)^2 + 2 v + 2 lambda): x * sigmoid(1 / e)."""
+    mean, variance = x.mean((2, 3), keepdim=True), x.var((2, 3), keepdim=True)
+    energy = 4 * (variance + module.lam) / ((x - mean) ** 2 + 2 * variance + 2 * module.lam)
+    return x / (1 + torch.exp(-1 / energy))
+
+
+def triplet(module: Any, x: Tensor) -> Tensor:
+    out = torch.zeros_like(x)
+    for gate, order in (
+        (module.SpatialGate, "bchw"),
+        (module.ChannelGateH, "bhcw"),
+        (module.ChannelGateW, "bwhc"),
+    ):
+        turned = torch.einsum(f"bchw->{order}", x)
+        maps = torch.stack((turned.amax(1), turned.mean(1)), 1)
+        logits = norm(gate.spatial.bn, nn.functional.conv2d(maps, gate.spatial.conv.weight, padding=3))
+        out += torch.einsum(f"{order}->bchw", turned * torch.sigmoid(logits))
+    return out / 3
+
+
+def fca(module: Any, x: Tensor) -> Tensor:
+    """16 channels, one for each frequency; orthonormal DCT of a 7x7 map."""
+    u = (0, 0, 6, 0, 0, 1, 1, 4, 5, 1, 3, 0, 0, 0, 3, 2)
+    v = (0, 1, 0, 5, 2, 0, 2, 0, 0, 6, 0, 4, 6, 3, 5, 2)
+    position = torch.arange(7, dtype=torch.float64)
+    basis = torch.stack([torch.cos(torch.pi * f * (position + 0.5) / 7) for f in range(7)])
+    basis = nn.functional.normalize(basis, dim=1)
+    assert torch.allclose(basis @ basis.T, torch.eye(7, dtype=torch.float64))
+    coefficients = torch.einsum("ui,vj,bcij->bcuv", basis, basis, nn.functional.adaptive_avg_pool2d(x, 7))
+    z = torch.stack([coefficients[:, c, u[c], v[c]] for c in range(16)], 1)
+    hidden = linear(module.fc[0], z).clamp_min(0)
+    return x * torch.sigmoid(linear(module.fc[2], hidden))[:, :, None, None]
+
+
+def ca(module: Any, x: Tensor) -> Tensor:
+    gates = []
+    for axis, last in ((3, module.conv2), (2, module.conv3)):
+        lines = x.mean(axis)
+        hidden = torch.einsum("dc,bcl->bdl", module.conv1.weight.flatten(1), lines)
+        hidden = norm(module.bn1, (hidden + module.conv1.bias[:, None])[..., None])[..., 0]
+        hidden = hidden * (hidden + 3).clamp(0, 6) / 6
+        logits = torch.einsum("cd,bdl->bcl", last.weight.flatten(1), hidden) + last.bias[:, None]
+        gates.append(torch.sigmoid(logits).unsqueeze(axis))
+    return x * gates[0] * gates[1]
+
+
+PAPERS = {
+    **{"SE": se, "CBAM": cbam, "SRM": srm, "GC": gc, "SGE": sge, "WS": ws},
+    **{"ECA": eca, "SimAM": simam, "Triplet": triplet, "Fca": fca, "CA": ca},
+}
 
 
 @pytest.mark.parametrize("name", PAPERS)
 @torch.no_grad()
 def test_against_the_paper(name: str) -> None:
     module = prepared(name)
-    for shape in ((3, 16, 6, 5), (2, 16, 2, 2)):
+    for shape in ((3, 16, 6, 5), (2, 16, 2, 2), (2, 16, 7, 7), (1, 16, 15, 9)):
         assert torch.allclose(module(images(*shape)), PAPERS[name](module, images(*shape))), shape
 
 

@@ -64,6 +64,14 @@ OTHERS = {
     "gc_resnet101": (49_363_481, "7.8632"),
     "srm_resnet50": (25_617_448, "4.1220"),
     "srm_resnet101": (44_679_208, "7.8496"),
+    "eca_resnet18": (11_689_556, "1.8229"),
+    "eca_resnet50": (25_557_112, "4.1275"),
+    "simam_resnet18": (11_689_512, "1.8222"),
+    "triplet_resnet18": (11_691_912, "1.8287"),
+    "triplet_resnet101": (44_559_060, "7.9458"),
+    "fca_resnet34": (21_954_856, "3.6758"),
+    "fca_resnet152": (66_770_984, "11.5873"),
+    "ca_mobilenetv2": (3_950_648, "0.3264"),
     "oct_resnet26": (15_995_176, "1.5014"),
     "oct_resnet50": (25_557_032, "2.3993"),
     "oct_resnet101": (44_549_160, "4.0381"),
@@ -117,6 +125,14 @@ def test_shufflenetv1_of_eight_groups() -> None:
     for name in ("shufflenetv1_1x", "ws_shufflenetv1"):
         parameters, multiply_adds = count(build(name, groups=8), (3, 224, 224))
         assert (parameters, f"{multiply_adds / 1e9:.4f}") == (2_433_768, "0.1499")
+
+
+def test_convolutions_over_a_line_are_counted_like_those_over_a_map() -> None:
+    line = nn.Conv1d(4, 6, 3, padding=1, groups=2)
+    assert count(line, (4, 10)).multiply_adds == 6 * 10 * (2 * 3 + 1)
+    channels, kernel = 64, 3
+    gate = create_model("eca_resnet18").layer1[0].eca  # type: ignore[union-attr, index]
+    assert count(gate, (channels, 5, 7)) == (kernel, channels * 5 * 7 + channels * kernel)
 
 
 def test_counting_leaves_the_network_as_it_was() -> None:

@@ -62,7 +62,7 @@ def losses(folder: Path) -> list[float]:
 @pytest.mark.parametrize("name", NAMES)
 def test_goldens_in_float64(name: str) -> None:
     manifest = load_manifest(name)
-    net = fill(create_model(name).double(), manifest["scale"]).to(GPU)
+    net = fill(create_model(name).double(), manifest).to(GPU)
     with torch.no_grad():
         logits = net.eval()(golden_input(2024, 2).to(GPU))
     assert logits.argmax(1).tolist() == manifest["golden"]["eval"]["argmax"]

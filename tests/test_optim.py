@@ -106,6 +106,13 @@ def test_channels_last_weights_take_the_same_step() -> None:
         ),
         ("se_resnet18", {"layer1.0.se.fc.0.weight": "fc", "layer1.0.downsample": "", "bn1.weight": "norm"}),
         ("mobilenetv1", {"model.1.0.weight": "depthwise", "model.1.3.weight": "conv", "fc.weight": "fc"}),
+        ("eca_resnet18", {"layer1.0.eca.conv.weight": "conv", "layer4.1.eca.conv.weight": "conv"}),
+        ("triplet_resnet18", {"layer1.0.triplet_attention.SpatialGate.spatial.conv.weight": "conv"}),
+        ("fca_resnet34", {"layer1.0.att.fc.0.weight": "fc"}),
+        (
+            "ca_mobilenetv2",
+            {"features.2.conv.3.weight": "depthwise", "features.2.conv.6.conv1.weight": "conv"},
+        ),
         ("vit_b_16", {"encoder.layers.encoder_layer_0.self_attention.in_proj_weight": "fc"}),
     ],
 )

@@ -53,6 +53,12 @@ def test_a_row(summary: Run) -> None:
     assert rows["fc"] == ["Linear", "1000", "513,000", "512,000", "fc 0.0001, bias 0"]
 
 
+def test_a_convolution_over_the_channels(summary: Run) -> None:
+    lines = [cells(line) for line in summary("-a", "eca_resnet18", "--img-size", 64).stdout.splitlines()]
+    rows = {row[0]: row[1:] for row in lines if len(row) > 4}
+    assert rows["layer1.0.eca.conv"] == ["Conv1d", "1x64", "3", "192", "conv 0.0001"]
+
+
 @pytest.mark.parametrize(
     ("flags", "decays"),
     [

@@ -27,7 +27,8 @@ AS_MODULES = {
         *("se_resnet18", "cbam_resnet18", "bam_resnet18", "srm_resnet18", "gc_resnet18", "sk_resnet50"),
         *("sknet50", "oct_resnet26", "ws_resnet18", "ws_densenet201", "ws_mobilenetv1", "ws_shufflenetv1"),
         *("ws_shufflenetv2", "mobilenetv1", "resnet50_b", "resnet50_c", "resnet50_d"),
-        *("oct_mobilenet", "shufflenetv1_1x"),
+        *("oct_mobilenet", "shufflenetv1_1x", "eca_resnet18", "simam_resnet18", "triplet_resnet18"),
+        *("fca_resnet34", "ca_mobilenetv2"),
     )
 }
 SOME = [pytest.param(name, marks=pytest.mark.slow if name in AS_MODULES else ()) for name in NAMES]

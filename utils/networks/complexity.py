@@ -30,7 +30,7 @@ class Complexity(NamedTuple):
 
 def _cost(module: nn.Module, x: Tensor, out: Tensor) -> int:
     """Return the multiply-adds of one call of a leaf module, for the whole batch."""
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
         fan_in = module.in_channels // module.groups * math.prod(module.kernel_size)
         return out.numel() * (fan_in + (module.bias is not None))
     if isinstance(module, nn.Linear):

@@ -55,7 +55,8 @@ def _kind(net: nn.Module, name: str) -> str:
         return "bias"
     module = net.get_submodule(path)
     if isinstance(module, _ConvNd):
-        return "depthwise" if module.weight.shape[1] == 1 else "conv"
+        # One channel that is a group is no depthwise convolution: ECA's runs over the channels themselves.
+        return "depthwise" if module.groups == module.in_channels > 1 else "conv"
     return "fc" if isinstance(module, nn.Linear | nn.MultiheadAttention) else "norm"
 
 
