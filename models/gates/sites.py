@@ -49,7 +49,7 @@ def places_of_blocks(net: nn.Module, wanted: Sequence[str]) -> Iterator[Place]:
     there: dict[str, set[str]] = {}  # the places of each kind of block
     found = False
     for name, module in net.named_modules():
-        places = _places_of(module)
+        places = places_of(module)
         if places:
             there.setdefault(type(module).__name__, set()).update(places)
         for place in [place for place in wanted if place in places][:1]:
@@ -65,7 +65,7 @@ def places_of_blocks(net: nn.Module, wanted: Sequence[str]) -> Iterator[Place]:
         raise ValueError(f"no block has the place '{wanted[0]}': {have}")
 
 
-def _places_of(block: nn.Module) -> dict[str, tuple[str, str]]:
+def places_of(block: nn.Module) -> dict[str, tuple[str, str]]:
     """Return the places of a block: a child (``""``: the block itself) and the place in that child."""
     kind = type(block)
     if kind in GATED or isinstance(block, Gated):
@@ -137,14 +137,14 @@ def measured(net: nn.Module, places: Sequence[Place], img_size: int) -> list[Sit
     with torch.no_grad():
         twin(torch.empty(shape, dtype=next(twin.parameters()).dtype, device="meta"))
     return [
-        Site(place, _stage(place.block, sides[place.block], img_size), *probe.shape[1:3])
+        Site(place, stage_of(place.block, sides[place.block], img_size), *probe.shape[1:3])
         for place, probe in zip(places, probes, strict=True)
         if len(probe.shape) == 4
     ]
 
 
-def _stage(block: str, side: int, img_size: int) -> int:
-    """Return the stage of a block: N of ``layerN`` in its name, or else by the stride of its output."""
-    if found := re.search(r"(?:^|\.)layer(\d)\.", block):
+def stage_of(block: str, side: int, img_size: int) -> int:
+    """Return the stage of a block: N of ``layerN`` or ``bamN`` in its name, or else its output's stride."""
+    if found := re.search(r"(?:^|\.)(?:layer|bam)(\d)(?:\.|$)", block):
         return int(found[1])
     return max(1, round(math.log2(img_size / side)) - 1)
