@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from utils.command_line import arguments, cli
 from utils.command_line.checks import check_decay
 from utils.networks.building import NetworkSpec, build_model
-from utils.networks.complexity import trace
+from utils.networks.complexity import parts_of, trace
 from utils.training.freezing import freeze
 from utils.training.optim import (
     Owned,
@@ -36,7 +36,7 @@ E_SHIFT, E_LAMBDA = 1e-3, 1e-4  # as in imagenet_fast.py
 
 
 class Row(NamedTuple):
-    """A layer: a module without children, or with parameters of its own."""
+    """A layer: a module without parts, or with parameters of its own."""
 
     layer: str
     kind: str  # the class of the module
@@ -66,7 +66,7 @@ def rows_of(net: nn.Module, arch: str, img_size: int, decay: WeightDecay) -> Ite
         owned[one.name.rpartition(".")[0]].append(one)
     for name, module in net.named_modules():
         own, called = owned[name], calls[name]
-        if own or (called and not list(module.children())):
+        if own or (called and not parts_of(module)):
             times = f"{len(called)} * " * (len(called) > 1)
             output = times + "x".join(map(str, called[-1].shape[1:])) if called else "not called"
             parameters = sum(one.parameter.numel() for one in own)
