@@ -32,6 +32,8 @@ from utils.runs.run import Run
 from utils.training.classification import Classification, ImageEvaluation
 from utils.training.dry_run import dry_run
 from utils.training.engine import Trainer
+from utils.training.freezing import freeze
+from utils.training.optim import plain_groups
 from utils.training.schedule import Schedule
 
 CROP_SCALES = {"large": (0.08, 1.0), "small": (0.2, 1.0)}  # share of the area that a training crop covers
@@ -45,6 +47,7 @@ def create_parser() -> cli.Parser:
     images.add_argument("-ms", "--modelsize", choices=CROP_SCALES, help=text)
     arguments.add_model_arguments(parser)
     arguments.add_training_arguments(parser)
+    arguments.add_finetuning_arguments(parser)
     arguments.add_determinism(parser.add_recorded_group("running"))
     run = arguments.add_run_arguments(parser)
     run.add_argument("--gpu-id", default="0", help="GPUs to use, such as 0,1,2,3 (default: 0)")
@@ -125,8 +128,9 @@ def main() -> None:
     schedule = Schedule(args.lr, args.epochs, milestones=args.schedule, gamma=args.gamma)
     print(f"{train_loader}, {val_loader}\n{schedule}")
     settings = {"momentum": args.momentum, "weight_decay": args.weight_decay}
-    optimizer = SGD(net.named_parameters(), args.lr, fused=True, **settings)
-    trainer = Trainer(model, optimizer, Classification(nn.CrossEntropyLoss()), schedule, seed)
+    frozen = freeze(net, args.freeze)
+    optimizer = SGD(plain_groups(net, args.lr_gates), args.lr, fused=True, **settings)
+    trainer = Trainer(model, optimizer, Classification(nn.CrossEntropyLoss()), schedule, seed, frozen=frozen)
     trainer.print_every, trainer.skip_nan = args.print_freq, args.on_nan == "skip"
     if resumed.file is not None and not args.fresh_optimizer:
         trainer.load_state(resumed.saved, net, resumed.file)

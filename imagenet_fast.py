@@ -38,6 +38,7 @@ from utils.training.distillation import Distillation, build_teacher
 from utils.training.dry_run import dry_run
 from utils.training.ema import create_average
 from utils.training.engine import Trainer
+from utils.training.freezing import freeze
 from utils.training.losses import LabelSmoothing
 from utils.training.mixing import Mixer
 from utils.training.optim import WeightDecay, create_optimizer, decaying_kinds
@@ -57,6 +58,7 @@ def create_parser(description: str | None = __doc__, defaults: Mapping[str, Any]
     arguments.add_model_arguments(parser)
     arguments.add_training_arguments(parser)
     arguments.add_schedule_arguments(parser)
+    arguments.add_finetuning_arguments(parser)
     arguments.add_optimizer_arguments(parser)
     arguments.add_precision_arguments(parser)
     arguments.add_loss_arguments(parser)
@@ -124,7 +126,7 @@ def create_sgd(args: argparse.Namespace, net: nn.Module) -> SGD:
     """Create the optimizer, with the groups of parameters that decay and that do not."""
     kinds = decaying_kinds(args.wdall, args.nowd_bn, args.nowd_fc, args.nowd_conv)
     decay = WeightDecay(args.weight_decay, kinds, args.lam if args.el2 else None, args.mineps)
-    return create_optimizer(net, decay, args.lr, args.momentum, args.nesterov)
+    return create_optimizer(net, decay, args.lr, args.momentum, args.nesterov, args.lr_gates)
 
 
 def prepare_training(
@@ -140,9 +142,10 @@ def prepare_training(
     batches = (args.train_batch, seed, reading, ranks, args.accum_steps)
     loader = training_loader(splits.train, transform, *batches)
     schedule = create_schedule(args, loader.batches.samples_per_step)
+    frozen = freeze(net, args.freeze)
     optimizer = create_sgd(args, net)
     local = precision.prepare(net, optimizer)
-    trainer = Trainer(local, optimizer, task, schedule, seed, ranks, precision)
+    trainer = Trainer(local, optimizer, task, schedule, seed, ranks, precision, frozen=frozen)
     trainer.accumulate, trainer.clip = args.accum_steps, args.clip_grad
     trainer.print_every, trainer.print_filters = args.print_freq, args.print_always
     trainer.skip_nan = args.on_nan == "skip"

@@ -69,6 +69,7 @@ def create_parser(description: str | None) -> cli.Parser:
     text = f"first steps of the run, in which the learning rate rises from a third (default: {WARMUP_STEPS})"
     group.add_argument("--warmup-steps", type=cli.whole, default=WARMUP_STEPS, metavar="N", help=text)
     arguments.add_step_arguments(group)
+    arguments.add_lr_gates(group)
     text = "O0: float32, O1: autocast (default: O1 on CUDA, O0 on a CPU)"
     group.add_argument("--opt-level", choices=("O0", "O1"), help=text)
     arguments.add_half_arguments(group)

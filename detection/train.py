@@ -39,6 +39,7 @@ from utils.runs.resume import Resumed, choose_seed, find_checkpoint
 from utils.runs.run import Run
 from utils.training.dry_run import dry_run
 from utils.training.engine import Trainer
+from utils.training.optim import plain_groups
 from utils.training.precision import Precision, choose_precision
 from utils.training.schedule import Schedule
 
@@ -58,9 +59,10 @@ def create_net(args: argparse.Namespace, spec: DetectorSpec, resumed: Resumed, c
 
 def create_optimizer(net: nn.Module, args: argparse.Namespace) -> SGD:
     """Create SGD; everything that is trained decays, as published."""
-    trained = [(name, value) for name, value in net.named_parameters() if value.requires_grad]
-    print(f"{sum(value.numel() for _, value in trained) / 1e6:.2f}M parameters are trained")
-    return SGD(trained, args.lr, args.momentum, weight_decay=args.weight_decay, fused=True)
+    trained = [value.numel() for value in net.parameters() if value.requires_grad]
+    print(f"{sum(trained) / 1e6:.2f}M parameters are trained")
+    groups = plain_groups(net, args.lr_gates)
+    return SGD(groups, args.lr, args.momentum, weight_decay=args.weight_decay, fused=True)
 
 
 class Opened(NamedTuple):

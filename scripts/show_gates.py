@@ -3,8 +3,9 @@
     python scripts/show_gates.py -a sge_resnet50 --resume sge_resnet50.pth.tar cat.JPEG dog.JPEG -o gates
     python scripts/show_gates.py -a se_resnet50 --resume checkpoints/se/model_best.pth.tar val/*/1.JPEG --sort
 
-For the last block of every stage it draws the channel gates of SE, SK, SRM, CBAM and GC, the spatial gates of
-SGE, CBAM, BAM and GC over the image, and the energy in the two resolutions of Octave nets. Photos are turned
+For the last block of every stage it draws the gates of the channels as bars, the gates of the positions over
+the image, and of Octave nets the energy in the two resolutions. Of a gate class that it does not know it
+draws the sigmoids and softmaxes, or the ratio of output to input where none can be read. Photos are turned
 upright according to their EXIF orientation.
 
 The colours of a map span its range, which is written above it, but at least 0.1 for a gate from 0 to 1, and

@@ -20,15 +20,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from utils.command_line import arguments, cli
 from utils.command_line.checks import check_decay
 from utils.networks.building import NetworkSpec, build_model
-from utils.networks.complexity import trace
-from utils.training.optim import Owned, WeightDecay, classify, decaying_kinds, describe_groups
+from utils.networks.complexity import parts_of, trace
+from utils.training.freezing import freeze
+from utils.training.optim import (
+    Owned,
+    WeightDecay,
+    check_rate_of_gates,
+    classify,
+    decaying_kinds,
+    describe_groups,
+)
 
 WIDTH, KIND = 110, 20  # characters of a line, and of the kind in it at most
 E_SHIFT, E_LAMBDA = 1e-3, 1e-4  # as in imagenet_fast.py
 
 
 class Row(NamedTuple):
-    """A layer: a module without children, or with parameters of its own."""
+    """A layer: a module without parts, or with parameters of its own."""
 
     layer: str
     kind: str  # the class of the module
@@ -58,7 +66,7 @@ def rows_of(net: nn.Module, arch: str, img_size: int, decay: WeightDecay) -> Ite
         owned[one.name.rpartition(".")[0]].append(one)
     for name, module in net.named_modules():
         own, called = owned[name], calls[name]
-        if own or (called and not list(module.children())):
+        if own or (called and not parts_of(module)):
             times = f"{len(called)} * " * (len(called) > 1)
             output = times + "x".join(map(str, called[-1].shape[1:])) if called else "not called"
             parameters = sum(one.parameter.numel() for one in own)
@@ -75,7 +83,7 @@ def rows_of(net: nn.Module, arch: str, img_size: int, decay: WeightDecay) -> Ite
 
 def decay_of(owned: Sequence[Owned], decay: WeightDecay) -> str:
     """Return the kinds of a layer's parameters and their weight decay: ``conv 0.0001, bias 0``."""
-    texts = {one.kind: decay.text(one.kind).split(",")[0] for one in owned}
+    texts = {one.kind: decay.text(one.kind).split(",")[0] if one.trained else "frozen" for one in owned}
     return ", ".join(f"{kind} {text}" for kind, text in texts.items())
 
 
@@ -119,6 +127,7 @@ def create_parser() -> cli.Parser:
     group = parser.add_argument_group("weight decay")
     group.add_argument("--weight-decay", "--wd", type=cli.non_negative, default=1e-4, help="(default: 1e-4)")
     arguments.add_decay_arguments(group)
+    arguments.add_finetuning_arguments(parser)
     return parser
 
 
@@ -130,8 +139,10 @@ def main() -> None:
     net, complexity = build_model(spec, args.num_classes)
     kinds = decaying_kinds(args.wdall, args.nowd_bn, args.nowd_fc, args.nowd_conv)
     decay = WeightDecay(args.weight_decay, kinds, args.lam if args.el2 else None, args.mineps)
+    freeze(net, args.freeze)
+    check_rate_of_gates(classify(net), args.lr_gates)
     print(*table(list(rows_of(net, args.arch, args.img_size, decay))), sep="\n")
-    print(f"\n{describe_groups(classify(net), decay)}")
+    print(f"\n{describe_groups(classify(net), decay, args.lr_gates)}")
     print(f"\n{args.arch}: {complexity} at {args.img_size} px, {args.num_classes} classes")
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from models import create_model
+from models.gates import add_gates, start_as_identity
 from utils.networks.complexity import count
 
 # Parameters in millions and GFLOPs at 224 x 224, as published.
@@ -133,6 +134,47 @@ def test_convolutions_over_a_line_are_counted_like_those_over_a_map() -> None:
     channels, kernel = 64, 3
     gate = create_model("eca_resnet18").layer1[0].eca  # type: ignore[union-attr, index]
     assert count(gate, (channels, 5, 7)) == (kernel, channels * 5 * 7 + channels * kernel)
+
+
+# Channels and side in pixels of the maps that gates get at 224 px, by hand.
+PLACES: dict[tuple[str, str], list[tuple[int, int]]] = {
+    ("resnet18", "standard"): [(64, 56)] * 2 + [(128, 28)] * 2 + [(256, 14)] * 2 + [(512, 7)] * 2,
+    ("resnet18", "pre"): [(64, 56)] * 3 + [(128, 28)] * 2 + [(256, 14)] * 2 + [(512, 7)],
+    ("mobilenet_v2", "3x3"): [
+        *((96, 56), (144, 56), (144, 28), *[(192, 28)] * 2, (192, 14), *[(384, 14)] * 4),
+        *(*[(576, 14)] * 2, (576, 7), *[(960, 7)] * 3),
+    ],
+    ("mobilenet_v2", "post"): [
+        *((16, 112), *[(24, 56)] * 2, *[(32, 28)] * 3, *[(64, 14)] * 4, *[(96, 14)] * 3, *[(160, 7)] * 3),
+        (320, 7),
+    ],
+}
+
+
+@pytest.mark.parametrize(("arch", "place"), PLACES)
+def test_gates_at_their_places(arch: str, place: str) -> None:
+    """Squeeze-and-excitation: the mean, two linear layers with biases, a ReLU; SGE: the mean."""
+    plain, maps = count(build(arch), (3, 224, 224)), PLACES[arch, place]
+    se = count(add_gates(build(arch), "se", place, reduction=4), (3, 224, 224))
+    parameters = [2 * c * (c // 4) + c // 4 + c for c, _ in maps]
+    multiply_adds = [c * side**2 + 2 * c * (c // 4) + c // 4 for c, side in maps]
+    assert se.parameters == plain.parameters + sum(parameters)
+    assert se.multiply_adds == plain.multiply_adds + sum(multiply_adds)
+    sge = count(add_gates(build(arch), "sge", place, groups=4), (3, 224, 224))
+    assert sge.parameters == plain.parameters + 8 * len(maps)
+    assert sge.multiply_adds == plain.multiply_adds + sum(c * side**2 for c, side in maps)
+
+
+def test_gates_on_single_layers() -> None:
+    """A convolution or an activation with a gate on it counts as before."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8))
+    before = count(net, (3, 16, 16))
+    add_gates(net, "sge", modules=["0", "1"], img_size=16, groups=2)
+    add_gates(net, "sge", "pre", modules=["2"], img_size=16, groups=2)
+    after = count(net, (3, 16, 16))
+    assert after == (before.parameters + 3 * 4, before.multiply_adds + 3 * 8 * 8 * 8)
+    start_as_identity(net)
+    assert count(net, (3, 16, 16)) == (after.parameters + 3, after.multiply_adds)
 
 
 def test_counting_leaves_the_network_as_it_was() -> None:

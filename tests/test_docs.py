@@ -147,6 +147,10 @@ def make(folder: Path, word: str, arch: str, script: str) -> None:
         for name in (word.replace("*", "1"), word.replace("*", "2")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             torch.save(content, folder / name)
+    elif word.startswith("my_gate.py:"):
+        page = (REPOSITORY / "docs" / "gates.md").read_text()
+        (written,) = (snippet for snippet in snippets(page) if "class MyGate" in snippet)
+        (folder / "my_gate.py").write_text(written)
     elif word in ("cat.JPEG", "dog.JPEG", "photos/"):
         write_images(folder / "photos", 2)
         for name in ("cat", "dog"):

@@ -45,6 +45,8 @@ OF_ALL: dict[str, tuple[Flags, Flags]] = {
     "--schedule": ((), (0,)),
     "--gamma": (("--schedule", 0), (0.5,)),
     "--start-epoch": (("--epochs", 2, "--schedule", 1), (1,)),
+    "--freeze": (("--finetune", "teacher.pth"), ("backbone",)),
+    "--lr-gates": (("-a", "tiny_gated"), (3,)),
 }
 OF_PLAIN: dict[str, tuple[Flags, Flags]] = {
     **OF_ALL,
@@ -52,7 +54,7 @@ OF_PLAIN: dict[str, tuple[Flags, Flags]] = {
     "--finetune": ((), ("teacher.pth",)),
 }
 # All others do the same in imagenet_fast.py, by the same functions.
-OF_PLAIN_ALONE = {"--modelsize", "--finetune", "--lr", "--schedule"}
+OF_PLAIN_ALONE = {"--modelsize", "--finetune", "--lr", "--schedule", "--lr-gates"}
 # They change the rate: it is compared too. For all others the first column is left out.
 OF_THE_RATE = {
     "--schedule",

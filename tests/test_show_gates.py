@@ -15,6 +15,8 @@ from test_decoding import photograph, write_held
 from torch import Tensor, nn
 
 from models import create_model
+from models.gates import add_gates, gates_of, start_as_identity
+from models.gates.sites import stage_of
 from scripts import show_gates
 from scripts.lib.gates_draw import bars_of, draw, maps_of, numbers
 from scripts.lib.gates_record import (
@@ -25,7 +27,6 @@ from scripts.lib.gates_record import (
     attention_of,
     last_of_each_stage,
     record,
-    stage_of,
 )
 from utils.common.errors import UserError
 from utils.data.labels import imagenet_classes
@@ -80,6 +81,10 @@ def added(gates: dict[str, Tensor], x: Tensor) -> Tensor:
         ("sge_resnet18", multiplied),
         ("bam_resnet18", widened),
         ("gc_resnet18", added),
+        ("eca_resnet18", multiplied),
+        ("fca_resnet34", multiplied),
+        ("simam_resnet18", multiplied),
+        ("ca_mobilenetv2", multiplied),
     ],
 )
 def test_the_gates_are_those_of_the_forward_pass(
@@ -128,6 +133,119 @@ def test_the_weights_of_selective_kernels(arch: str, branches: tuple[str, str], 
     first, second = (seen[part] for part in branches)
     weight = weight[:, :, None, None]
     assert torch.allclose(weight * first + (1 - weight) * second, seen["mixed"], atol=1e-5)
+
+
+def shown(net: nn.Module, images: Tensor) -> list[Gate]:
+    return [gate for gate in record(net, images).shown if isinstance(gate, Gate)]
+
+
+def test_the_gates_of_triplet_attention() -> None:
+    """Two of them have no map: their means over H or W are the gate's mean over the positions."""
+    gate, x = stirred("triplet_resnet18").get_submodule("layer2.1.triplet_attention"), torch.ones(2, 8, 6, 5)
+    seen = {one.seen.title: one.values for one in shown(nn.Sequential(gate), x)}
+    spatial = seen["g(H, W)"]
+    assert torch.equal(spatial, gate.get_submodule("SpatialGate")(x))
+    over_h, over_w = seen["g(C, W), mean over W"], seen["g(H, C), mean over H"]
+    total = (spatial.mean((1, 2, 3))[:, None] + over_h + over_w) / 3
+    assert torch.allclose(gate(x).mean((2, 3)), total, atol=1e-6)
+    assert over_h.std() > 1e-3
+    figure = draw(torch.rand(3, SIDE, SIDE), shown(nn.Sequential(gate), x[:1]), "title", "text")
+    titles = [axes.get_title() for axes in figure.axes]
+    assert [any(title.startswith(name) for title in titles) for name in seen] == [True] * 3
+
+
+PLACED = {
+    "resnet18": ("standard", "pre", "post", "identity", "conv", "stage"),
+    "mobilenet_v3_small": ("3x3", "identity", "post", "stage"),
+    "regnet_y_400mf": ("3x3", "standard", "post"),
+}
+
+
+@pytest.mark.parametrize(("arch", "place"), [(arch, place) for arch, of in PLACED.items() for place in of])
+def test_gates_that_were_added(arch: str, place: str) -> None:
+    """The stage is that of the block, in nets without layerN too, and the picture names the place."""
+    torch.manual_seed(0)
+    net = add_gates(create_model(arch, num_classes=3), "se", place, img_size=SIDE, reduction=2)
+    gates = shown(net, torch.randn(1, 3, SIDE, SIDE))
+    assert {gate.module for gate in gates} == set(gates_of(net))
+    stages = [gate.stage for gate in gates]
+    assert stages == sorted(stages)
+    assert set(stages) >= ({1, 2, 3} if place == "stage" else {2, 3, 4})
+    assert set(stages) <= {1, 2, 3, 4}
+    assert {gate.place for gate in gates} == {"post" if place == "stage" else place}
+    last = last_of_each_stage(gates)
+    assert len(last) == len(set(stages))
+    figure = draw(torch.rand(3, SIDE, SIDE), last, "title", "text")
+    heads = [part.get_suptitle() for part in figure.subfigs[1].subfigs]
+    assert heads == [f"stage {gate.stage}: {gate.module} ({gate.place}), out = x * gate" for gate in last]
+
+
+def test_gates_on_modules_of_any_network() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 8, 1), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU())
+    add_gates(net, "se", modules=["0", "2"], img_size=SIDE, reduction=2)
+    add_gates(net, "se", "pre", modules=["1"], img_size=SIDE, reduction=2)
+    assert [(gate.module, gate.stage, gate.place) for gate in shown(net, torch.randn(1, 3, SIDE, SIDE))] == [
+        ("0.se", 2, "output of 0"),
+        ("1.se", 2, "input of 1"),
+        ("2.se", 3, "output of 2"),
+    ]
+
+
+class Halved(nn.Module):
+    """A gate without a sigmoid."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.linspace(0, 0.5, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale[:, None, None]
+
+
+class Both(nn.Module):
+    """A gate of the channels and one of the positions."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc, self.conv = nn.Linear(channels, channels), nn.Conv2d(channels, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = torch.sigmoid(self.fc(x.mean((2, 3))))[..., None, None]
+        return x * channels * self.conv(x).flatten(1).softmax(1).view(-1, 1, *x.shape[2:])
+
+
+def test_gates_of_a_user() -> None:
+    """What is drawn of them says whether it is their sigmoid or only a ratio."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, SIDE, SIDE)
+    net = add_gates(create_model("resnet18", num_classes=3), Both, stages=[2])
+    gates = shown(net, x)
+    assert {gate.module for gate in gates} == {"layer2.0.gate", "layer2.1.gate"}
+    assert {(gate.seen.title, gate.values.shape[1:], gate.seen.bounded) for gate in gates} == {
+        ("sigmoid of the channels", (128,), True),
+        ("softmax of the positions", (1, 8, 8), False),
+    }
+    assert {gate.formula for gate in gates} == {"the sigmoid and softmax in Both"}
+    assert gates[1].values.sum((1, 2, 3)).tolist() == pytest.approx([1, 1])
+
+    net = add_gates(create_model("resnet18", num_classes=3), Halved, stages=[3])
+    positions, channels, *_ = shown(net, x)
+    assert positions.formula == channels.formula == "mean |output| / mean |input| of Halved"
+    assert positions.values.shape == (2, 1, 4, 4)
+    assert torch.allclose(channels.values, torch.linspace(0, 0.5, 256).expand(2, -1), atol=1e-5)
+
+
+def test_gates_that_started_as_the_identity() -> None:
+    """What is shown is the gate inside, and what becomes of its output."""
+    net = add_gates(create_model("resnet18", num_classes=3), "se", stages=[1])
+    start_as_identity(net)
+    gates = shown(net, torch.randn(1, 3, SIDE, SIDE))
+    assert {(gate.module, gate.place) for gate in gates} == {(f"layer1.{i}.se", "standard") for i in range(2)}
+    assert {gate.formula for gate in gates} == {"out = x * gate, times the factor 2"}
+    assert all(torch.equal(gate.values, torch.full((1, 64), 0.5)) for gate in gates)
+    net = start_as_identity(add_gates(create_model("resnet18", num_classes=3), Halved, stages=[1]))
+    formulas = {gate.formula for gate in shown(net, torch.randn(1, 3, SIDE, SIDE))}
+    assert formulas == {"mean |output| / mean |input| of Halved, mixed: x + 0 * (out - x)"}
 
 
 @pytest.mark.parametrize("arch", ["oct_resnet26", "oct_mobilenet"])
@@ -201,8 +319,9 @@ def test_numbers_tell_apart() -> None:
     assert numbers(0.0, 0.0) == ["0", "0"]
 
 
-def test_stages_by_name() -> None:
-    assert [stage_of(name) for name in ("layer2.0.se", "bam3", "fc")] == [2, 3, 0]
+def test_stages_by_name_or_size() -> None:
+    assert [stage_of(name, 28, 224) for name in ("layer2.0.se", "bam3", "features.4")] == [2, 3, 2]
+    assert [stage_of("features.0", side, 224) for side in (112, 56, 28, 14, 7)] == [1, 1, 2, 3, 4]
 
 
 class Links(HTMLParser):
@@ -308,7 +427,7 @@ def test_bad_input(tmp_path: Path, show: Run) -> None:
     assert_one_line_error(show(*net, "text.JPEG"), "text.JPEG: no image")
     assert_one_line_error(show(*net, "in"), "in is a folder: name images")
     assert_one_line_error(show(*net, "in/0.JPEG", "-o", "file"), "-o file: File exists")
-    assert_one_line_error(show("-a", "resnet18", "in/0.JPEG"), "no attention to draw")
+    assert_one_line_error(show("-a", "resnet18", "in/0.JPEG"), "no attention to draw", "--gate", "is_gate")
     assert_one_line_error(show("in/0.JPEG"), "Give --resume FILE, or -a ARCH")
     assert_one_line_error(show(*net, "in/0.JPEG", "--resume", "text.JPEG"), "--resume text.JPEG")
     with pytest.raises(UserError, match="no attention"):

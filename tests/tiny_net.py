@@ -1,12 +1,16 @@
-"""A network that takes milliseconds a step, as ``-a tiny`` in the scripts that tests start.
+"""A network that takes milliseconds a step, as ``-a tiny`` or ``tiny_gated`` in scripts that tests start.
 
 For what the scripts do with any network. It is no part of the package: :func:`conftest.call` and
 :func:`forks.play` put it into the registry of their processes.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor, nn
 
 import models
+from models.gates import add_gates
 
 
 class TinyNet(nn.Module):
@@ -39,4 +43,9 @@ def unit(inplanes: int, planes: int, stride: int = 1, groups: int = 1) -> nn.Seq
     return nn.Sequential(conv, nn.BatchNorm2d(planes), nn.ReLU())
 
 
-WITH_TINY = {**models._OWN, "tiny": TinyNet}
+def tiny_gated(**kwargs: Any) -> nn.Module:
+    """A TinyNet with CBAM, whose gates have linear layers, a convolution and a batch norm."""
+    return add_gates(TinyNet(**kwargs), "cbam", modules=["branch"], img_size=32, reduction=4)
+
+
+WITH_TINY: dict[str, Callable[..., nn.Module]] = {**models._OWN, "tiny": TinyNet, "tiny_gated": tiny_gated}

@@ -58,7 +58,8 @@ def _draw_row(part: Any, row: Sequence[Any], grey: np.ndarray, by_size: bool) ->
     if isinstance(first, Octave):
         _draw_octave(part, first, grey)
         return
-    title = f"stage {first.stage}: {first.module}, {first.formula}"
+    where = f" ({first.place})" if first.place else ""
+    title = f"stage {first.stage}: {first.module}{where}, {first.formula}"
     part.suptitle(title, fontsize=9, x=0.01, ha="left", weight="bold")
     maps = [one for gate in row for one in maps_of(gate)]
     bars = [gate for gate in row if gate.values.dim() == 2]
@@ -67,7 +68,7 @@ def _draw_row(part: Any, row: Sequence[Any], grey: np.ndarray, by_size: bool) ->
     for axes, (title, values) in zip(panels, maps, strict=False):
         _draw_map(part, axes, title, values, grey, first.seen.bounded)
     for axes, gate in zip(panels[len(maps) :], bars, strict=True):
-        _draw_bars(axes, gate, by_size)
+        _draw_bars(axes, gate, by_size, fontsize=9 if len(bars) == 1 else 8)
 
 
 def maps_of(gate: Gate) -> list[tuple[str, np.ndarray]]:
@@ -89,7 +90,7 @@ def bars_of(gate: Gate, by_size: bool) -> np.ndarray:
     return np.sort(values)[::-1] if by_size else values
 
 
-def _draw_bars(axes: Any, gate: Gate, by_size: bool) -> None:
+def _draw_bars(axes: Any, gate: Gate, by_size: bool, fontsize: int) -> None:
     values = bars_of(gate, by_size)
     axes.stairs(values, fill=True, color="tab:blue", baseline=0)
     axes.axhline(values.mean(), color="0.2", lw=0.8, ls=":")
@@ -97,7 +98,7 @@ def _draw_bars(axes: Any, gate: Gate, by_size: bool) -> None:
     if gate.seen.bounded:
         axes.set_ylim(0, 1)
     low, mean, high = numbers(values.min(), values.mean(), values.max())
-    axes.set_title(f"{gate.seen.title}: {low} to {high}, mean {mean} (dotted)", fontsize=9)
+    axes.set_title(f"{gate.seen.title}: {low} to {high}, mean {mean} (dotted)", fontsize=fontsize)
     axes.set_xlabel(f"{len(values)} channels{', sorted' if by_size else ''}", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)

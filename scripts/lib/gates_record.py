@@ -4,38 +4,29 @@ Hooks note which module is running, and a TorchFunctionMode sees the result of e
 it. So the gates are those of the pass itself, and no module needs to return them.
 """
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from types import MappingProxyType
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from models.resnet_bam import BAM
-from models.resnet_cbam import CBAM
+from models.gates import gates_of
+from models.gates.blocks import Gated
+from models.gates.identity import Mixed, Rescaled
+from models.gates.sites import places_of, stage_of
 from models.resnet_gc import GlobalContext
 from models.resnet_oct import OctMobileNet, OctResNet
-from models.resnet_se import SELayer
-from models.resnet_sge import SpatialGroupEnhance
-from models.resnet_sk import SKBottleneck
-from models.resnet_srm import SRMLayer
-from models.sknet import SKConv
+from scripts.lib.gates_families import FAMILIES, Pass, Seen, unknown
 from utils.common.errors import UserError
 
-_GATES = ("sigmoid", "sigmoid_", "softmax")  # torch functions whose results are gates
+_GATES = ("sigmoid", "sigmoid_", "hardsigmoid", "softmax")  # torch functions whose results are gates
 _OCTAVES = ("features.3", "features.5", "features.11", "features.13")  # last modules of OctMobileNet's stages
-
-
-class Seen(NamedTuple):
-    """The values of a gate and how they are shown."""
-
-    title: str
-    values: Tensor  # (B, C) for the channels, or (B, G, H, W): G maps of the positions
-    bounded: bool = True  # from 0 to 1, independently of the number of positions or channels
-    part: str = "group"  # what there is a map for, if there are several
+_NONE = """this network has no attention to draw: give one that has (-a se_resnet50, or an sk_, cbam_, bam_,
+gc_, sge_, srm_, eca_, fca_, simam_, triplet_, ca_ or oct_ net, or sknet50; sk_resnet18 and 34 are plain), or
+put gates into it (--gate NAME); a class of your own says is_gate = True"""
 
 
 class Gate(NamedTuple):
@@ -45,6 +36,7 @@ class Gate(NamedTuple):
     stage: int  # from 1
     formula: str  # how the module applies it
     seen: Seen
+    place: str = ""  # where it was added; empty: it is part of the architecture
 
     @property
     def values(self) -> Tensor:
@@ -69,54 +61,13 @@ class Octave(NamedTuple):
         return both / both.sum(1, keepdim=True)
 
 
-class Family(NamedTuple):
-    """A kind of attention."""
-
-    formula: str  # how its gates are applied
-    # Reads the gates from the results of its sigmoids and softmaxes, and from its input.
-    read: Callable[[Sequence[Tensor], Tensor], list[Seen]]
-
-
-def _channels(title: str, formula: str) -> Family:
-    """Return a family with one gate for every channel."""
-    return Family(formula, lambda results, x: [Seen(title, results[0].flatten(1))])
-
-
-def _enhance(results: Sequence[Tensor], x: Tensor) -> list[Seen]:
-    return [Seen("gate", results[0])]
-
-
-def _context(results: Sequence[Tensor], x: Tensor) -> list[Seen]:
-    """Read GlobalContext: its softmax, and the output of its transform."""
-    weights = results[0].unflatten(-1, x.shape[2:])
-    added = results[1].flatten(1)
-    return [Seen("weight in the context", weights, bounded=False), Seen("added", added, bounded=False)]
-
-
-def _cbam(results: Sequence[Tensor], x: Tensor) -> list[Seen]:
-    return [Seen("channel gate", results[0]), Seen("spatial gate", results[1])]
-
-
-_FAMILIES: Mapping[type[nn.Module], Family] = MappingProxyType(
-    {
-        SELayer: _channels("gate", "out = x * gate"),
-        SRMLayer: _channels("gate", "out = x * gate"),
-        SKBottleneck: _channels("weight", "weight * dense branch + (1 - weight) * grouped branch"),
-        SKConv: _channels("weight", "out = weight * 3x3 branch + (1 - weight) * dilated 3x3 branch"),
-        CBAM: Family("out = x * channel gate * spatial gate", _cbam),
-        BAM: Family("out = x * (1 + gate)", lambda results, x: [Seen("gate", results[0], part="channel")]),
-        SpatialGroupEnhance: Family("out = x * gate", _enhance),
-        GlobalContext: Family("out = x + added, from the mean of x by the weights", _context),
-    }
-)
-
-
 class _Recorder(TorchFunctionMode):
     """Keeps the gates of the attention module that is running (of nested ones the innermost)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.running: list[list[Tensor]] = []
+        self.running: list[list[tuple[str, Tensor]]] = []  # functions and their results
+        self.sides: dict[str, int] = {}  # of the output of a block, in pixels
         self.gates: list[Gate] = []
         self.octaves: list[Octave] = []
 
@@ -124,8 +75,9 @@ class _Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if self.running and getattr(func, "__name__", "") in _GATES:
-            self.running[-1].append(result)
+        name = getattr(func, "__name__", "")
+        if self.running and name in _GATES:
+            self.running[-1].append((name.rstrip("_"), result))
         return result
 
     def begin(self, module: nn.Module, inputs: Any) -> None:
@@ -134,16 +86,31 @@ class _Recorder(TorchFunctionMode):
 
     def keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         """The hook after a part of an attention module whose output is recorded too."""
-        self.running[-1].append(output)
+        self.running[-1].append(("", output))
 
-    def end(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        """Return the hook after an attention module."""
+    def end(self, name: str, place: str, wrapper: nn.Module) -> Callable[[nn.Module, Any, Tensor], None]:
+        """Return the hook after an attention module. Its stage follows when its block has ended."""
 
         def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-            formula, read = _FAMILIES[type(module)]
-            for seen in read(self.running.pop(), inputs[0]):
+            found = self.running.pop()
+            one = Pass(
+                inputs[0], output, [values for _, values in found], [function for function, _ in found]
+            )
+            if family := FAMILIES.get(_class_of(module)):
+                formula, shown = family.formula, family.read(one)
+            else:
+                formula, shown = unknown(one, type(module).__name__)
+            for seen in shown:
                 kept = seen._replace(values=seen.values.detach().clone())
-                self.gates.append(Gate(name, stage_of(name), formula, kept))
+                self.gates.append(Gate(name, 0, f"{formula}{_then(wrapper)}", kept, place))
+
+        return hook
+
+    def side(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        """Return the hook after a block."""
+
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            self.sides[name] = output.shape[2]
 
         return hook
 
@@ -166,15 +133,60 @@ class Recorded(NamedTuple):
     logits: Tensor  # (B, K)
 
 
-def stage_of(name: str) -> int:
-    """Return a module's stage, from 1, by its name in the network, such as ``layer2.0.se`` or ``bam2``."""
-    found = re.search(r"(?:layer|bam)(\d)", name)
-    return int(found[1]) if found else 0
+def _class_of(module: nn.Module) -> type[nn.Module]:
+    """Return a module's class, without what a gate on its input or output made of it."""
+    return getattr(module, "kind", type(module)) if isinstance(module, Gated) else type(module)
+
+
+def _then(wrapper: nn.Module) -> str:
+    """Say what becomes of the output of a gate that started as the identity."""
+    if isinstance(wrapper, Rescaled):
+        return f", times the factor {float(wrapper.factor.detach()):.3g}"
+    if isinstance(wrapper, Mixed):
+        return f", mixed: x + {float(wrapper.share.detach()):.3g} * (out - x)"
+    return ""
 
 
 def attention_of(net: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules whose gates can be recorded, by name."""
-    return {name: module for name, module in net.named_modules() if type(module) in _FAMILIES}
+    """Return the modules whose gates can be recorded, by name: the gates, and selective kernels.
+
+    Of a gate that started as the identity it is the gate inside, by the name of the whole.
+    """
+    gates = gates_of(net)
+    inside = {name: gate.gate if isinstance(gate, Rescaled | Mixed) else gate for name, gate in gates.items()}
+    others = {
+        name: module
+        for name, module in net.named_modules()
+        if _class_of(module) in FAMILIES and not any(f"{name}.".startswith(f"{gate}.") for gate in gates)
+    }
+    return {**inside, **others}
+
+
+def _parents(name: str) -> Iterator[str]:
+    """Yield the names of the modules around a module, the nearest first."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
+
+
+def block_of(net: nn.Module, gate: str) -> str:
+    """Return the name of the residual block around a gate; the gate's own if no block is known there."""
+    return next((name for name in _parents(gate) if places_of(net.get_submodule(name))), gate)
+
+
+def place_of(net: nn.Module, gate: str) -> str:
+    """Say where a gate was added to a network: a place of ``add_gates``; empty if it was not added."""
+    owner, _, child = gate.rpartition(".")
+    at = getattr(net.get_submodule(owner), "gate_at", {})
+    side = next((side for side, name in at.items() if name == child), None)
+    if side is None:
+        return ""
+    block = block_of(net, gate)
+    host = gate if side == child else owner  # a child that the block calls if it is there: the gate itself
+    for place, (part, its_side) in places_of(net.get_submodule(block)).items() if block != gate else ():
+        if host == f"{block}.{part}".strip(".") and (side in (its_side, child)):
+            return place
+    return f"{'input' if side == 'pre' else 'output'} of {owner or 'the network'}"
 
 
 @torch.no_grad()
@@ -187,27 +199,36 @@ def record(net: nn.Module, images: Tensor) -> Recorded:
     modules = attention_of(net)
     octaves = isinstance(net, OctResNet | OctMobileNet)
     if not modules and not octaves:
-        raise UserError(
-            "this network has no attention to draw: give an se_, sk_, cbam_, bam_, gc_, sge_, srm_ or oct_ "
-            "net of depth 50, or sknet50"
-        )
+        raise UserError(" ".join(_NONE.split()))
+    blocks = {name: block_of(net, name) for name in modules}
     with ExitStack() as hooks, _Recorder() as recorder:
-
-        def until_the_end(handle: Any) -> None:
+        for handle in chain(_watch_gates(net, recorder), _watch_octaves(net, recorder)):
             hooks.callback(handle.remove)
-
-        for name, module in modules.items():
-            until_the_end(module.register_forward_pre_hook(recorder.begin))
-            if isinstance(module, GlobalContext):
-                until_the_end(module.channel_add_conv.register_forward_hook(recorder.keep))
-            until_the_end(module.register_forward_hook(recorder.end(name)))
-        if octaves:
-            names = _OCTAVES if isinstance(net, OctMobileNet) else [f"layer{i}" for i in range(1, 5)]
-            for stage, name in enumerate(names, 1):
-                hook = recorder.split(name, stage)
-                until_the_end(net.get_submodule(name).register_forward_hook(hook))
+        for block in set(blocks.values()):
+            hooks.callback(net.get_submodule(block).register_forward_hook(recorder.side(block)).remove)
         logits = net.eval()(images)
-    return Recorded(recorder.octaves if octaves else recorder.gates, logits)
+    called = [(gate, blocks[gate.module]) for gate in recorder.gates]
+    gates = [
+        gate._replace(stage=stage_of(block, recorder.sides[block], images.shape[2])) for gate, block in called
+    ]
+    return Recorded(recorder.octaves if octaves else gates, logits)
+
+
+def _watch_gates(net: nn.Module, recorder: _Recorder) -> Iterator[Any]:
+    """Hook the recorder into the gates of a network; yield the handles of the hooks."""
+    for name, module in attention_of(net).items():
+        yield module.register_forward_pre_hook(recorder.begin)
+        if isinstance(module, GlobalContext):
+            yield module.channel_add_conv.register_forward_hook(recorder.keep)
+        yield module.register_forward_hook(recorder.end(name, place_of(net, name), net.get_submodule(name)))
+
+
+def _watch_octaves(net: nn.Module, recorder: _Recorder) -> Iterator[Any]:
+    """Hook the recorder into the stages of an Octave net; yield the handles of the hooks."""
+    if isinstance(net, OctResNet | OctMobileNet):
+        names = _OCTAVES if isinstance(net, OctMobileNet) else [f"layer{i}" for i in range(1, 5)]
+        for stage, name in enumerate(names, 1):
+            yield net.get_submodule(name).register_forward_hook(recorder.split(name, stage))
 
 
 def last_of_each_stage(gates: Sequence[Gate]) -> list[Gate]:

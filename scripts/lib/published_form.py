@@ -52,7 +52,8 @@ def _settings(saved: Mapping[str, Any]) -> dict[str, Any]:
     """Return SGD's settings of every group; imagenet_mobile.py takes its base rate from ``initial_lr``."""
     flags = saved.get("arguments", {})
     base = flags.get("lr", 0.1) * (saved.get("images_per_step", 256) / 256 if "wdall" in flags else 1)
-    now = [group["lr"] for group in saved.get("optimizer", {}).get("param_groups", [])] or [base]
+    groups = saved.get("optimizer", {}).get("param_groups", [])
+    now = [group["lr"] / group.get("lr_factor", 1.0) for group in groups] or [base]
     momentum, nesterov = flags.get("momentum", 0.9), flags.get("nesterov", False)
     rates = {"lr": now[0], "initial_lr": base}
     return {**rates, "momentum": momentum, "dampening": 0, "nesterov": nesterov}

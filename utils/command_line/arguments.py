@@ -138,6 +138,21 @@ def add_training_arguments(parser: Parser) -> None:
     group.add_argument("--weight-decay", "--wd", type=non_negative, default=1e-4, help="(default: 1e-4)")
 
 
+def add_finetuning_arguments(parser: Parser) -> None:
+    """Add what of the network is trained, and how fast."""
+    group = parser.add_recorded_group("fine-tuning")
+    text = "all but the gates and the classifier keeps its weights and its batch norm statistics; with "
+    text += "--finetune, --pretrained or --resume"
+    group.add_argument("--freeze", choices=("backbone",), help=text)
+    add_lr_gates(group)
+
+
+def add_lr_gates(group: Group) -> None:
+    """Add the learning rate of the gates."""
+    text = "the learning rate of the gates is that of the schedule times this (default: 1)"
+    group.add_argument("--lr-gates", type=positive, metavar="FACTOR", help=text)
+
+
 def add_run_arguments(parser: Parser) -> Group:
     """Add where the run is kept, how it continues, what it runs on; return the group."""
     group = parser.add_argument_group("run")

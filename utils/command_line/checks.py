@@ -22,6 +22,8 @@ def check(parser: Parser, args: argparse.Namespace) -> None:
         parser.error("--resume and --pretrained are two different weights: give one of them")
     if args.zero_gamma and (file or args.pretrained):
         parser.error("--zero-gamma is for new weights: without --resume FILE and --pretrained")
+    if args.freeze and not (file or args.finetune or args.pretrained):
+        parser.error("--freeze keeps weights that are trained: give --finetune FILE or --pretrained")
 
 
 def check_run(parser: Parser, args: argparse.Namespace) -> None:

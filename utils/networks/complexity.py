@@ -52,6 +52,12 @@ class Call(NamedTuple):
     multiply_adds: int  # 0 for a module with children, whose own calls count
 
 
+def parts_of(module: nn.Module) -> list[str]:
+    """Return the names of the children that a module consists of: all but gates on its input or output."""
+    gates = getattr(module, "gate_at", {}).values()
+    return [name for name, _ in module.named_children() if name not in gates]
+
+
 def trace(model: nn.Module, shape: tuple[int, ...], forward: str = "__call__") -> list[Call]:
     """List the module calls of one forward pass in evaluation mode, in the order in which they return.
 
@@ -64,7 +70,7 @@ def trace(model: nn.Module, shape: tuple[int, ...], forward: str = "__call__") -
     calls: list[Call] = []
 
     def add(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-        cost = 0 if list(module.children()) else _cost(module, inputs[0], output)
+        cost = 0 if parts_of(module) else _cost(module, inputs[0], output)
         first = output[0] if isinstance(output, tuple) and output else output
         calls.append(Call(name, tuple(first.shape) if isinstance(first, Tensor) else (), cost))
 

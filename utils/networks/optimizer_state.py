@@ -1,6 +1,6 @@
 """Restoring SGD's momentum from a checkpoint: by name, or by the published order of the parameters."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -35,6 +35,9 @@ def load_optimizer(optimizer: Optimizer, saved: Mapping[str, Any] | None, net: n
     ours = [name for group in optimizer.param_groups for name in group["param_names"]]
     theirs = _order_of(saved, [group["param_names"] for group in optimizer.param_groups], parameters)
     if theirs is None:
+        if other := _differ(saved["param_groups"], parameters):
+            what = f"it trained {other} than this command: give its --freeze, or leave yours out"
+            raise UserError(f"--resume {path}: {what}; {remedy}")
         sizes = [len(group["params"]) for group in saved["param_groups"]]
         what = f"it cannot be told to which of the {len(parameters)} parameters its optimizer state"
         raise UserError(f"--resume {path}: {what}, groups of {sizes}, belongs; {remedy}")
@@ -66,6 +69,14 @@ def _order_of(
                 return found
             fitting += [found] if all(list(found) != list(other) for other in fitting) else []
     return fitting[0] if len(fitting) == 1 else None
+
+
+def _differ(groups: Sequence[Mapping[str, Any]], parameters: Mapping[str, Tensor]) -> str:
+    """Say whether named groups have more or fewer parameters than these; empty if they have others."""
+    theirs = {name for group in groups for name in group.get("param_names", ())}
+    if theirs < set(parameters):
+        return "fewer parameters" if theirs else ""
+    return "more parameters" if theirs > set(parameters) else ""
 
 
 def _shapes_fit(values: Mapping[str, Any], parameter: Tensor) -> bool:

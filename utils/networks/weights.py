@@ -221,6 +221,11 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in state.items()}
 
 
+def classifier_of(net: nn.Module) -> str:
+    """Return the name of a network's classifier, its last layer with a matrix: ``fc``, ``classifier.3``."""
+    return _classifier(_shapes(dict(net.named_parameters()))).rpartition(".")[0]
+
+
 def _classifier(shapes: Shapes) -> str:
     """The key of the classifier's weight: a net's last matrix (not a file's, as safetensors sorts keys)."""
     return [key for key, shape in shapes.items() if len(shape) >= 2][-1]

@@ -87,6 +87,7 @@ class Trainer:
         print_every: batches between two lines of progress; None: ten seconds.
         print_filters: print the spread of the filters after every step (of :class:`EShiftedSGD`).
         skip_nan: leave out a step whose loss is not finite, in place of ending the run.
+        frozen: modules of the network that stay in evaluation mode, such as frozen batch norms.
     """
 
     model: nn.Module
@@ -102,6 +103,7 @@ class Trainer:
     print_every: int | None = None
     print_filters: bool = False
     skip_nan: bool = False
+    frozen: Sequence[nn.Module] = ()
     learning_rate: float = field(init=False, default=0.0)  # of the last step
     trained: Any = field(init=False, default=None)  # the metrics of the last epoch
     images_per_second: float = field(init=False, default=0.0)  # of the last epoch
@@ -127,7 +129,7 @@ class Trainer:
         Raises:
             UserError: the loop goes on after a step with an error, or files are missing.
         """
-        self.model.train()
+        self._training_mode()
         batches = loader.batches
         batches.set_position(begin)
         steps, first = batches.steps, batches.first_step
@@ -184,10 +186,16 @@ class Trainer:
         start_momentum(self.optimizer)
         self.precision.load_state_dict(saved.get("precision", {}))
 
+    def _training_mode(self) -> None:
+        self.model.train()
+        for module in self.frozen:
+            module.eval()
+
     def _set_learning_rate(self, epoch: int, step: int, steps: int) -> None:
+        """Set that of the schedule, times the factor of those groups that have one (the gates')."""
         self.learning_rate = self.schedule(epoch, step, steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
+            group["lr"] = self.learning_rate * group.get("lr_factor", 1.0)
 
     def _add_gradients(
         self, batch: tuple[Any, Any], meter: Sums, place: tuple[int, int, int], last: bool

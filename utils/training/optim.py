@@ -1,6 +1,6 @@
 """The parameter groups of weight decay, and SGD with the e-shifted L2 regularizer."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from typing import Any, NamedTuple
@@ -10,6 +10,10 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import SGD, Optimizer
 
+from models.gates import gates_of
+from utils.common.errors import UserError
+from utils.common.text import plural
+
 
 class Owned(NamedTuple):
     """A parameter and its kind, which follows from the module that owns it."""
@@ -17,6 +21,12 @@ class Owned(NamedTuple):
     name: str
     parameter: nn.Parameter
     kind: str  # conv, depthwise, fc, norm, bias, or own (its module declares that it has no decay)
+    of_gate: bool = False  # whether it belongs to a gate
+
+    @property
+    def trained(self) -> bool:
+        """Whether it gets a gradient."""
+        return self.parameter.requires_grad
 
 
 def classify(net: nn.Module) -> list[Owned]:
@@ -32,8 +42,11 @@ def classify(net: nn.Module) -> list[Owned]:
         if hasattr(module, "no_weight_decay")
         for name in module.no_weight_decay()
     }
-    kinds = ((name, value, _kind(net, name)) for name, value in net.named_parameters())
-    return [Owned(name, value, "own" if name in declared else kind) for name, value, kind in kinds]
+    gates = tuple(f"{name}." for name in gates_of(net))
+    return [
+        Owned(name, value, "own" if name in declared else _kind(net, name), name.startswith(gates))
+        for name, value in net.named_parameters()
+    ]
 
 
 def _kind(net: nn.Module, name: str) -> str:
@@ -86,24 +99,91 @@ class WeightDecay:
 
 
 def create_optimizer(
-    net: nn.Module, decay: WeightDecay, lr: float, momentum: float, nesterov: bool = False
+    net: nn.Module,
+    decay: WeightDecay,
+    lr: float,
+    momentum: float,
+    nesterov: bool = False,
+    lr_gates: float | None = None,
 ) -> SGD:
     """Create SGD with the published groups of parameters, and print these as a table.
 
     The groups are, in this order, the parameters without and with decay; where all decay there is one group.
+    Each is split in two by ``lr_gates``. Frozen parameters are in none.
+
+    Args:
+        net: the network.
+        decay: of its weights.
+        lr: learning rate.
+        momentum: of SGD.
+        nesterov: whether it is Nesterov's.
+        lr_gates: factor on the learning rate of the gates; None: they have that of all others.
+
+    Raises:
+        UserError: no gate is trained that could have another rate; no convolution is trained that could be
+            under the e-shifted L2.
     """
     owned = classify(net)
+    trained = [one for one in owned if one.trained]
     groups: list[dict[str, Any]] = []
     for strength, decays in ((0.0, False), (decay.strength, True)):
-        members = [one for one in owned if (one.kind in decay.kinds) == decays]
-        shifted = [decay.shifted(one.kind) for one in members]
-        named = [(one.name, one.parameter) for one in members]
-        groups += [{"params": named, "weight_decay": strength, "shifted": shifted}] if members else []
-    print(describe_groups(owned, decay))
+        members = [one for one in trained if (one.kind in decay.kinds) == decays]
+        for group, part in _by_rate(members, lr_gates):
+            group["weight_decay"], group["shifted"] = strength, [decay.shifted(one.kind) for one in part]
+            groups.append(group)
+    print(describe_groups(owned, decay, lr_gates))
+    check_rate_of_gates(trained, lr_gates)
     settings: dict[str, Any] = {"lr": lr, "momentum": momentum, "nesterov": nesterov}
-    if decay.lam is not None:
-        return EShiftedSGD(groups, lam=decay.lam, shift=decay.shift, **settings)
-    return SGD(groups, fused=True, **settings)
+    if decay.lam is None:
+        return SGD(groups, fused=True, **settings)
+    if not any(decay.shifted(one.kind) for one in trained):
+        raise UserError("--el2: no convolution is trained that it could regularize; leave the flag out")
+    return EShiftedSGD(groups, lam=decay.lam, shift=decay.shift, **settings)
+
+
+def plain_groups(net: nn.Module, lr_gates: float | None = None) -> list[dict[str, Any]]:
+    """Return the groups of an optimizer under whose weight decay all parameters are: one, or two.
+
+    Print the factor of the gates' learning rate, if there is one.
+
+    Args:
+        net: the network; its frozen parameters are left out.
+        lr_gates: as of :func:`create_optimizer`.
+
+    Raises:
+        UserError: no gate is trained that could have another rate.
+    """
+    trained = [one for one in classify(net) if one.trained]
+    check_rate_of_gates(trained, lr_gates)
+    if lr_gates is not None:
+        tensors = plural(sum(one.of_gate for one in trained), "tensor")
+        print(f"learning rate of the gates ({tensors}): times {lr_gates:g}")
+    return [group for group, _ in _by_rate(trained, lr_gates)]
+
+
+def _by_rate(
+    members: Sequence[Owned], lr_gates: float | None
+) -> Iterator[tuple[dict[str, Any], Sequence[Owned]]]:
+    """Yield a group for each learning rate, with its members: first those that follow the schedule.
+
+    A group whose learning rate is another one says so by a ``lr_factor``, which the trainer honours.
+    """
+    gates = [one for one in members if one.of_gate and lr_gates is not None]
+    others = [one for one in members if not one.of_gate or lr_gates is None]
+    for part, rate in ((others, {}), (gates, {"lr_factor": lr_gates})):
+        if part:
+            yield {"params": [(one.name, one.parameter) for one in part], **rate}, part
+
+
+def check_rate_of_gates(owned: Sequence[Owned], lr_gates: float | None) -> None:
+    """Refuse ``--lr-gates`` for a network of which no gate is trained.
+
+    Raises:
+        UserError: it is such a network.
+    """
+    if lr_gates is not None and not any(one.of_gate and one.trained for one in owned):
+        text = "this network has no gates that are trained; leave the flag out, or give a network with gates"
+        raise UserError(f"--lr-gates {lr_gates:g}: {text}, such as -a se_resnet50")
 
 
 def parameters(optimizer: Optimizer) -> list[nn.Parameter]:
@@ -121,13 +201,18 @@ def start_momentum(optimizer: Optimizer) -> None:
             optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
 
 
-def describe_groups(owned: Iterable[Owned], decay: WeightDecay) -> str:
-    """Return a table of the kinds of parameters: tensors, parameters, weight decay."""
-    kinds: dict[str, list[int]] = {}
+def describe_groups(owned: Iterable[Owned], decay: WeightDecay, lr_gates: float | None = None) -> str:
+    """Return a table of the kinds of parameters: tensors, parameters, weight decay.
+
+    Gates with a learning rate of their own and frozen parameters have rows of their own.
+    """
+    kinds: dict[tuple[str, str], list[int]] = {}
     for one in owned:
-        kinds.setdefault(one.kind, []).append(one.parameter.numel())
+        rate = f", learning rate of gates times {lr_gates:g}" if one.of_gate and lr_gates is not None else ""
+        row = (one.kind, decay.text(one.kind) + rate) if one.trained else ("frozen", "not trained")
+        kinds.setdefault(row, []).append(one.parameter.numel())
     rows = [f"{'kind':>10} {'tensors':>8} {'parameters':>12}   weight decay"]
-    rows += [f"{kind:>10} {len(of):>8} {sum(of):>12,}   {decay.text(kind)}" for kind, of in kinds.items()]
+    rows += [f"{kind:>10} {len(of):>8} {sum(of):>12,}   {text}" for (kind, text), of in kinds.items()]
     return "\n".join(rows)
 
 
