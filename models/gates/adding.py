@@ -1,4 +1,17 @@
-"""Putting a gate into every block of a residual network."""
+"""Putting a gate into every block of a residual network.
+
+The places in a block; the first five are those of Hu et al., arXiv 1709.01507, section 6.5:
+
+* ``standard``: on the residual branch after its last norm
+* ``pre``: on the branch's input
+* ``post``: after the addition and the ReLU
+* ``identity``: on the shortcut; blocks without a shortcut get no gate
+* ``3x3``: after the spatial convolution of the branch, its norm and its activation; blocks without an
+  expansion before it get no gate
+* ``conv``: on the output of a ResNet's 3x3 convolution (the second of a basic block), before its norm
+* ``stage``: after the last block of each stage
+* ``paper``: where the gate's paper has it, or ``standard`` if no block has that place
+"""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -30,23 +43,11 @@ def add_gates(
     The keys of the network's state dict stay, and the gates' keys come beside them: in a ResNet those of the
     published checkpoints, ``layer1.0.se.fc.0.weight``.
 
-    Places in a block (Hu et al., arXiv 1709.01507, section 6.5):
-
-    * ``standard``: on the residual branch after its last norm
-    * ``pre``: on the branch's input
-    * ``post``: after the addition and the ReLU
-    * ``identity``: on the shortcut; blocks without a shortcut get no gate
-    * ``3x3``: after the spatial convolution of the branch, its norm and its activation; blocks without an
-      expansion before it get no gate
-    * ``conv``: on the output of a ResNet's 3x3 convolution (the second of a basic block), before its norm
-    * ``stage``: after the last block of each stage
-    * ``paper``: where the gate's paper has it, or ``standard`` if no block has that place
-
     Args:
         net: the network, which is changed.
         gate: one of :func:`models.gates.list_gates`; or what maps a number of channels to a module that maps
             (B, C, H, W) to the same shape.
-        at: the place.
+        at: the place in a block, one of ``POSITIONS``; the head of this file describes them.
         stages: those that get gates, from 1; a stage is ``layer1`` to ``layer4``, or the blocks whose output
             has a stride of 4 (or less), 8, 16 and 32. None: all; after stages (BAM): all but the last.
         modules: names of modules that get a gate on their output (or, ``at="pre"``, on their input).
