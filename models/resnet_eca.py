@@ -158,21 +158,21 @@ class ECAResNet(ResNet):
         return self.forward_stages(x)[-1]
 
 
-def eca_resnet18(kernel_size: KernelSize = (3, 5, 7, 7), **kwargs: Any) -> ECAResNet:
+def eca_resnet18(*, kernel_size: KernelSize = (3, 5, 7, 7), **kwargs: Any) -> ECAResNet:
     return ECAResNet(ECABasicBlock, [2, 2, 2, 2], kernel_size=kernel_size, **kwargs)
 
 
-def eca_resnet34(kernel_size: KernelSize = (3, 3, 5, 7), **kwargs: Any) -> ECAResNet:
+def eca_resnet34(*, kernel_size: KernelSize = (3, 3, 5, 7), **kwargs: Any) -> ECAResNet:
     return ECAResNet(ECABasicBlock, [3, 4, 6, 3], kernel_size=kernel_size, **kwargs)
 
 
-def eca_resnet50(kernel_size: KernelSize = (3, 5, 5, 7), **kwargs: Any) -> ECAResNet:
+def eca_resnet50(*, kernel_size: KernelSize = (3, 5, 5, 7), **kwargs: Any) -> ECAResNet:
     return ECAResNet(ECABottleneck, [3, 4, 6, 3], kernel_size=kernel_size, **kwargs)
 
 
-def eca_resnet101(kernel_size: KernelSize = (3, 3, 5, 7), **kwargs: Any) -> ECAResNet:
+def eca_resnet101(*, kernel_size: KernelSize = (3, 3, 5, 7), **kwargs: Any) -> ECAResNet:
     return ECAResNet(ECABottleneck, [3, 4, 23, 3], kernel_size=kernel_size, **kwargs)
 
 
-def eca_resnet152(kernel_size: KernelSize = (3, 3, 5, 7), **kwargs: Any) -> ECAResNet:
+def eca_resnet152(*, kernel_size: KernelSize = (3, 3, 5, 7), **kwargs: Any) -> ECAResNet:
     return ECAResNet(ECABottleneck, [3, 8, 36, 3], kernel_size=kernel_size, **kwargs)
