@@ -1,7 +1,6 @@
 """CA-MobileNetV2: coordinate attention in every inverted residual block that expands.
 
-Hou, Zhou, Feng, "Coordinate Attention for Efficient Mobile Network Design", arXiv 2103.02907 (Eq. 4-9,
-r = 32).
+Hou, Zhou, Feng, "Coordinate Attention for Efficient Mobile Network Design", arXiv 2103.02907 (r = 32).
 Sandler, Howard, Zhu, Zhmoginov, Chen, "MobileNetV2: Inverted Residuals and Linear Bottlenecks",
 arXiv 1801.04381 (Table 2).
 The gate stands after the depthwise convolution, its batch norm and ReLU6, before the projection. As in the
