@@ -15,6 +15,7 @@ from torch.optim import SGD
 
 from utils.command_line import arguments, cli
 from utils.command_line.checks import check
+from utils.command_line.gate_arguments import network_given
 from utils.common.devices import describe, parallelize, select_devices
 from utils.common.distributed import Ranks
 from utils.common.launch import refuse_several_processes
@@ -25,6 +26,7 @@ from utils.data.splits import Splits, open_data
 from utils.data.transforms import TrainTransform
 from utils.networks import checkpoint
 from utils.networks.building import NetworkSpec, build_model, choose_network, finetune, load_checkpoint
+from utils.networks.gating import gates_in
 from utils.networks.outputs import class_count, outputs_of
 from utils.runs.provenance import origin
 from utils.runs.resume import Resumed, choose_seed, find_checkpoint
@@ -86,8 +88,7 @@ def open_network(args: argparse.Namespace, resumed: Resumed, where: str) -> Open
         UserError: flags, files, and data do not fit each other.
     """
     saved, file = resumed.saved, resumed.file
-    given = {name: getattr(args, name) for name in ("arch", "img_size", "cardinality", "base_width")}
-    spec = choose_network(given, saved if args.evaluate else {}, file)
+    spec = choose_network(network_given(args), saved, file)
     if not (args.evaluate or args.dry_run):
         resumed.check_start(args.epochs, args.overwrite)
     new = file is None  # with --resume auto the flags of a first start stay on the command line
@@ -95,13 +96,15 @@ def open_network(args: argparse.Namespace, resumed: Resumed, where: str) -> Open
     outputs = outputs_of(spec.arch, args.num_classes, args.class_list, args.evaluate, saved, started, file)
     splits = open_data(args.data, args.evaluate, outputs, args.cache)
     classes = class_count(args.num_classes, outputs, splits.val.classes)
-    net, complexity = build_model(spec, classes, args.pretrained and new, args.zero_gamma and new)
+    started_from = (args.pretrained and new, args.zero_gamma and new)
+    net, complexity = build_model(spec, classes, *started_from, args.evaluate)
     if started:
-        finetune(net, started["state_dict"], args.finetune)
+        new_gates = spec.gate_start == "identity" and not spec.same_as(gates_in(started, spec.arch))
+        finetune(net, started["state_dict"], args.finetune, spec.arch, new_gates)
     if file is not None:
-        load_checkpoint(net, saved, spec.arch, file, args.evaluate)
+        load_checkpoint(net, saved, spec, file, args.evaluate)
     size = f"{complexity} at {spec.img_size} px, {classes} classes ({ends(splits.val.classes)})"
-    print(f"{spec.arch}: {size}, on {where}")
+    print(f"{spec.arch}{spec.flags}: {size}, on {where}")
     return Opened(spec, net, classes, splits)
 
 

@@ -98,6 +98,11 @@ def on_device(args: argparse.Namespace, net: nn.Module, device: torch.device) ->
     return place(net, device, args.channels_last, args.sync_bn, args.compile)
 
 
+def cutout_size(args: argparse.Namespace, img_size: int) -> int:
+    """Return ``--cutout_size``, by default half the side of the images."""
+    return args.cutout_size or img_size // 2
+
+
 def create_task(
     args: argparse.Namespace, opened: Opened, device: torch.device, precision: Precision
 ) -> Classification:
@@ -111,7 +116,7 @@ def create_task(
     mixer = Mixer(
         args.alpha if args.mixup else None,
         args.cutmix_prob if args.cutmix else None,
-        args.cutout_size if args.cutout else None,
+        cutout_size(args, opened.spec.img_size) if args.cutout else None,
     )
     return Classification(LabelSmoothing(args.label_smoothing, opened.classes), mixer, distillation)
 
@@ -188,7 +193,8 @@ def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAUL
             return
 
         fields = {"arch": spec.arch, "classes": list(splits.val.classes)}
-        fields |= origin({**recorded, **asdict(spec), "opt_level": level})
+        chosen = {"opt_level": level, "cutout_size": cutout_size(args, spec.img_size)}
+        fields |= origin({**recorded, **asdict(spec), **chosen})
         with Run(resumed, trainer, net, loader.batches, fields, **saving_flags(args)) as run:
             while not run.finished:
                 for step in trainer.epoch(loader, run.position, run.signals):

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
-from models import create_model, list_models
+from models import create_model, is_own, list_models, resolve
+from models.gates import base_of
 from utils.common.errors import UserError
-from utils.data.labels import IMAGENET_CLASSES
 from utils.networks import checkpoint as checkpoints
-from utils.networks.building import imagenet_weights
-from utils.networks.weights import load_weights, of_a_detector, output_count
+from utils.networks.building import complete, load_fitting, start_pretrained
+from utils.networks.gating import GateSpec, gate_fields, gates_in, gates_taken, put_gates
+from utils.networks.weights import differences, load_weights, of_a_detector, output_count
 
 FROZEN = ("conv1", "bn1", "layer1")  # a deep stem is inside conv1
 CHANNELS = 256  # of every level of the pyramid
@@ -29,14 +30,17 @@ class Backbone(nn.Module):
 
     Args:
         net: a ResNet of models/ or torchvision; its classifier is removed.
+        gates: those that flags have put into it. They are trained in every stage, because in the frozen one
+            they may be new.
 
     Shape: (B, 3, H, W) to maps "0", "1", "2", "3" and "pool" of 256 channels at strides 4, 8, 16, 32, 64.
     They are in float32 under autocast too: anchors and boxes inherit their precision, and bfloat16 cannot
     distinguish x = 1000 from x = 1001.
     """
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, gates: GateSpec | None = None) -> None:
         super().__init__()
+        self.gates = gates or GateSpec()
         del net.avgpool, net.fc
         self.body = net.eval()
         with torch.no_grad():
@@ -45,6 +49,9 @@ class Backbone(nn.Module):
         self.fpn = FeaturePyramidNetwork([c.shape[1] for c in maps], CHANNELS, LastLevelMaxPool())
         for name in FROZEN:
             net.get_submodule(name).requires_grad_(False)
+        for module in net.modules():
+            for child in getattr(module, "gate_at", {}).values():  # added, not of the architecture
+                module.get_submodule(child).requires_grad_(True)
         self.train()
 
     def train(self, mode: bool = True) -> "Backbone":
@@ -80,13 +87,17 @@ def list_backbones() -> list[str]:
     return [*list_models("*resne*"), *list_models("sknet*")]
 
 
-def create_backbone(arch: str, checkpoint: str | None, pretrained: bool) -> Backbone:
+def create_backbone(
+    arch: str, checkpoint: str | None, pretrained: bool, gates: GateSpec | None = None
+) -> Backbone:
     """Create a backbone from a classification checkpoint or from torchvision's ImageNet weights.
 
     Args:
         arch: a name of :func:`list_backbones`.
-        checkpoint: file of a classification run, ours or published; None: none.
-        pretrained: download the weights; torchvision's architectures only.
+        checkpoint: file of a classification run, ours or published; None: none. The backbone has the gates
+            that it says; a file without gates starts a backbone with those of ``gates``, which are new.
+        pretrained: download the weights; torchvision's architectures only, to which ``gates`` may be added.
+        gates: those that flags put in; None: none.
 
     Raises:
         UserError: the net has no stages, or the weights are not available or of another net.
@@ -96,25 +107,47 @@ def create_backbone(arch: str, checkpoint: str | None, pretrained: bool) -> Back
         raise UserError(f"-a {arch} has no stages layer1 to layer4 for a detector; {possible}")
     if checkpoint and pretrained:
         raise UserError("--backbone FILE and --pretrained are two sources of the same weights: give one")
+    gates = gates or GateSpec()
     if checkpoint:
-        return _from_checkpoint(arch, checkpoint)
+        return _from_checkpoint(arch, checkpoint, gates)
+    net = create_model(arch)
+    put_gates(net, gates, arch)
+    if pretrained:
+        _start_pretrained(net, arch)
+    return Backbone(net, gates)
+
+
+def _start_pretrained(net: nn.Module, arch: str) -> None:
+    """Load torchvision's weights; gates of the architecture would stay new in the frozen first stage."""
     instead = "give a file with --backbone"
-    weights = imagenet_weights(arch, IMAGENET_CLASSES, "--pretrained", instead) if pretrained else {}
+    if is_own(arch):
+        if base := base_of(resolve(arch)):
+            instead = f"give -a {base} --gate {arch.partition('_')[0]}, or a file with --backbone"
+        raise UserError(f"--pretrained: there are no weights of {arch} to download; {instead}")
     try:
-        return Backbone(create_model(arch, **weights))
+        start_pretrained(net, arch, {}, instead)
     except OSError as error:
         raise UserError(f"--pretrained: the weights of {arch} cannot be downloaded: {error}") from None
 
 
-def _from_checkpoint(arch: str, path: str) -> Backbone:
+def _from_checkpoint(arch: str, path: str, gates: GateSpec) -> Backbone:
     saved = checkpoints.load(path, "--backbone")
     state = saved["state_dict"]
     if detector := of_a_detector(state):
         raise UserError(f"--backbone {path} {detector}, or give the checkpoint of a classification run")
+    said = gates_in(saved, arch)
+    if said.flags:
+        taken = gates_taken(gate_fields(gates), saved, f"--backbone {path}")
+        gates = GateSpec(**complete(gate_fields(gates), taken, path))
     net = create_model(arch, num_classes=output_count(state, arch))
-    load_weights(net, saved, arch, path, "--backbone", "-a {arch}")
-    backbone = Backbone(net)
+    without = not said.flags and not differences(net, state)
+    put_gates(net, gates, arch)
+    name = f"backbone {arch}{gates.flags} from {path}"
+    if gates.flags and without:
+        load_fitting(net, state, name, gates.gate_start == "identity")
+        return Backbone(net, gates)
+    load_weights(net, saved, arch, path, "--backbone", "-a {arch}{gates}", gates)
+    backbone = Backbone(net, gates)
     used = backbone.body.state_dict()
-    unused = [key for key in state if key not in used]
-    print(f"backbone {arch} from {path}; not used from the file: {', '.join(unused)}")
+    print(f"{name}; not used from the file: {', '.join(key for key in state if key not in used)}")
     return backbone

@@ -7,18 +7,22 @@ from typing import Any
 
 from detection.detectors import DETECTORS
 from detection.recipes import CLIP, GAMMA, MOMENTUM, RECIPES, WARMUP_STEPS, WEIGHT_DECAY
+from models import resolve
 from utils.command_line import arguments, cli
 from utils.command_line.checks import check_run
+from utils.command_line.gate_arguments import add_gate_arguments, check_gates
 from utils.common.errors import UserError
 from utils.networks.building import complete
+from utils.networks.gating import GATE_FIELDS, GateSpec, gates_taken
 
 IMAGES = 16  # per step, that --lr is for
+DETECTOR_FIELDS = ("model", "arch", "min_size", "max_size", *GATE_FIELDS)
 NAMES = {recipe.name: recipe for recipe in RECIPES}
 
 
 @dataclass(frozen=True)
-class DetectorSpec:
-    """Which detector, for which images.
+class DetectorSpec(GateSpec):
+    """Which detector, for which images; the fields of :class:`GateSpec` say the gates of its backbone.
 
     Args:
         model: one of ``DETECTORS``.
@@ -54,16 +58,18 @@ def create_parser(description: str | None) -> cli.Parser:
     text = "with -e: write the detections to this file, in COCO's result format"
     group.add_argument("--detections", type=cli.name_of_file, metavar="FILE", help=text)
     group = parser.add_recorded_group("images and detector")
-    of_file = "with -e as the checkpoint was trained"
+    of_file = "with --resume as the checkpoint was trained"
     text = f"pixels that the short side of an image is resized to (default: 800; {of_file}), ..."
     group.add_argument("--min-size", type=cli.count_of, help=text)
     text = f"... unless the long side would exceed this many (default: 1333; {of_file})"
     group.add_argument("--max-size", type=cli.count_of, help=text)
     arguments.add_flip(group)
-    text = "(default: faster_rcnn; with -e that of the checkpoint)"
+    text = "(default: faster_rcnn; with --resume that of the checkpoint)"
     group.add_argument("--model", choices=DETECTORS, help=text)
-    text = "the backbone, a residual network: see models/ (default: resnet50; with -e that of the checkpoint)"
+    text = "the backbone, a residual network: see models/ (default: resnet50; with --resume that of the "
+    text += "checkpoint)"
     group.add_argument("-a", "--arch", type=arguments.architecture, help=text)
+    add_gate_arguments(group)
     arguments.add_training_arguments(parser)
     group = parser.add_recorded_group("step")
     text = f"first steps of the run, in which the learning rate rises from a third (default: {WARMUP_STEPS})"
@@ -101,6 +107,7 @@ def parse_arguments(description: str | None) -> tuple[argparse.Namespace, dict[s
         parser.error("--detections goes with -e")
     if (args.backbone or args.pretrained) and args.resume not in (None, "auto"):
         parser.error("--backbone and --pretrained are for a start: without --resume FILE")
+    check_gates(parser, args)
     check_run(parser, args)
     return args, parser.recorded(args)
 
@@ -112,20 +119,24 @@ def choose_detector(given: Mapping[str, Any], saved: Mapping[str, Any], file: st
 
     Args:
         given: the fields of :class:`DetectorSpec`, None where the command line leaves them open.
-        saved: the checkpoint that is evaluated; empty for a new detector.
+        saved: the checkpoint that is evaluated or goes on; empty for a new detector.
         file: its path.
 
     Raises:
-        UserError: the checkpoint holds no detector, or the sizes contradict each other.
+        UserError: the checkpoint holds no detector, its gates are of a user's file that the command line does
+            not name, or the sizes contradict each other.
     """
     said: dict[str, Any] = {}
     if saved:
         model, _, arch = saved.get("arch", "").partition(" ")
         if model not in DETECTORS:
             holds = saved.get("arch", "a network without a name")
-            remedy = "give a checkpoint of detection/train.py"
+            remedy = "give a checkpoint of detection/train.py (a classification network goes to --backbone)"
             raise UserError(f"--resume {file} holds {holds}, no detector: {remedy}")
-        said = {**saved.get("arguments", {}), "model": model, "arch": arch}
+        said = {name: saved.get("arguments", {}).get(name) for name in ("min_size", "max_size")}
+        said |= {"model": model, "arch": arch}
+        if given["arch"] is None or resolve(given["arch"]) == resolve(arch):
+            said |= gates_taken(given, saved, f"--resume {file}")
     spec = DetectorSpec(**complete(given, said, file))
     if spec.min_size > spec.max_size:
         raise UserError(f"--min-size {spec.min_size} is above --max-size {spec.max_size}")

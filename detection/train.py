@@ -10,7 +10,7 @@ python detection/train.py --recipe cascade_rcnn_sge_r50 --data COCO -e --resume 
 
 import argparse
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from detection.coco import CocoSplit, read_coco
 from detection.detectors import create_detector
 from detection.evaluate import CocoEvaluation, write_results
 from detection.loading import RaggedLoader, coco_training_loader, coco_validation_loader
-from detection.options import IMAGES, DetectorSpec, choose_detector, parse_arguments
+from detection.options import DETECTOR_FIELDS, IMAGES, DetectorSpec, choose_detector, parse_arguments
 from detection.task import Detection
 from imagenet import saving_flags
 from utils.command_line import cli
@@ -34,6 +34,7 @@ from utils.common.text import plural
 from utils.data.loading import Reading
 from utils.data.sampling import TrainBatches
 from utils.networks import weights
+from utils.networks.gating import gate_fields, gates_said
 from utils.runs.provenance import origin
 from utils.runs.resume import Resumed, choose_seed, find_checkpoint
 from utils.runs.run import Run
@@ -44,17 +45,25 @@ from utils.training.precision import Precision, choose_precision
 from utils.training.schedule import Schedule
 
 
-def create_net(args: argparse.Namespace, spec: DetectorSpec, resumed: Resumed, classes: int) -> nn.Module:
-    """Build the detector, started from ``--backbone``, from ``--pretrained`` or from the checkpoint."""
+def create_net(
+    args: argparse.Namespace, spec: DetectorSpec, resumed: Resumed, classes: int
+) -> tuple[DetectorSpec, nn.Module]:
+    """Build the detector, started from ``--backbone``, from ``--pretrained`` or from the checkpoint.
+
+    Returns:
+        What it is, with the gates that ``--backbone`` says, and the network.
+    """
     new = resumed.file is None
-    backbone = create_backbone(spec.arch, args.backbone if new else None, args.pretrained and new)
+    backbone = create_backbone(spec.arch, args.backbone if new else None, args.pretrained and new, spec)
+    spec = replace(spec, **gate_fields(backbone.gates))
     net = create_detector(spec.model, backbone, 1 + classes, spec.min_size, spec.max_size)
     if resumed.file is not None:
         model, _, arch = resumed.saved.get("arch", "").partition(" ")
-        remedy = f"give --model {model} -a {arch}" if arch else "a classification network goes to --backbone"
+        said = gates_said(resumed.saved)
+        remedy = f"give --model {model} -a {arch}{said.flags}"
         name = f"{spec.model} {spec.arch}"
-        weights.load_other(net, resumed.saved, name, resumed.file, remedy)
-    return net
+        weights.load_other(net, resumed.saved, name, resumed.file, remedy, gates=spec)
+    return spec, net
 
 
 def create_optimizer(net: nn.Module, args: argparse.Namespace) -> SGD:
@@ -75,15 +84,16 @@ class Opened(NamedTuple):
 
 def open_detector(args: argparse.Namespace, resumed: Resumed, ranks: Ranks, precision: Precision) -> Opened:
     """Read the validation split and build the detector, with its weights; print what it is."""
-    given = {name: getattr(args, name) for name in ("model", "arch", "min_size", "max_size")}
-    spec = choose_detector(given, resumed.saved if args.evaluate else {}, resumed.file)
+    given = {name: getattr(args, name) for name in DETECTOR_FIELDS}
+    spec = choose_detector(given, resumed.saved, resumed.file)
     if not (args.evaluate or args.dry_run):
         resumed.check_start(args.epochs, args.overwrite)
     val = read_coco(Path(args.data), "val", False, spec.masks, resumed.saved.get("classes", ()))
-    net = create_net(args, spec, resumed, len(val.classes)).to(ranks.device)
+    spec, net = create_net(args, spec, resumed, len(val.classes))
+    net = net.to(ranks.device)
     size = f"{spec.min_size} px, long sides at most {spec.max_size}"
     classes = plural(len(val.classes), "class")
-    print(f"{spec.model} on {spec.arch} at {size}, {classes}, on {ranks}, {precision}")
+    print(f"{spec.model} on {spec.arch}{spec.flags} at {size}, {classes}, on {ranks}, {precision}")
     return Opened(spec, net, val)
 
 

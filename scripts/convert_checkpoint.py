@@ -39,10 +39,12 @@ from scripts.lib import published_form
 from scripts.lib.checks import check_output
 from scripts.lib.restored import names_of_outputs, restore
 from utils.command_line import arguments, cli
+from utils.command_line.gate_arguments import add_gate_arguments, check_gates, network_given
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
 from utils.common.text import plural
 from utils.networks import archive, checkpoint
+from utils.networks.gating import gate_fields
 
 FIELDS = ("arch", "classes", "epoch", "acc", "seed", "command", "arguments", "versions", "commit")
 SUFFIXES = (".pth", ".safetensors")
@@ -157,14 +159,14 @@ def check_out(out: Path, suffixes: Sequence[str], sources: Sequence[str], overwr
 
 
 def convert(
-    sources: Sequence[str], out: Path, arch: str | None, class_list: str | None, to_published: bool
+    sources: Sequence[str], out: Path, given: Mapping[str, Any], class_list: str | None, to_published: bool
 ) -> None:
     """Read the sources, take the mean of several, write it, and print what was written.
 
     Args:
         sources: the checkpoints.
         out: the file to be written.
-        arch: of the network; None: as the first checkpoint says.
+        given: what the command line says of the network; None: as the first checkpoint says.
         class_list: file with the classes; None: those of the first checkpoint.
         to_published: whether the file is for the published scripts.
 
@@ -180,9 +182,11 @@ def convert(
         fields = common([fields_of(saved) for saved in loaded])
         weights = mean(sources, [saved["state_dict"] for saved in loaded])
     weights = clean(weights, sources[0])
-    if arch or to_published or class_list:
-        restored = restore(sources[0], arch, None, "IN")  # refuses weights that do not fit
+    if any(given.values()) or to_published or class_list:
+        restored = restore(sources[0], given, "IN")  # refuses weights that do not fit
         fields["arch"] = restored.arch
+        if restored.gates.flags:
+            fields["arguments"] = {**fields.get("arguments", {}), **gate_fields(restored.gates)}
         if class_list:
             fields["classes"] = names_of_outputs(restored, class_list, distinct=True)
     if to_published:
@@ -216,16 +220,19 @@ def create_parser() -> cli.Parser:
     what = "classes to store in OUT, one a line, in the order of the outputs (default: as IN says)"
     parser.add_argument("--class-list", type=cli.name_of_file, metavar="FILE", help=what)
     parser.add_argument("--overwrite", action="store_true", help="replace OUT")
+    add_gate_arguments(parser.add_argument_group("gates to check and store with -a (default: as IN says)"))
     return parser
 
 
 def main() -> None:
-    args = create_parser().parse_args()
+    parser = create_parser()
+    args = parser.parse_args()
+    check_gates(parser, args)
     if args.average != (len(args.sources) > 1):
         raise UserError("give one IN and OUT, or several IN with --average, which takes their mean")
     out = Path(args.out)
     check_out(out, PUBLISHED if args.published else SUFFIXES, args.sources, args.overwrite)
-    convert(args.sources, out, args.arch, args.class_list, args.published)
+    convert(args.sources, out, network_given(args), args.class_list, args.published)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.lib.checks import check_libraries, check_output
 from scripts.lib.restored import Restored, names_of_outputs, restore
 from utils.command_line import arguments, cli
+from utils.command_line.gate_arguments import add_gate_arguments, check_gates, network_given
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
 from utils.data.transforms import MEAN, STD
@@ -56,12 +57,12 @@ def export(restored: Restored) -> ExportedProgram:
     try:
         return torch.export.export(restored.net, (images,), dynamic_shapes=({0: Dim("batch")},))
     except Exception as error:  # each of its many stages raises its own types
-        raise UserError(f"torch cannot export {restored.arch}: {str(error)[:200]}") from error
+        raise UserError(f"torch cannot export {restored.name}: {str(error)[:200]}") from error
 
 
 def notes_of(restored: Restored, classes: list[str]) -> dict[str, str]:
     """Return what a user of the file needs to know, as text."""
-    known = {"arch": restored.arch, "img_size": str(restored.img_size), "classes": json.dumps(classes)}
+    known = {"arch": restored.name, "img_size": str(restored.img_size), "classes": json.dumps(classes)}
     return {**known, "mean": json.dumps(MEAN), "std": json.dumps(STD)}
 
 
@@ -138,7 +139,7 @@ def export_checked(restored: Restored, classes: list[str], out: Path) -> bool:
     except OSError as error:
         raise UserError(f"{out}: {error.strerror}") from error
     print(
-        f"{restored.arch}: images (B, 3, {restored.img_size}, {restored.img_size}), {restored.outputs} logits"
+        f"{restored.name}: images (B, 3, {restored.img_size}, {restored.img_size}), {restored.outputs} logits"
     )
     print(f"wrote {out}: {len(data):,} bytes; differs by at most {share:.1e} of the largest output")
     return True
@@ -155,15 +156,18 @@ def create_parser() -> cli.Parser:
     what = "S, the side of the input in pixels (default: as in training; 224 if the checkpoint does not say)"
     parser.add_argument("--img-size", type=cli.count_of, metavar="S", help=what)
     parser.add_argument("--overwrite", action="store_true", help="replace OUT")
+    add_gate_arguments(parser.add_argument_group("gates (default: what the checkpoint says)"))
     return parser
 
 
 def main() -> None:
-    args = create_parser().parse_args()
+    parser = create_parser()
+    args = parser.parse_args()
+    check_gates(parser, args)
     warnings.simplefilter("ignore")  # torch's exporters warn about their own internals
     out = Path(args.out)
     check_out(out, args.overwrite)
-    restored = restore(args.resume, args.arch, args.img_size)
+    restored = restore(args.resume, network_given(args))
     classes = names_of_outputs(restored, args.class_list)
     if not export_checked(restored, classes, out):
         sys.exit(1)

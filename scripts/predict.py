@@ -33,6 +33,7 @@ from scripts.lib.data_files import find_images
 from scripts.lib.data_reading import listed
 from scripts.lib.restored import Restored, names_to_show, restore
 from utils.command_line import arguments, cli
+from utils.command_line.gate_arguments import add_gate_arguments, check_gates, network_given
 from utils.common.devices import select_devices
 from utils.common.distributed import Ranks
 from utils.common.errors import UserError
@@ -182,16 +183,19 @@ def create_parser() -> cli.Parser:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
     what = "(default: the fastest that is installed)"
     parser.add_argument("--decoder", type=arguments.decoder, default="auto", help=what)
+    add_gate_arguments(parser.add_argument_group("gates (default: what the checkpoint says)"))
     return parser
 
 
 def main() -> None:
-    args = create_parser().parse_args()
+    parser = create_parser()
+    args = parser.parse_args()
+    check_gates(parser, args)
     warnings.simplefilter("ignore")  # PIL warns of odd metadata; workers inherit the filter
     check_outputs(args.csv, args.json, args.overwrite)
     device, _ = select_devices(args.device, "0")
     paths, dead = find_images(args.images)
-    restored = restore(args.resume, args.arch, args.img_size)
+    restored = restore(args.resume, network_given(args))
     flag, listed_in = ("--classes", args.classes) if args.classes else ("--class-list", args.class_list)
     names = class_names(restored, args.resume, listed_in, flag)
     if args.k is not None and args.k > restored.outputs:
@@ -202,7 +206,7 @@ def main() -> None:
     found = predict(restored.net.to(device), loader, args.k or min(TOP, restored.outputs))
     broken = sorted(loader.broken) + dead
     if args.json:
-        facts = {"arch": restored.arch, "checkpoint": args.resume, "img_size": restored.img_size}
+        facts = {"arch": restored.name, "checkpoint": args.resume, "img_size": restored.img_size}
         write(args.json, as_json(facts, found, paths, names, broken))
     if args.csv:
         write(args.csv, as_csv(found, paths, names))

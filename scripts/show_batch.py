@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from imagenet_fast import DEFAULTS, create_parser
+from imagenet_fast import DEFAULTS, create_parser, cutout_size
 from scripts.lib.curves import rendered
 from scripts.lib.pictures import check_picture, picture_file, write_picture
 from utils.command_line import cli
@@ -36,7 +36,7 @@ from utils.data.sampling import Position, TrainBatches
 from utils.data.splits import open_data
 from utils.data.transforms import MEAN, STD, TrainTransform
 from utils.networks import checkpoint
-from utils.networks.building import choose_network, layout
+from utils.networks.building import NetworkSpec, complete, layout
 from utils.networks.outputs import outputs_of
 from utils.runs.resume import choose_seed, find_checkpoint
 from utils.training.metrics import Meter
@@ -168,7 +168,8 @@ def main() -> None:
     ranks = Ranks(args.rank, args.processes)
     resumed = find_checkpoint(args.resume, args.checkpoint)
     seed = choose_seed(args.manualSeed, resumed.saved.get("seed"))
-    spec = choose_network({"arch": args.arch, "img_size": args.img_size}, {}, None)
+    said = {**resumed.saved.get("arguments", {}), "arch": resumed.saved.get("arch")}
+    spec = NetworkSpec(**complete({"arch": args.arch, "img_size": args.img_size}, said, resumed.file))
     started = checkpoint.load(args.finetune, "--finetune") if args.finetune and resumed.file is None else {}
     classes = (spec.arch, args.num_classes, args.class_list)
     outputs = outputs_of(*classes, False, resumed.saved, started, resumed.file)
@@ -187,7 +188,7 @@ def main() -> None:
     where = f"epoch {begin.epoch + 1}, step {step + 1} of {steps:,}, seed {seed}"
     print(f"{where}: reading {plural(size, 'image')}", flush=True)
     mixup, cutmix = args.alpha if args.mixup else None, args.cutmix_prob if args.cutmix else None
-    mixer = Mixer(mixup, cutmix, args.cutout_size if args.cutout else None)
+    mixer = Mixer(mixup, cutmix, cutout_size(args, spec.img_size) if args.cutout else None)
     mixed = batches_of_step(loader, mixer, seed, begin, step)
     tiles = torch.cat([pixels(batch.images) for batch in mixed])[: args.images]
     texts = [text for batch in mixed for text in captions(batch, split.classes)][: args.images]

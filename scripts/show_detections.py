@@ -12,7 +12,6 @@ import argparse
 import io
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,12 +24,13 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from detection.backbone import create_backbone
 from detection.detectors import create_detector
-from detection.options import DetectorSpec, choose_detector
+from detection.options import DETECTOR_FIELDS, choose_detector
 from scripts.lib.checks import check_libraries
 from scripts.lib.data_files import find_images
 from scripts.lib.detections_draw import Found, drawn
 from scripts.lib.pictures import Entry, make_folder, picture_name, write_page, write_picture
 from utils.command_line import cli
+from utils.command_line.gate_arguments import file_and_class
 from utils.common.devices import select_devices
 from utils.common.errors import UserError
 from utils.common.text import drawable, plural, shown
@@ -47,20 +47,24 @@ class Detector(NamedTuple):
     classes: Sequence[str]  # names of the labels 1, 2, ...
 
 
-def restore(path: str) -> Detector:
+def restore(path: str, gate_file: str | None = None) -> Detector:
     """Restore the detector of a checkpoint of detection/train.py.
+
+    Args:
+        path: the file.
+        gate_file: ``FILE:CLASS``, the gates of its backbone if they are of a user's file.
 
     Raises:
         UserError: the file cannot be read, or is no such checkpoint.
     """
     saved = checkpoint.load(path)
-    spec = choose_detector(dict.fromkeys(field.name for field in fields(DetectorSpec)), saved, path)
+    spec = choose_detector({**dict.fromkeys(DETECTOR_FIELDS), "gate_file": gate_file}, saved, path)
     if "classes" not in saved:
         raise UserError(f"--resume {path} names no classes: give a checkpoint of detection/train.py")
-    backbone, classes = create_backbone(spec.arch, None, False), saved["classes"]
+    backbone, classes = create_backbone(spec.arch, None, False, spec), saved["classes"]
     net = create_detector(spec.model, backbone, 1 + len(classes), spec.min_size, spec.max_size)
-    fitting.load_other(net, saved, saved["arch"], path, "it is damaged")
-    return Detector(net.eval(), saved["arch"], classes)
+    fitting.load_other(net, saved, saved["arch"], path, "it is damaged", gates=spec)
+    return Detector(net.eval(), f"{saved['arch']}{spec.flags}", classes)
 
 
 @torch.inference_mode()
@@ -83,6 +87,8 @@ def create_parser() -> cli.Parser:
     parser.add_argument("images", type=cli.name_of_file, nargs="+", metavar="IMAGE", help=what)
     what = "checkpoint of a detector"
     parser.add_argument("--resume", type=cli.name_of_file, required=True, metavar="FILE", help=what)
+    what = "the gates of its backbone, if they are of a file of yours"
+    parser.add_argument("--gate-file", type=file_and_class, metavar="FILE:CLASS", help=what)
     what = "least score of a detection that is drawn (default: 0.5)"
     parser.add_argument("--threshold", type=cli.fraction, default=0.5, metavar="SCORE", help=what)
     what = (
@@ -101,7 +107,7 @@ def main() -> None:
     check_libraries("pictures", "matplotlib")
     images, dead = find_images(args.images)
     device, _ = select_devices(args.device, "0")
-    net, name, classes = restore(args.resume)
+    net, name, classes = restore(args.resume, args.gate_file)
     net.to(device)
     entries: list[Entry] = []
     broken = [f"{file.path} ({file.reason})" for file in dead]

@@ -23,14 +23,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from models import create_model
 from scripts.lib.checks import check_libraries
 from scripts.lib.curves import rendered
 from scripts.lib.gates_draw import draw, ranges_of
 from scripts.lib.gates_record import Gate, Recorded, last_of_each_stage, record
 from scripts.lib.pictures import Entry, make_folder, picture_name, write_page, write_picture
-from scripts.lib.restored import Restored, names_to_show, restore
+from scripts.lib.restored import names_to_show, open_network
 from utils.command_line import arguments, cli
+from utils.command_line.gate_arguments import add_gate_arguments, check_gates, network_given
 from utils.common.errors import UserError
 from utils.common.text import drawable, plural
 from utils.data.decoding import decode
@@ -60,22 +60,6 @@ def normalised(pixels: Tensor) -> Tensor:
     """Normalise an image (3, S, S) for the network: (1, 3, S, S)."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     return ((pixels - mean) / std)[None]
-
-
-def open_network(file: str | None, arch: str | None, img_size: int | None, outputs: int = 1000) -> Restored:
-    """Restore the network of a checkpoint, or without one create it with random weights and these outputs.
-
-    Raises:
-        UserError: the file cannot be read or does not fit, or neither file nor architecture is given.
-    """
-    if file:
-        return restore(file, arch, img_size)
-    if not arch:
-        raise UserError("which network? Give --resume FILE, or -a ARCH for random weights")
-    print("note: without --resume FILE the weights are random, and so is what is drawn")
-    torch.manual_seed(0)
-    net = create_model(arch, num_classes=outputs).eval()
-    return Restored(net, arch, {}, img_size or 224, outputs)
 
 
 def predictions(logits: Tensor, names: Sequence[str]) -> list[str]:
@@ -111,18 +95,24 @@ def create_parser() -> cli.Parser:
     parser.add_argument("--all-blocks", action="store_true", help=what)
     what = "folder of the pictures; made if missing, files of the same names are replaced (default: gates)"
     parser.add_argument("-o", dest="output", type=cli.name_of_file, default="gates", metavar="DIR", help=what)
+    add_gate_arguments(parser.add_argument_group("gates (default: what the checkpoint says)"))
     return parser
 
 
 def main() -> None:
-    args = create_parser().parse_args()
+    parser = create_parser()
+    args = parser.parse_args()
+    check_gates(parser, args)
     check_libraries("pictures", "matplotlib")
     folder = Path(args.output)
-    opened = open_network(args.resume, args.arch, args.img_size, args.num_classes or 1000)
+    if not args.resume and args.arch:
+        print("note: without --resume FILE the weights are random, and so is what is drawn")
+        torch.manual_seed(0)
+    opened = open_network(args.resume, network_given(args), args.num_classes or 1000)
     names, told = names_to_show(opened, args.resume, args.class_list)
     if told:
         print(f"note: {told}")
-    called = f"{opened.arch}, {args.resume or 'random weights'}"
+    called = f"{opened.name}, {args.resume or 'random weights'}"
     entries = []
     for number, path in enumerate(tqdm(args.images, "drawing", unit="image", leave=False, disable=None), 1):
         pixels = pixels_of(path, opened.img_size)

@@ -1,6 +1,8 @@
 """List the layers of a network: output, parameters, multiply-adds, and the weight decay in training.
 
     python scripts/summary.py -a sge_resnet50
+    python scripts/summary.py -a resnet50 --gate sge --gate-args groups=32 --gate-stages 3 4
+    python scripts/summary.py --resume checkpoints/demo/model_best.pth.tar
     python scripts/summary.py -a ws_resnet18 --img-size 128 --num-classes 10 --nowd-conv --el2 --nowd-bn
 
 Multiply-adds are those of one image, counted as utils/networks/complexity.py describes; functions that are
@@ -17,10 +19,11 @@ from typing import NamedTuple
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from scripts.lib.restored import open_network
 from utils.command_line import arguments, cli
 from utils.command_line.checks import check_decay
-from utils.networks.building import NetworkSpec, build_model
-from utils.networks.complexity import parts_of, trace
+from utils.command_line.gate_arguments import add_gate_arguments, check_gates, network_given
+from utils.networks.complexity import count, parts_of, trace
 from utils.training.freezing import freeze
 from utils.training.optim import (
     Owned,
@@ -114,16 +117,19 @@ def line_of(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 def create_parser() -> cli.Parser:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = "see models/ and torchvision.models"
-    parser.add_argument("-a", "--arch", required=True, type=arguments.architecture, help=what)
-    what = "side of the square input in pixels (default: 224)"
-    parser.add_argument("--img-size", type=cli.count_of, default=224, metavar="S", help=what)
+    what = "see models/ and torchvision.models (default: what the checkpoint says)"
+    parser.add_argument("-a", "--arch", type=arguments.architecture, help=what)
+    what = "side of the square input in pixels (default: 224, or as the checkpoint was trained)"
+    parser.add_argument("--img-size", type=cli.count_of, metavar="S", help=what)
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--resume", type=cli.name_of_file, metavar="FILE", help="checkpoint of the network")
     what = "outputs of the network (default: 1000)"
-    parser.add_argument("--num-classes", type=cli.count_of, default=1000, metavar="N", help=what)
+    source.add_argument("--num-classes", type=cli.count_of, default=1000, metavar="N", help=what)
     parser.add_argument(
         "--cardinality", type=cli.count_of, metavar="N", help="groups of the 3x3 convolutions"
     )
     parser.add_argument("--base-width", type=cli.count_of, metavar="N", help="width of each group")
+    add_gate_arguments(parser.add_argument_group("gates (default: what the checkpoint says)"))
     group = parser.add_argument_group("weight decay")
     group.add_argument("--weight-decay", "--wd", type=cli.non_negative, default=1e-4, help="(default: 1e-4)")
     arguments.add_decay_arguments(group)
@@ -135,15 +141,16 @@ def main() -> None:
     parser = create_parser()
     args = parser.parse_args()
     check_decay(parser, args, E_SHIFT, E_LAMBDA)
-    spec = NetworkSpec(args.arch, args.img_size, args.cardinality, args.base_width)
-    net, complexity = build_model(spec, args.num_classes)
+    check_gates(parser, args)
+    opened = open_network(args.resume, network_given(args), args.num_classes)
+    net, complexity = opened.net, count(opened.net, (3, opened.img_size, opened.img_size))
     kinds = decaying_kinds(args.wdall, args.nowd_bn, args.nowd_fc, args.nowd_conv)
     decay = WeightDecay(args.weight_decay, kinds, args.lam if args.el2 else None, args.mineps)
     freeze(net, args.freeze)
     check_rate_of_gates(classify(net), args.lr_gates)
-    print(*table(list(rows_of(net, args.arch, args.img_size, decay))), sep="\n")
+    print(*table(list(rows_of(net, opened.arch, opened.img_size, decay))), sep="\n")
     print(f"\n{describe_groups(classify(net), decay, args.lr_gates)}")
-    print(f"\n{args.arch}: {complexity} at {args.img_size} px, {args.num_classes} classes")
+    print(f"\n{opened.name}: {complexity} at {opened.img_size} px, {opened.outputs} classes")
 
 
 if __name__ == "__main__":

@@ -148,10 +148,18 @@ def test_an_architecture_that_nobody_says_is_not_guessed(
         assert_one_line_error(call(*evaluate, *flags), "a whole detector: give it to detection/train.py")
 
 
-def test_a_training_takes_none_of_it(call: Run, images: Path, tmp_path: Path) -> None:
+def test_a_training_goes_on_with_the_network_of_the_checkpoint(
+    call: Run, images: Path, tmp_path: Path
+) -> None:
     file = write_checkpoint(tmp_path)
-    result = call("--data", images, "--img-size", 32, "--resume", file, "--epochs", 9)
-    assert_one_line_error(result, "does not fit resnet18", f"the file fits -a {ARCH}\n")
+    going_on = ("--data", images, "--resume", file, "--epochs", 4, "--train-batch", 8, "-c", "out")
+    result = call(*going_on, "--fresh-optimizer")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"as in {file}: --arch {ARCH} --img-size {SIZE}\n")
+    saved = checkpoint.load(str(tmp_path / "out" / "checkpoint.pth.tar"))
+    assert (saved["arch"], saved["arguments"]["img_size"]) == (ARCH, SIZE)
+    other = call(*going_on, "--overwrite", "-a", "resnet18", "--img-size", 32)
+    assert_one_line_error(other, "does not fit resnet18", f"the file fits -a {ARCH}\n")
     assert "default: resnet18" in call("--help").stdout
     assert "default: 224" in call("--help").stdout
 
@@ -162,8 +170,8 @@ def test_the_defaults_are_among_the_arguments_that_are_saved(monkeypatch: pytest
     given = {name: getattr(args, name) for name in ("arch", "img_size", "cardinality", "base_width")}
     spec = choose_network(given, {}, None)
     saved = {**recorded, **asdict(spec)}
-    kept = {name: saved[name] for name in ("arch", "img_size", "cutout_size", "cardinality")}
-    assert kept == {"arch": "resnet18", "img_size": 224, "cutout_size": 112, "cardinality": None}
+    kept = {name: saved[name] for name in ("arch", "img_size", "cardinality", "gate")}
+    assert kept == {"arch": "resnet18", "img_size": 224, "cardinality": None, "gate": None}
 
 
 def test_evaluation_asks_for_nothing_that_only_training_needs(

@@ -2,9 +2,11 @@
 
     python scripts/benchmark.py model se_resnet50 'sge_*50' --batch 16
     python scripts/benchmark.py model timm:convnext_tiny --mode eval --precision bf16 --channels-last
+    python scripts/benchmark.py model resnet50 --gate sge --gate-stages 3 4
 
 A training step is the forward and the backward pass, without the optimizer. A name may be a shell pattern.
-timm:NAME is a network of timm (which must be installed), torchvision:NAME one of torchvision.
+timm:NAME is a network of timm (which must be installed), torchvision:NAME one of torchvision. The gates of
+--gate are put into the networks that are named, not into the baseline.
 """
 
 import argparse
@@ -12,7 +14,9 @@ import difflib
 import fnmatch
 import importlib.util
 import statistics
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -25,16 +29,21 @@ from scripts.lib import benchmark_measure as measure
 from scripts.lib.benchmark_gpus import peak_of
 from scripts.lib.benchmark_report import Result, Table
 from scripts.lib.checks import check_libraries
+from scripts.lib.restored import restore
 from utils.command_line import cli
+from utils.command_line.gate_arguments import add_gate_arguments, check_gates
 from utils.common.errors import UserError
 from utils.networks.compilation import compile_blocks
 from utils.networks.complexity import Complexity, count
+from utils.networks.gating import GATE_FIELDS, GateSpec, gate_fields, put_gates
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def add_arguments(parser: cli.Parser) -> None:
-    parser.add_argument("names", nargs="+", metavar="NAME", help="a network, or a shell pattern of names")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a network, or a shell pattern of names")
+    text = "a checkpoint: measure its network, with its gates (without NAME, gate flags are for it)"
+    parser.add_argument("--resume", type=cli.name_of_file, metavar="FILE", help=text)
     text = "the network that the others are compared with (default: %(default)s)"
     parser.add_argument("--baseline", default="resnet50", metavar="NAME", help=text)
     parser.add_argument("--mode", choices=("train", "eval"), default="train", help="(default: train)")
@@ -46,6 +55,7 @@ def add_arguments(parser: cli.Parser) -> None:
     parser.add_argument("--compile", action="store_true", help="compile the blocks with torch.compile")
     text = "steps that each measurement runs (default: 1 on a CPU, 10 on CUDA)"
     parser.add_argument("--steps", type=cli.count_of, metavar="N", help=text)
+    add_gate_arguments(parser.add_argument_group("gates of the networks that are named"))
     measure.add_round_arguments(parser, rounds=7)
     measure.add_device_arguments(parser)
 
@@ -103,27 +113,60 @@ def expand(pattern: str) -> list[str]:
     return [source + colon + name for name in found]
 
 
-def build(name: str) -> nn.Module:
-    """Create a network of 1000 classes with new weights."""
+def build(name: str, gates: GateSpec) -> nn.Module:
+    """Create a network of 1000 classes with new weights and these gates."""
     source, _, short = name.rpartition(":")
-    if source == "timm":
-        return importlib.import_module("timm").create_model(short)
-    return create_model(short)  # the registry has torchvision's networks too
+    timm = source == "timm"
+    # The registry has torchvision's networks too.
+    net = importlib.import_module("timm").create_model(short) if timm else create_model(short)
+    put_gates(net, gates, name)
+    return net
+
+
+class Candidate(NamedTuple):
+    """What is measured: a network by its name, or that of a checkpoint."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    outputs: int = 1000
+
+
+def candidates(args: argparse.Namespace) -> list[Candidate]:
+    """Return the networks of a command line, the baseline first, each once.
+
+    Raises:
+        UserError: there is no such network, or the checkpoint cannot be read.
+    """
+    check_gates(cli.Parser(prog="benchmark.py model"), args)
+    baseline = expand(args.baseline)
+    if len(baseline) > 1:
+        raise UserError(f"--baseline {args.baseline}: {len(baseline)} networks; name one")
+    if not args.names and not args.resume:
+        raise UserError("which network? Give NAME, or --resume FILE")
+    gates = GateSpec(**{field: getattr(args, field) for field in GATE_FIELDS})
+    named = [(name, GateSpec()) for name in baseline]
+    named += [(name, gates) for pattern in args.names for name in expand(pattern)]
+    found = [Candidate(f"{name}{of.flags}", partial(build, name, of)) for name, of in named]
+    if args.resume:  # without names the flags are of its gates
+        restored = restore(args.resume, {} if args.names else gate_fields(gates))
+        name = f"{restored.name} of {Path(args.resume).name}"
+        found.append(Candidate(name, lambda: restored.net, restored.outputs))
+    return list({one.name: one for one in found}.values())
 
 
 class Network:
     """A network with its input, and what is measured of its step."""
 
-    def __init__(self, name: str, settings: Settings, device: torch.device) -> None:
+    def __init__(self, candidate: Candidate, settings: Settings, device: torch.device) -> None:
         torch.manual_seed(0)
-        self.name, self.settings, self.device = name, settings, device
+        self.name, self.settings, self.device = candidate.name, settings, device
         self.dtype, self.training = TYPES[settings.precision], settings.training
-        net = build(name)
+        net = candidate.build()
         self.complexity: Complexity = count(net, settings.shape[1:])
         self.net = net.to(device).to(memory_format=settings.layout).train(self.training)
         self.forward = compile_blocks(self.net) if settings.compiled else self.net
         self.images = torch.randn(settings.shape, device=device).to(memory_format=settings.layout)
-        self.labels = torch.randint(1000, (settings.batch,), device=device)
+        self.labels = torch.randint(candidate.outputs, (settings.batch,), device=device)
 
     def loss(self, forward: nn.Module) -> Tensor:
         autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
@@ -221,15 +264,12 @@ def notes(device: torch.device, heads: Collection[str], copy: float) -> list[str
 
 def main(args: argparse.Namespace) -> list[Table]:
     device = measure.choose_device(args.device, args.threads)
-    baseline = expand(args.baseline)
-    if len(baseline) > 1:
-        raise UserError(f"--baseline {args.baseline}: {len(baseline)} networks; name one")
-    names = list(dict.fromkeys([*baseline, *(name for pattern in args.names for name in expand(pattern))]))
+    found = candidates(args)
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
     training = args.mode == "train"
     settings = Settings(args.batch, args.img_size, training, args.precision, layout, args.compile)
     torch.backends.cudnn.benchmark = True  # as in training
-    networks = [create(name, settings, device) for name in names]
+    networks = [create(one, settings, device) for one in found]
     repeats = args.steps or (10 if device.type == "cuda" else 1)
     turns = [lambda turn, net=net: net.milliseconds(repeats) for net in networks]
     times = measure.interleave(turns, args.rounds, args.warmup_rounds, "model")
@@ -240,15 +280,17 @@ def main(args: argparse.Namespace) -> list[Table]:
     return [Table(str(settings), "ms/step", results, notes=notes(device, results[0].further, copy))]
 
 
-def create(name: str, settings: Settings, device: torch.device) -> Network:
+def create(candidate: Candidate, settings: Settings, device: torch.device) -> Network:
     """Create a network and run one step of it.
 
     Raises:
         UserError: the network does not take images of this size, or the memory is too small.
     """
     try:
-        net = Network(name, settings, device)
+        net = Network(candidate, settings, device)
         net.milliseconds(repeats=1)  # compiles it
         return net
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-        raise UserError(f"{name} at --img-size {settings.img_size}: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"{candidate.name} at --img-size {settings.img_size}: {str(error).splitlines()[0]}"
+        ) from error

@@ -6,9 +6,11 @@ from typing import Any
 
 from torch import nn
 
+from utils.common.errors import UserError
 from utils.data import labels
 from utils.networks import checkpoint, weights
-from utils.networks.building import build_model, choose_network
+from utils.networks.building import NETWORK_FIELDS, build_model, choose_network
+from utils.networks.gating import GateSpec
 
 
 @dataclass(frozen=True)
@@ -20,27 +22,48 @@ class Restored:
     saved: Mapping[str, Any]  # the content of the checkpoint
     img_size: int  # side of the square input in pixels
     outputs: int
+    gates: GateSpec  # what flags put into it
+
+    @property
+    def name(self) -> str:
+        """The architecture, with the flags of its gates."""
+        return f"{self.arch}{self.gates.flags}"
 
 
-def restore(path: str, arch: str | None, img_size: int | None, flag: str = "--resume") -> Restored:
+def restore(path: str, given: Mapping[str, Any], flag: str = "--resume") -> Restored:
     """Build the network that a checkpoint holds; its weights say the number of outputs.
 
     Args:
         path: the file.
-        arch: its architecture; None: what the file says.
-        img_size: side of the square input in pixels; None: as in training, 224 if the file does not say.
+        given: what the command line says of the network, by the fields of :class:`NetworkSpec`; what is
+            missing or None is as the file says, the images 224 pixels wide if it does not.
         flag: what named the file, for messages.
 
     Raises:
-        UserError: the file cannot be read, does not say what it holds, or does not fit ``arch``.
+        UserError: the file cannot be read, does not say what it holds, or holds another network than given.
     """
     saved = checkpoint.load(path, flag)
-    given = {"arch": arch, "img_size": img_size, "cardinality": None, "base_width": None}
+    given = {name: given.get(name) for name in NETWORK_FIELDS}
     spec = choose_network(given, saved, path, flag, quiet=True)
     outputs = weights.output_count(saved["state_dict"], spec.arch)
     net, _ = build_model(spec, outputs)
-    weights.load_weights(net, saved, spec.arch, path, flag, "-a {arch}")
-    return Restored(net.eval(), spec.arch, saved, spec.img_size, outputs)
+    weights.load_weights(net, saved, spec.arch, path, flag, "-a {arch}{gates}", spec)
+    return Restored(net.eval(), spec.arch, saved, spec.img_size, outputs, spec)
+
+
+def open_network(path: str | None, given: Mapping[str, Any], outputs: int) -> Restored:
+    """Restore the network of a checkpoint, or build a new one of random weights with these outputs.
+
+    Raises:
+        UserError: the file cannot be read or does not fit, or neither file nor architecture is given.
+    """
+    if path:
+        return restore(path, given)
+    if not given.get("arch"):
+        raise UserError("which network? Give --resume FILE, or -a ARCH for random weights")
+    spec = choose_network(given, {}, None)
+    net, _ = build_model(spec, outputs)
+    return Restored(net.eval(), spec.arch, {}, spec.img_size, outputs, spec)
 
 
 def names_of_outputs(

@@ -18,6 +18,7 @@ from utils.command_line.cli import (
     seed,
     whole,
 )
+from utils.command_line.gate_arguments import add_gate_arguments
 from utils.common.errors import UserError
 from utils.data.decoding import DECODERS, choose_decoder
 from utils.data.transforms import AUTO_AUGMENT
@@ -78,7 +79,7 @@ def add_image_arguments(parser: Parser) -> Group:
     text = "pil resizes as published, the others within one level of it (default: simplejpeg if installed)"
     names = "{" + ",".join(DECODERS) + "}"
     group.add_argument("--decoder", type=decoder, metavar=names, default="auto", help=text)
-    text = "side of the square input in pixels (default: 224; with -e as the checkpoint was trained)"
+    text = "side of the square input in pixels (default: 224; with --resume as the checkpoint was trained)"
     group.add_argument("--img-size", type=count_of, help=text)
     text = "share of the image's area that a training crop covers (default: 0.08 1)"
     group.add_argument("--scale", type=fraction, nargs=2, metavar=("LEAST", "MOST"), help=text)
@@ -99,15 +100,17 @@ def add_flip(group: Group) -> None:
 def add_model_arguments(parser: Parser) -> None:
     """Add which network, and what its weights start from."""
     group = parser.add_recorded_group("model")
-    text = "see models/ and torchvision.models (default: resnet18; with -e that of the checkpoint)"
+    text = "see models/ and torchvision.models (default: resnet18; with --resume that of the checkpoint)"
     group.add_argument("-a", "--arch", type=architecture, help=text)
     group.add_argument("--cardinality", type=count_of, help="groups of the 3x3 convolutions (resnext: 32)")
     group.add_argument("--base-width", type=count_of, help="width of each group (resnext: 4)")
     text = "outputs of the network (default: the number of class folders)"
     group.add_argument("--num-classes", type=count_of, help=text)
     group.add_argument("--zero-gamma", action="store_true", help="residual branches start at 0")
+    add_gate_arguments(group)
     group = parser.add_argument_group("start")
-    group.add_argument("--pretrained", action="store_true", help="start from torchvision's ImageNet weights")
+    text = "start from torchvision's ImageNet weights, a network with gates from those of its plain network"
+    group.add_argument("--pretrained", action="store_true", help=text)
     text = "start from this checkpoint's weights, where they fit"
     group.add_argument("--finetune", type=name_of_file, metavar="FILE", help=text)
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from utils.command_line.cli import Parser
-from utils.networks.building import NetworkSpec
+from utils.command_line.gate_arguments import check_gates
 
 
 def check(parser: Parser, args: argparse.Namespace) -> None:
@@ -14,6 +14,7 @@ def check(parser: Parser, args: argparse.Namespace) -> None:
         parser.error("-e evaluates a checkpoint: give --resume FILE, or --pretrained")
     if args.scale and not 0 < args.scale[0] <= args.scale[1]:
         parser.error("--scale takes the least share of the area, above 0, and then the largest")
+    check_gates(parser, args)
     check_run(parser, args)
     file = args.resume if args.resume != "auto" else None  # auto goes with whatever the first start is from
     if args.finetune and (file or args.pretrained):
@@ -52,7 +53,7 @@ _COMPANIONS = MappingProxyType(
 
 
 def _fill_companions(
-    parser: Parser, args: argparse.Namespace, companions: Mapping[str, tuple[str, float]]
+    parser: Parser, args: argparse.Namespace, companions: Mapping[str, tuple[str, float | None]]
 ) -> None:
     for flag, (owner, default) in companions.items():
         name = flag.strip("-").replace("-", "_")
@@ -87,8 +88,7 @@ def check_tricks(
         e_lambda: ``--lam`` where it is not given.
         cosine: whether ``--cos`` holds where ``--schedule`` is not given.
     """
-    side = (args.img_size or NetworkSpec.img_size) // 2
-    _fill_companions(parser, args, {**_COMPANIONS, "--cutout_size": ("cutout", side)})
+    _fill_companions(parser, args, {**_COMPANIONS, "--cutout_size": ("cutout", None)})
     check_decay(parser, args, e_shift, e_lambda)
     if args.print_always and not args.el2:
         parser.error("--print-always goes with --el2")

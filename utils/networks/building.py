@@ -9,15 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from models import create_model, is_own, list_models, resolve
+from models.gates import base_of, gates_of, renamed
 from utils.common.errors import UserError
 from utils.networks import weights
 from utils.networks.compilation import compile_blocks
 from utils.networks.complexity import Complexity, count
+from utils.networks.gating import GATE_FIELDS, GateSpec, flag_of, gates_taken, put_gates
 
 
 @dataclass(frozen=True)
-class NetworkSpec:
-    """Which network, for which images.
+class NetworkSpec(GateSpec):
+    """Which network, for which images; the fields of :class:`GateSpec` say its gates.
 
     Args:
         arch: a registered architecture.
@@ -32,6 +34,9 @@ class NetworkSpec:
     base_width: int | None = None
 
 
+NETWORK_FIELDS = ("arch", "img_size", "cardinality", "base_width", *GATE_FIELDS)
+
+
 def choose_network(
     given: Mapping[str, Any],
     saved: Mapping[str, Any],
@@ -43,13 +48,14 @@ def choose_network(
 
     Args:
         given: the fields of :class:`NetworkSpec`, None where the command line leaves them open.
-        saved: the checkpoint that is evaluated; empty for a new network.
+        saved: the checkpoint that is evaluated or goes on; empty for a new network.
         file: its path.
         flag: what named the file, for messages.
         quiet: do not print what is taken from the checkpoint.
 
     Raises:
-        UserError: neither the command line nor the checkpoint says the architecture.
+        UserError: neither the command line nor the checkpoint says the architecture, or the gates are of a
+            user's file that the command line does not name.
     """
     if not saved:
         return NetworkSpec(**complete(given, {}))
@@ -57,9 +63,12 @@ def choose_network(
     if arch is None and says not in list_models():
         source = f"{flag} {file}"
         raise UserError(f"{source} {_how_to_name(saved['state_dict'], source)}")
-    said = {**saved.get("arguments", {}), "arch": says}
+    arguments = saved.get("arguments", {})
+    said = {name: arguments.get(name) for name in ("img_size", "cardinality", "base_width")}
     if arch is not None and resolve(arch) != resolve(says or ""):
-        said = {"img_size": said.get("img_size")}  # the widths of another net
+        said = {"img_size": said["img_size"]}  # the widths and gates of another net
+    else:
+        said |= {"arch": says, **gates_taken(given, saved, f"{flag} {file}")}
     return NetworkSpec(**complete(given, said, None if quiet else file))
 
 
@@ -73,7 +82,7 @@ def complete(given: Mapping[str, Any], said: Mapping[str, Any], file: str | None
     """
     taken = {name: said[name] for name in given if given[name] is None and said.get(name) is not None}
     if file and taken:
-        print(f"as in {file}:", *(f"--{name.replace('_', '-')} {value}" for name, value in taken.items()))
+        print(f"as in {file}:", *(flag_of(name, value) for name, value in taken.items()))
     return {name: value for name, value in given.items() if value is not None} | taken
 
 
@@ -101,78 +110,147 @@ def check_architecture(name: str) -> str:
 
 
 def build_model(
-    spec: NetworkSpec, classes: int, pretrained: bool = False, zero_gamma: bool = False
+    spec: NetworkSpec,
+    classes: int,
+    pretrained: bool = False,
+    zero_gamma: bool = False,
+    evaluate: bool = False,
 ) -> tuple[nn.Module, Complexity]:
-    """Build a network; return it with its size and its cost for one image.
+    """Build a network with its gates; return it with its size and its cost for one image.
 
     Args:
         spec: the network.
         classes: outputs.
-        pretrained: start from torchvision's ImageNet weights.
+        pretrained: start from torchvision's ImageNet weights, those of the plain network if it has gates. In
+            evaluation they must be the whole network; otherwise it is printed what is new.
         zero_gamma: start residual branches at 0.
+        evaluate: whether the network is only evaluated.
 
     Raises:
         UserError: the builder refuses the arguments, or there are no weights to download.
     """
     widths = {"groups": spec.cardinality, "width_per_group": spec.base_width}
     kwargs: dict[str, Any] = {name: value for name, value in widths.items() if value is not None}
-    kwargs |= {"zero_init_residual": True} if zero_gamma else {}
+    instead = "give a file with --finetune or --resume"
     try:
-        if pretrained:
-            instead = "give a file with --finetune or --resume"
-            kwargs |= imagenet_weights(spec.arch, classes, "--pretrained", instead)
-        model = create_model(spec.arch, num_classes=classes, **kwargs)
+        if pretrained and evaluate:
+            name = f"{spec.arch}{spec.flags}"
+            whole = imagenet_weights(spec.arch, classes, "--pretrained", instead, name)
+            model = create_model(spec.arch, num_classes=classes, **kwargs, **whole)
+        else:
+            zeros = {"zero_init_residual": True} if zero_gamma else {}
+            model = create_model(spec.arch, num_classes=classes, **kwargs, **zeros)
+            put_gates(model, spec, spec.arch)
+        if pretrained and not evaluate:
+            start_pretrained(model, spec.arch, kwargs, instead)
         return model, count(model, (3, spec.img_size, spec.img_size))
     except (TypeError, ValueError, NotImplementedError, RuntimeError, AssertionError) as error:
         given = weights.width_flags(spec.cardinality, spec.base_width) + " --zero-gamma" * zero_gamma
-        given += f" --img-size {spec.img_size}"
+        given += f"{spec.flags} --img-size {spec.img_size}"
         raise UserError(f"-a {spec.arch} does not take{given}: {error}") from None
     except OSError as error:
         raise UserError(f"--pretrained: the weights of {spec.arch} cannot be downloaded: {error}") from None
 
 
-def imagenet_weights(arch: str, classes: int, flag: str, instead: str) -> dict[str, str]:
-    """Return the keyword that makes torchvision's builders download weights.
+def imagenet_weights(
+    arch: str, classes: int, flag: str, instead: str, name: str | None = None
+) -> dict[str, str]:
+    """Return the keyword that makes torchvision's builders download weights of a whole network.
 
     Args:
         arch: the architecture.
         classes: outputs wanted.
         flag: what asked for weights, for messages.
         instead: what to do where there are none, for messages.
+        name: the architecture with the flags of its gates, if it has some; None: it has none.
 
     Raises:
         UserError: there are none.
     """
-    if is_own(arch):
-        raise UserError(f"{flag}: there are no weights of {arch} to download; {instead}")
+    if is_own(arch) or name not in (None, arch):
+        raise UserError(f"{flag}: there are no weights of {name or arch} to download; {instead}")
     if classes != 1000:
         raise UserError(f"{flag}: ImageNet's weights have 1000 classes, the data has {classes}; {instead}")
     return {"weights": "IMAGENET1K_V1"}
 
 
-def finetune(net: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
+def start_pretrained(net: nn.Module, arch: str, widths: Mapping[str, Any], instead: str) -> None:
+    """Load torchvision's ImageNet weights of a network without its gates; print which tensors are new.
+
+    Args:
+        net: the network, with any number of classes.
+        arch: its architecture.
+        widths: the keywords of its builder that say its widths.
+        instead: what to do where there are no weights, for messages.
+
+    Raises:
+        UserError: there are none of its plain network.
+        OSError: they cannot be downloaded.
+    """
+    if (base := base_of(resolve(arch))) is None:
+        raise UserError(f"--pretrained: there are no weights of {arch} to download; {instead}")
+    state = create_model(base, weights="IMAGENET1K_V1", **widths).state_dict()
+    load_fitting(net, renamed(net, state), f"starting from torchvision's {base}")
+
+
+def finetune(
+    net: nn.Module, state: Mapping[str, Tensor], path: str, arch: str = "", new_gates: bool = False
+) -> None:
     """Load the weights of ``--finetune`` that fit by name and shape; print which are new and which left out.
+
+    A file of the plain network fits one with gates, also where the gates change the names of layers.
 
     Args:
         net: the network.
         state: the file's state dict.
         path: the file.
+        arch: the network's architecture.
+        new_gates: do not load the gates' weights, because the gates start in another way.
 
     Raises:
         UserError: next to nothing of it fits.
     """
+    base = base_of(resolve(arch))
+    if base and weights.has_keys_of(state, base):
+        state = renamed(net, state)
+    load_fitting(net, state, f"fine-tuning {path}", new_gates, f"--finetune {path}")
+
+
+def load_fitting(
+    net: nn.Module, state: Mapping[str, Tensor], doing: str, new_gates: bool = False, source: str = ""
+) -> None:
+    """Load the weights that fit by name and shape; print which are new and which left out.
+
+    Args:
+        net: the network.
+        state: the weights.
+        doing: what is printed before the numbers.
+        new_gates: do not load the gates' weights, because they start as the identity.
+        source: the flag and the file, for messages.
+
+    Raises:
+        UserError: no layer fits.
+    """
     own = net.state_dict()
-    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
+    gates = tuple(f"{name}." for name in gates_of(net)) if new_gates else ()
+    fitting = {
+        key: value
+        for key, value in state.items()
+        if key in own and own[key].shape == value.shape and not key.startswith(gates)
+    }
     new, unused = ([key for key in keys if key not in fitting] for keys in (own, state))
     if not any(value.dim() > 1 for value in fitting.values()):
-        raise UserError(f"--finetune {path}: no layer of this network has its name and shape there")
+        raise UserError(f"{source or doing}: no layer of this network has its name and shape there")
     net.load_state_dict(fitting, strict=False)
-    print(f"fine-tuning {path}: {len(fitting)} of {len(own)} tensors are from it")
-    for what, keys in (("new", new), ("not used from the file", unused)):
-        print(f"  {what}: {len(keys)} ({weights.first(keys, 4)})" if keys else f"  {what}: none")
+    print(f"{doing}: {len(fitting)} of {len(own)} tensors are from it")
+    why = "; the gates start as the identity" * new_gates
+    for what, keys, end in (("new", new, why), ("not used from the file", unused, "")):
+        print(f"  {what}: {len(keys)} ({weights.first(keys, 4)}){end}" if keys else f"  {what}: none")
 
 
-def load_checkpoint(net: nn.Module, saved: Mapping[str, Any], arch: str, file: str, evaluate: bool) -> None:
+def load_checkpoint(
+    net: nn.Module, saved: Mapping[str, Any], spec: NetworkSpec, file: str, evaluate: bool
+) -> None:
     """Load the weights of ``--resume``: the evaluated ones for ``-e``, else those in training.
 
     The two differ where the run keeps a moving average of the weights (EMA).
@@ -180,9 +258,10 @@ def load_checkpoint(net: nn.Module, saved: Mapping[str, Any], arch: str, file: s
     Raises:
         UserError: they do not fit.
     """
-    weights.load_weights(net, saved, arch, file)
+    weights.load_weights(net, saved, spec.arch, file, gates=spec)
     if not evaluate and "training_state_dict" in saved:
-        weights.load_weights(net, {**saved, "state_dict": saved["training_state_dict"]}, arch, file)
+        trained = {**saved, "state_dict": saved["training_state_dict"]}
+        weights.load_weights(net, trained, spec.arch, file, gates=spec)
 
 
 def place(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
-from utils.networks import archive
+from utils.networks import archive, gating
 
 VERSION = 1  # of the format
 
@@ -133,11 +133,11 @@ def _group(value: Any) -> bool:
 
 
 def _arguments(value: Any) -> bool:
-    """The flags of a command line; the sizes that an evaluation takes from them are whole numbers from 1."""
+    """The flags of a command line; what of the network is taken from them has the form that flags have."""
     if not _matches(value, {str: _plain}):
         return False
     sizes = (value[name] for name in _SIZES if value.get(name) is not None)
-    return all(_count(size) and size > 0 for size in sizes)
+    return all(_count(size) and size > 0 for size in sizes) and gating.plausible(value)
 
 
 # What a run that goes on from a checkpoint relies on.

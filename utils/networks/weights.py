@@ -10,10 +10,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from models import create_model, list_models, resolve
+from models.gates import gates_of, list_gates
+from models.gates.registry import kind_of
 from utils.common.errors import UserError
 from utils.common.text import plural
+from utils.networks.gating import GateSpec, gates_said
 
-CHOICE = "-a {arch}{groups}{classes}"  # how the training scripts choose a network
+CHOICE = "-a {arch}{groups}{gates}{classes}"  # how the training scripts choose a network
 Shapes = Mapping[str, tuple[int, ...]]  # by the key of a state dict
 _FILLING = frozenset({Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_, Tensor.erfinv_})
 
@@ -25,6 +28,7 @@ def load_weights(
     path: str,
     flag: str = "--resume",
     choice: str = CHOICE,
+    gates: GateSpec | None = None,
 ) -> None:
     """Load a checkpoint's weights, which must fit exactly; nothing is filled in or dropped.
 
@@ -34,55 +38,89 @@ def load_weights(
         arch: name of the architecture.
         path: of the checkpoint, for messages.
         flag: the flag that named it, for messages.
-        choice: how a user chooses the network: ``{arch}``, and further flags, ``{groups}`` and ``{classes}``.
+        choice: how a user chooses the network: ``{arch}``, and further flags, ``{groups}``, ``{gates}`` and
+            ``{classes}``.
+        gates: those that flags have put into the network; None: none.
 
     Raises:
         UserError: it does not fit; the message counts the differences and says what would fit.
     """
+    gates = gates or GateSpec()
+    name = f"{arch}{gates.flags}"
     if problems := differences(model, saved["state_dict"]):
-        remedy = _remedy(_shapes(model.state_dict()), saved, arch, path, choice)
-        raise UserError(f"{flag} {path} does not fit {arch}: {problems}; {remedy}")
-    if _is_other(saved, arch):
-        instead = choice.format(arch=saved["arch"], groups=_group_flags(saved), classes="")
-        raise UserError(f"{flag} {path} holds {saved['arch']}, not {arch}; give {instead}")
+        remedy = _remedy(model, saved, arch, gates, path, choice)
+        raise UserError(f"{flag} {path} does not fit {name}: {problems}; {remedy}")
+    if _is_other(saved, arch, gates):
+        holds, widths = f"{saved['arch']}{gates_said(saved).flags}", _group_flags(saved)
+        instead = choice.format(arch=saved["arch"], groups=widths, gates=_gate_flags(saved), classes="")
+        raise UserError(f"{flag} {path} holds {holds}, not {name}; give {instead}")
     model.load_state_dict(saved["state_dict"])
 
 
-def _is_other(saved: Mapping[str, Any], arch: str) -> bool:
-    """Whether a checkpoint names another registered architecture."""
+def _is_other(saved: Mapping[str, Any], arch: str, gates: GateSpec) -> bool:
+    """Whether a checkpoint names another registered architecture, or other gates of this one."""
     says = saved.get("arch")
-    return says in list_models() and resolve(says) != resolve(arch)
+    if says not in list_models():
+        return False
+    return resolve(says) != resolve(arch) or ("arguments" in saved and not gates_said(saved).same_as(gates))
 
 
-def _remedy(expected: Shapes, saved: Mapping[str, Any], arch: str, path: str, choice: str) -> str:
-    """Say what to give if a checkpoint does not fit a network of these shapes, built as ``arch``."""
-    state, says = saved["state_dict"], saved.get("arch")
+def _remedy(
+    model: nn.Module, saved: Mapping[str, Any], arch: str, gates: GateSpec, path: str, choice: str
+) -> str:
+    """Say what to give if a checkpoint does not fit a network, built as ``arch`` with ``gates``."""
+    expected, state, says = _shapes(model.state_dict()), saved["state_dict"], saved.get("arch")
     if detector := of_a_detector(state):
         return f"it {detector}"
-    ours, groups = _outputs(expected, expected) or 0, _group_flags(saved)
-    if _fits(expected, _shapes(state)) and not _is_other(saved, arch):
+    ours, groups, said = _outputs(expected, expected) or 0, _group_flags(saved), _gate_flags(saved)
+    if _fits(expected, _shapes(state)) and not _is_other(saved, arch, gates):
         theirs = output_count(state, arch)
         return f"it has {plural(theirs, 'output')}, not {ours:,}: give{_class_flag(theirs, ours)}"
     if says in list_models():
-        fits = [says] if groups or _fits(_known_shapes(says), _shapes(state)) else []
+        fits = [says] if groups or said or _fits(_known_shapes(says), _shapes(state)) else []
     else:
         print(f"{path} does not fit {arch}; looking for the architecture that it fits", flush=True)
         fits = fitting_architectures(state)
-    if not fits and expected.keys() == state.keys():
-        return "its layers have other widths: give --cardinality and --base-width as it was trained"
     if not fits:
-        return "no registered architecture was found to fit"
+        return _remedy_without_a_name(model, state)
     classes = _class_flag(output_count(state, fits[0]), ours)
-    if not groups and resolve(arch) in map(resolve, fits):  # as built by default
-        fits, groups = [arch], " without --cardinality and --base-width"
-    known = [choice.format(arch=name, groups=groups, classes=classes) for name in fits]
+    if not groups and not said and resolve(arch) in map(resolve, fits):  # as built by default
+        fits, groups = [arch], "" if gates.flags else " without --cardinality and --base-width"
+        said = f" without{gates.flags}" if gates.flags else ""
+    known = [choice.format(arch=name, groups=groups, gates=said, classes=classes) for name in fits]
     return f"the file fits {alternatives(known)}"
 
 
+def _remedy_without_a_name(model: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """Say what to give if a checkpoint that fits no registered architecture does not fit a network."""
+    expected = model.state_dict()
+    if expected.keys() == state.keys():
+        other = [key for key, value in expected.items() if value.shape != state[key].shape]
+        if all(key.startswith(tuple(f"{name}." for name in gates_of(model))) for key in other):
+            return "its gates have other arguments: give --gate-args as it was trained"
+        return "its layers have other widths: give --cardinality and --base-width as it was trained"
+    names = [gate for gate in list_gates() if any(f".{kind_of(gate).child}." in key for key in state)]
+    if names:
+        likely = " or ".join(f"--gate {name}" for name in names)
+        further = "(and --gate-at, --gate-stages, --gate-args) as it was trained"
+        return f"no registered architecture was found to fit, but it has gates: give {likely} {further}"
+    return "no registered architecture was found to fit"
+
+
+def has_keys_of(state: Mapping[str, Tensor], arch: str) -> bool:
+    """Whether a state dict has the keys of an architecture."""
+    return _known_shapes(arch).keys() == state.keys()
+
+
 def _group_flags(saved: Mapping[str, Any]) -> str:
-    """The run's flags that change the shapes of its network, besides ``-a`` and ``--num-classes``."""
+    """The run's flags that change the widths of its network."""
     given = saved.get("arguments", {})
     return width_flags(given.get("cardinality"), given.get("base_width"))
+
+
+def _gate_flags(saved: Mapping[str, Any]) -> str:
+    """The run's flags of gates."""
+    return gates_said(saved).flags
 
 
 def width_flags(cardinality: int | None, base_width: int | None) -> str:
@@ -111,7 +149,13 @@ def of_a_detector(state: Mapping[str, Tensor]) -> str:
 
 
 def load_other(
-    model: nn.Module, saved: Mapping[str, Any], name: str, path: str, remedy: str, flag: str = "--resume"
+    model: nn.Module,
+    saved: Mapping[str, Any],
+    name: str,
+    path: str,
+    remedy: str,
+    flag: str = "--resume",
+    gates: GateSpec | None = None,
 ) -> None:
     """Load a checkpoint's weights into a network that is not registered, such as a detector.
 
@@ -122,12 +166,15 @@ def load_other(
         path: of the checkpoint, for messages.
         remedy: what to do if it holds something else.
         flag: the flag that named it, for messages.
+        gates: those that flags have put into it; None: none.
 
     Raises:
         UserError: it does not fit.
     """
-    if (holds := saved.get("arch", "a network without a name")) != name:
-        raise UserError(f"{flag} {path} holds {holds}, not {name}; {remedy}")
+    said, gates = gates_said(saved), gates or GateSpec()
+    holds = saved.get("arch", "a network without a name")
+    if holds != name or ("arguments" in saved and not said.same_as(gates)):
+        raise UserError(f"{flag} {path} holds {holds}{said.flags}, not {name}{gates.flags}; {remedy}")
     if problems := differences(model, saved["state_dict"]):
         raise UserError(f"{flag} {path} does not fit {name}: {problems}")
     model.load_state_dict(saved["state_dict"])

@@ -12,6 +12,7 @@ from utils.common.text import plural
 from utils.networks import checkpoint
 from utils.networks.building import check_architecture, imagenet_weights
 from utils.networks.complexity import count
+from utils.networks.gating import gates_in, put_gates
 from utils.networks.weights import load_weights
 
 
@@ -42,6 +43,8 @@ class Distillation:
 def build_teacher(text: str, classes: int, names: Sequence[str], img_size: int) -> nn.Module:
     """Build the teacher of ``--teacher ARCH[:FILE]``; without a file it has torchvision's ImageNet weights.
 
+    The gates that flags have put into the network of the file are taken from it.
+
     Args:
         text: architecture and file.
         classes: outputs of the network that learns.
@@ -57,18 +60,21 @@ def build_teacher(text: str, classes: int, names: Sequence[str], img_size: int) 
     except UserError as error:
         raise UserError(f"--teacher: {error}") from None
     instead = f"give --teacher {arch}:FILE"
+    saved = checkpoint.load(path, "--teacher") if path else {}
+    gates = gates_in(saved, arch)
+    if gates.gate_file:
+        raise UserError(f"--teacher {path}: its gates are of {gates.gate_file}: a teacher has none of a file")
     try:
         weights = {} if path else imagenet_weights(arch, classes, f"--teacher {arch}", instead)
         teacher = create_model(arch, num_classes=classes, **weights)
+        put_gates(teacher, gates, arch)
         count(teacher, (3, img_size, img_size))
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--teacher {arch} does not take --img-size {img_size}: {error}") from None
     except OSError as error:
         raise UserError(f"--teacher {arch}: its weights cannot be downloaded: {error}") from None
-    saved = {}
     if path:
-        saved = checkpoint.load(path, "--teacher")
-        load_weights(teacher, saved, arch, path, "--teacher", "--teacher {arch}:FILE{classes}")
+        load_weights(teacher, saved, arch, path, "--teacher", "--teacher {arch}:FILE{classes}", gates)
     _check_classes_of_teacher(text, saved.get("classes", ()), names, classes)
     return teacher.eval().requires_grad_(False)
 
