@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm_block import BasicBlock
 from torch import nn
 
 from models import create_model
@@ -163,6 +164,15 @@ def test_gates_at_their_places(arch: str, place: str) -> None:
     sge = count(add_gates(build(arch), "sge", place, groups=4), (3, 224, 224))
     assert sge.parameters == plain.parameters + 8 * len(maps)
     assert sge.multiply_adds == plain.multiply_adds + sum(c * side**2 for c, side in maps)
+
+
+@pytest.mark.parametrize("place", ["standard", "pre", "identity", "post"])
+def test_gates_in_a_block_of_timm(place: str) -> None:
+    """Its gates stand on layers, among them a convolution that counts as before."""
+    net = nn.Sequential(BasicBlock(8))
+    before = count(net, (8, 6, 6))
+    after = count(add_gates(net, "sge", place, img_size=6, groups=2), (8, 6, 6))
+    assert after == (before.parameters + 4, before.multiply_adds + 8 * 6 * 6)
 
 
 def test_gates_on_single_layers() -> None:

@@ -12,6 +12,7 @@ import torch
 from conftest import Run, assert_one_line_error, write_images
 from PIL import Image
 from test_decoding import photograph, write_held
+from timm_block import BasicBlock
 from torch import Tensor, nn
 
 from models import create_model
@@ -155,9 +156,9 @@ def test_the_gates_of_triplet_attention() -> None:
 
 
 PLACED = {
-    "resnet18": ("standard", "pre", "post", "identity", "conv", "stage"),
-    "mobilenet_v3_small": ("3x3", "identity", "post", "stage"),
-    "regnet_y_400mf": ("3x3", "standard", "post"),
+    "resnet18": ("standard", "pre", "conv", "stage"),
+    "mobilenet_v3_small": ("3x3", "identity", "post"),
+    "regnet_y_400mf": ("3x3",),
 }
 
 
@@ -189,6 +190,14 @@ def test_gates_on_modules_of_any_network() -> None:
         ("1.se", 2, "input of 1"),
         ("2.se", 3, "output of 2"),
     ]
+
+
+@pytest.mark.parametrize("place", ["standard", "pre", "identity"])
+def test_places_in_a_block_of_timm(place: str) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 8, 1), BasicBlock(8))
+    add_gates(net, "se", place, img_size=SIDE, reduction=2)
+    (gate,) = shown(net, torch.randn(1, 3, SIDE, SIDE))
+    assert (gate.stage, gate.place) == (2, place)
 
 
 class Halved(nn.Module):
