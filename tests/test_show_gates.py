@@ -192,12 +192,15 @@ def test_gates_on_modules_of_any_network() -> None:
     ]
 
 
-@pytest.mark.parametrize("place", ["standard", "pre", "identity"])
+@pytest.mark.parametrize("place", ["standard", "pre", "identity", "post"])
 def test_places_in_a_block_of_timm(place: str) -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3, 8, 1), BasicBlock(8))
     add_gates(net, "se", place, img_size=SIDE, reduction=2)
     (gate,) = shown(net, torch.randn(1, 3, SIDE, SIDE))
     assert (gate.stage, gate.place) == (2, place)
+    if place != "standard":  # a block with a gate on its output is still known
+        add_gates(net, "sge", "standard", img_size=SIDE, groups=2)
+        assert {gate.place for gate in shown(net, torch.randn(1, 3, SIDE, SIDE))} == {place, "standard"}
 
 
 class Halved(nn.Module):

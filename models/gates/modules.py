@@ -112,7 +112,7 @@ TIMM: Mapping[str, Mapping[str, tuple[str, str]]] = MappingProxyType(
 
 def places_of_timm(block: nn.Module) -> Mapping[str, tuple[str, str]]:
     """Return the places of a block of timm, a child and its side for each; empty for other modules."""
-    kind = type(block)
+    kind: Any = getattr(block, "kind", type(block)) if isinstance(block, Gated) else type(block)
     known = TIMM.get(f"{kind.__module__}.{kind.__qualname__}", {})
     places = {place: at for place, at in known.items() if not at[0] or hasattr(block, at[0])}
     if places and not getattr(block, "has_skip", True):  # without a shortcut drop_path is not called

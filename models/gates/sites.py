@@ -65,13 +65,11 @@ def places_of_blocks(net: nn.Module, wanted: Sequence[str]) -> list[Place]:
 
 def places_of(block: nn.Module) -> dict[str, tuple[str, str]]:
     """Return the places of a block: a child (``""``: the block itself) and the place in that child."""
-    kind = type(block)
-    if kind in GATED or isinstance(block, Gated):
+    kind, places = type(block), dict(places_of_timm(block))  # also of one that has gates on itself already
+    if not places and (kind in GATED or isinstance(block, Gated)):
         twin: Gated = block if isinstance(block, Gated) else gated(copy.copy(block))
         places = {place: ("", place) for place in ("standard", "pre", "identity", "3x3", "conv", "post")}
         places = {place: where for place, where in places.items() if twin.has(place)}
-    else:
-        places = dict(places_of_timm(block))
     return {**places, "stage": places["post"]} if "standard" in places else {}
 
 
