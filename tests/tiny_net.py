@@ -1,10 +1,11 @@
-"""A network that takes milliseconds a step, as ``-a tiny`` in the scripts that tests start.
+"""Networks that take milliseconds a step: ``-a tiny`` and ``-a tiny_resnet`` in the scripts that tests start.
 
-For what the scripts do with any network. It is no part of the package: :func:`conftest.call` and
-:func:`forks.play` put it into the registry of their processes.
+For what the scripts do with any network, and with any residual one. They are no part of the package:
+:func:`conftest.call` and :func:`forks.play` put them into the registry of their processes.
 """
 
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
 
 import models
 
@@ -39,4 +40,30 @@ def unit(inplanes: int, planes: int, stride: int = 1, groups: int = 1) -> nn.Seq
     return nn.Sequential(conv, nn.BatchNorm2d(planes), nn.ReLU())
 
 
-WITH_TINY = {**models._OWN, "tiny": TinyNet}
+class TinyResNet(nn.Module):
+    """A ResNet with a block of torchvision in each stage, for gates."""
+
+    def __init__(self, num_classes: int = 1000, zero_init_residual: bool = False) -> None:
+        super().__init__()
+        self.conv1 = unit(3, 16, stride=4)
+        self.layer1 = nn.Sequential(BasicBlock(16, 16))
+        self.layer2 = nn.Sequential(BasicBlock(16, 32, 2, half(16, 32)))
+        self.layer3 = nn.Sequential(BasicBlock(32, 64, 2, half(32, 64)))
+        self.layer4 = nn.Sequential(BasicBlock(64, 128, 2, half(64, 128)))
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(128, num_classes)
+        if zero_init_residual:
+            for module in self.modules():
+                if isinstance(module, BasicBlock):
+                    nn.init.zeros_(module.bn2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(x)))))
+        return self.fc(self.avgpool(x).flatten(1))
+
+
+def half(inplanes: int, planes: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inplanes, planes, 1, 2, bias=False), nn.BatchNorm2d(planes))
+
+
+WITH_TINY = {**models._OWN, "tiny": TinyNet, "tiny_resnet": TinyResNet}
