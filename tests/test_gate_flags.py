@@ -10,6 +10,7 @@ from small_checkpoint import calibrated
 from tiny_net import WITH_TINY
 from torch import Tensor, nn
 
+from detection.backbone import create_backbone
 from models import create_model, list_models
 from models.gates import base_of, gates_of, list_gates, renamed
 from utils.common.errors import UserError
@@ -477,6 +478,42 @@ def test_a_teacher_with_gates(call: Run, images: Path, tmp_path: Path, gated_fil
     teacher = build_teacher(f"{ARCH}:{gated_file}", 3, ("cat", "dog", "owl"), 32)
     assert list(gates_of(teacher)) == ["layer3.0.sge", "layer4.0.sge"]
     assert all(torch.equal(value, state(gated_file)[key]) for key, value in teacher.state_dict().items())
+
+
+# Detectors
+
+
+def test_backbones_with_gates(tmp_path: Path, torchvisions: dict[str, Tensor], capsys: Any) -> None:
+    """Their gates are those of the file, or those of flags, which are new."""
+    flags = {"gate": "sge", "gate_stages": [1, 4]}
+    torch.manual_seed(0)
+    net = gated(flags, "resnet18", 5)
+    nn.init.normal_(net.get_parameter("layer1.0.sge.weight"))
+    named = str(save_net(tmp_path / "gated.pth", net, "resnet18", **flags))
+    plain = str(save_net(tmp_path / "plain.pth", create_model("resnet18", num_classes=5), "resnet18"))
+    backbone = create_backbone("resnet18", named, False)
+    said = capsys.readouterr().out
+    assert said.startswith(f"as in {named}: --gate sge --gate-stages 1 4\n")
+    assert "backbone resnet18 --gate sge --gate-stages 1 4 from" in said
+    assert gate_fields(backbone.gates) == gate_fields(GateSpec(**flags))
+    assert all(torch.equal(value, net.state_dict()[key]) for key, value in backbone.body.state_dict().items())
+    key = "layer2.0.conv1.weight"
+    for file, pretrained in ((plain, False), (None, True)):
+        backbone = create_backbone("resnet18", file, pretrained, GateSpec(**flags))
+        assert "\n  new: 8 (layer1.0.sge.weight, " in capsys.readouterr().out
+        expected = torchvisions if pretrained else state(Path(plain))
+        assert torch.equal(backbone.body.state_dict()[key], expected[key])
+        frozen = {name for name, value in backbone.body.named_parameters() if not value.requires_grad}
+        assert "layer1.0.conv1.weight" in frozen
+        assert not any("sge" in name for name in frozen)
+    assert create_backbone("resnet18", named, False, GateSpec(gate="sge")).gates.gate_stages == [1, 4]
+    for other in (GateSpec(gate="se"), GateSpec(gate="sge", gate_stages=[1, 3])):
+        with pytest.raises(
+            UserError, match=r"--backbone .* file fits -a resnet18 --gate sge --gate-stages 1 4$"
+        ):
+            create_backbone("resnet18", named, False, other)
+    with pytest.raises(UserError, match=r"no weights of sge_resnet18 .* -a resnet18 --gate sge, or a file"):
+        create_backbone("sge_resnet18", None, True)
 
 
 # Bad input
