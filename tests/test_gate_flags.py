@@ -485,7 +485,7 @@ def test_a_teacher_with_gates(call: Run, images: Path, tmp_path: Path, gated_fil
 
 def test_backbones_with_gates(tmp_path: Path, torchvisions: dict[str, Tensor], capsys: Any) -> None:
     """Their gates are those of the file, or those of flags, which are new."""
-    flags = {"gate": "sge", "gate_stages": [1, 4]}
+    flags: dict[str, Any] = {"gate": "sge", "gate_stages": [1, 4]}
     torch.manual_seed(0)
     net = gated(flags, "resnet18", 5)
     nn.init.normal_(net.get_parameter("layer1.0.sge.weight"))

@@ -77,7 +77,7 @@ def test_gates_are_those_of_the_checkpoint(tmp_path: Path) -> None:
         assert torch.equal(load("se_resnet18", checkpoint=path).eval()(x), net(x))
     assert load("se_resnet18", checkpoint=path, num_classes=4).layer1[0].se.factor == 2
     path = str(write_checkpoint(tmp_path, net, arch="se_resnet18", arguments={"gate_file": "a.py:B"}))
-    with pytest.raises(UserError, match="its gates are of a.py:B, which is not run"):
+    with pytest.raises(UserError, match=r"its gates are of a\.py:B, which is not run"):
         load("se_resnet18", checkpoint=path)
 
 
