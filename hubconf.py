@@ -15,7 +15,9 @@ import models
 from models import create_model as _create_model
 from models import is_own as _is_own
 from models import list_models as _list_models
+from utils.common.errors import UserError as _UserError
 from utils.networks import checkpoint as _checkpoint
+from utils.networks import gating as _gating
 from utils.networks import weights as _weights
 
 dependencies = ["torch", "torchvision", "numpy"]
@@ -28,12 +30,16 @@ def _builder(name: str) -> collections.abc.Callable[..., nn.Module]:
         if checkpoint is None:
             return _create_model(name, **kwargs)
         saved = _checkpoint.load(checkpoint, "checkpoint")
-        outputs = _weights.output_count(saved["state_dict"], name)
+        outputs, gates = _weights.output_count(saved["state_dict"], name), _gating.gates_in(saved, name)
+        if gates.gate_file:
+            raise _UserError(f"checkpoint {checkpoint}: its gates are of {gates.gate_file}, which is not run")
         net = _create_model(name, **{**kwargs, "num_classes": outputs})
-        _weights.load_weights(net, saved, name, checkpoint, "checkpoint", "{arch}")
+        _gating.put_gates(net, gates, name)
+        _weights.load_weights(net, saved, name, checkpoint, "checkpoint", "{arch}", gates)
         if kwargs.get("num_classes", outputs) == outputs:
             return net
         other = _create_model(name, **kwargs)
+        _gating.put_gates(other, gates, name)
         own = other.state_dict()
         fitting = {key: value for key, value in net.state_dict().items() if value.shape == own[key].shape}
         other.load_state_dict({**own, **fitting})

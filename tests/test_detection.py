@@ -18,6 +18,7 @@ from test_imagenet import events
 
 from detection import options
 from detection.recipes import RECIPES
+from scripts.show_detections import restore
 from utils.networks import checkpoint
 from utils.runs.folder import LAST
 
@@ -89,14 +90,24 @@ def test_the_loss_falls_in_20_steps(coco: Path, narrow: None, call: Run, detecto
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(coco: Path, narrow: None, call: Run) -> None:
-    flags = (*SMALL, "--epochs", 2, "--save-every", 2, "--keep", 9, "-p", 1)
-    assert call(*flags, "-c", "whole", "-j", 0, script=SCRIPT).returncode == 0
+    """With the detector of the checkpoint, gates included."""
+    gates = ("--gate", "sge", "--gate-stages", 1, 4)
+    flags = ("--data", "coco", "--epochs", 2, "--save-every", 2, "--keep", 9, "-p", 1)
+    assert call(*SMALL, *gates, *flags, "-c", "whole", "-j", 0, script=SCRIPT).returncode == 0
     whole = coco.parent / "whole"
     middle = whole / "checkpoint-0001-0000004.pth.tar"
     assert middle.exists()
     result = call(*flags, "-c", "rest", "--resume", middle, "-j", 1, script=SCRIPT)
     assert result.returncode == 0, result.stderr
+    said = f"as in {middle}: --model faster_rcnn --arch resnet18 --min-size 32 --max-size 48"
+    assert result.stdout.startswith(f"{said} --gate sge --gate-stages 1 4\n")
     assert_same(state(coco.parent / "rest" / LAST), state(whole / LAST))
+    assert restore(str(whole / LAST)).name == "faster_rcnn resnet18 --gate sge --gate-stages 1 4"
+    other = call("--data", "coco", "-e", "--resume", whole / LAST, "--gate", "se", script=SCRIPT)
+    held = (
+        "holds faster_rcnn resnet18 --gate sge --gate-stages 1 4, not faster_rcnn resnet18 --gate se; give "
+    )
+    assert_one_line_error(other, held, "give --model faster_rcnn -a resnet18 --gate sge --gate-stages 1 4\n")
     points, rest = (events(folder)["step/loss"] for folder in (whole, coco.parent / "rest"))
     assert sorted(points) == list(range(1, 9))
     assert rest == {step: points[step] for step in (7, 8)}

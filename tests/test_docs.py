@@ -204,6 +204,9 @@ def of_several(command: Command) -> bool:
     return command.words[0] == "srun" or any(word.startswith("--nnodes") for word in command.words)
 
 
+GATE_FILE = next(body for body in snippets((REPOSITORY / "docs/training.md").read_text()) if "MyGate" in body)
+
+
 @pytest.mark.parametrize(
     "command",
     [pytest.param(c, marks=pytest.mark.slow if costly(c) else ()) for c in in_process()],
@@ -226,6 +229,8 @@ def test_command(
         monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: weights)
         (tmp_path / "thousand.txt").write_text("\n".join(["cat", "dog", "owl", *map(str, range(997))]))
         words += ["--class-list", "thousand.txt"]
+    if "--gate-file" in words:
+        (tmp_path / "my_gate.py").write_text(GATE_FILE)
     result = call(*words, script=command.script)
     assert result.returncode == 0, result.stderr
     written = [word for word in words if word.endswith(MADE)]
@@ -315,7 +320,7 @@ REFUSED = """--alpha 1 | --cutmix_prob 0.5 | --cutout_size 8 | --mineps 1 | --la
 --opt-level O0 --loss-scale 128 | --opt-level O0 --keep-batchnorm-fp32 | --opt-level O1 --keep-batchnorm-fp32
 --el2 | --el2 --nowd-conv --wd-all | --wd-all --nowd-bn | --wd-all --nowd-fc | --wd-all --nowd-conv
 --cutout --mixup | --cutout --cutmix | --cos --schedule 3 | --pretrained --resume a.pth
---pretrained -a se_resnet50 | -e | --start-epoch 100 | --resume '' | --epoch 2"""
+--pretrained -a ws_resnet50 | -e | --start-epoch 100 | --resume '' | --epoch 2"""
 
 
 @pytest.mark.parametrize("flags", [flags.strip() for flags in re.split(r"[|\n]", REFUSED)])

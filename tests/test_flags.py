@@ -23,8 +23,20 @@ EL2 = ("--el2", "--nowd-conv", "--lam", 1)
 
 Flags = tuple[object, ...]
 
+# For a network with residual blocks.
+GATED = ("-a", "tiny_resnet")
+OF_GATES: dict[str, tuple[Flags, Flags]] = {
+    "--gate": (GATED, ("se",)),
+    "--gate-at": ((*GATED, "--gate", "gc"), ("post",)),
+    "--gate-stages": ((*GATED, "--gate", "gc"), (3, 4)),
+    "--gate-args": ((*GATED, "--gate", "sge", "--gate-args", "groups=8"), ("groups=4",)),
+    "--gate-file": (GATED, ("my_gate.py:halved",)),
+    "--gate-start": ((*GATED, "--gate", "se"), ("identity",)),
+}
+
 # A flag and its value, after the flags of the run that it changes.
 OF_ALL: dict[str, tuple[Flags, Flags]] = {
+    **OF_GATES,
     "--lr": ((), (0.5,)),
     "--momentum": ((), (0.5,)),
     "--weight-decay": ((), (0.1,)),
@@ -148,6 +160,8 @@ def last_row(
     torch.manual_seed(0)
     torch.save(TinyNet(num_classes=3).state_dict(), tmp_path / "teacher.pth")
     (tmp_path / "classes.txt").write_text("owl\ncat\ndog\n")
+    halved = "from torch import nn\ndef halved(channels): return nn.Sequential(nn.Dropout(0.5))\n"
+    (tmp_path / "my_gate.py").write_text(halved)
 
     def train(script: str, *flags: object) -> str:
         key = (script, *flags)

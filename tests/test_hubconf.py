@@ -10,7 +10,8 @@ import torch
 from conftest import REPOSITORY
 from small_checkpoint import ARCH, calibrated, write_checkpoint
 
-from models import is_own, list_models
+from models import create_model, is_own, list_models
+from models.gates import start_as_identity
 from utils.common.errors import UserError
 
 
@@ -66,6 +67,18 @@ def test_another_number_of_classes_gives_a_new_classifier(tmp_path: Path, output
         assert other(x).shape == (2, outputs)
     with pytest.raises(UserError, match=f"does not fit sge_resnet18.*the file fits {ARCH}$"):
         load("sge_resnet18", checkpoint=path, num_classes=outputs)
+
+
+def test_gates_are_those_of_the_checkpoint(tmp_path: Path) -> None:
+    net = start_as_identity(create_model("se_resnet18", num_classes=3)).eval()
+    said = {"arch": "se_resnet18", "arguments": {"gate_start": "identity"}}
+    path, x = str(write_checkpoint(tmp_path, net, **said)), torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(load("se_resnet18", checkpoint=path).eval()(x), net(x))
+    assert load("se_resnet18", checkpoint=path, num_classes=4).layer1[0].se.factor == 2
+    path = str(write_checkpoint(tmp_path, net, arch="se_resnet18", arguments={"gate_file": "a.py:B"}))
+    with pytest.raises(UserError, match=r"its gates are of a\.py:B, which is not run"):
+        load("se_resnet18", checkpoint=path)
 
 
 def test_from_another_folder(tmp_path: Path) -> None:

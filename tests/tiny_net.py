@@ -1,13 +1,14 @@
-"""A network that takes milliseconds a step, as ``-a tiny`` or ``tiny_gated`` in scripts that tests start.
+"""Networks that take milliseconds a step, as ``-a tiny``, ``tiny_gated`` and ``tiny_resnet``.
 
-For what the scripts do with any network. It is no part of the package: :func:`conftest.call` and
-:func:`forks.play` put it into the registry of their processes.
+For what scripts do with any network, with gates, and with any residual network. They are no part of the package:
+:func:`conftest.call` and :func:`forks.play` put them into the registry of their processes.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
 
 import models
 from models.gates import add_gates
@@ -48,4 +49,35 @@ def tiny_gated(**kwargs: Any) -> nn.Module:
     return add_gates(TinyNet(**kwargs), "cbam", modules=["branch"], img_size=32, reduction=4)
 
 
-WITH_TINY: dict[str, Callable[..., nn.Module]] = {**models._OWN, "tiny": TinyNet, "tiny_gated": tiny_gated}
+class TinyResNet(nn.Module):
+    """A ResNet with a block of torchvision in each stage, for gates."""
+
+    def __init__(self, num_classes: int = 1000, zero_init_residual: bool = False) -> None:
+        super().__init__()
+        self.conv1 = unit(3, 16, stride=4)
+        self.layer1 = nn.Sequential(BasicBlock(16, 16))
+        self.layer2 = nn.Sequential(BasicBlock(16, 32, 2, half(16, 32)))
+        self.layer3 = nn.Sequential(BasicBlock(32, 64, 2, half(32, 64)))
+        self.layer4 = nn.Sequential(BasicBlock(64, 128, 2, half(64, 128)))
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(128, num_classes)
+        if zero_init_residual:
+            for module in self.modules():
+                if isinstance(module, BasicBlock):
+                    nn.init.zeros_(module.bn2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(x)))))
+        return self.fc(self.avgpool(x).flatten(1))
+
+
+def half(inplanes: int, planes: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inplanes, planes, 1, 2, bias=False), nn.BatchNorm2d(planes))
+
+
+WITH_TINY: dict[str, Callable[..., nn.Module]] = {
+    **models._OWN,
+    "tiny": TinyNet,
+    "tiny_gated": tiny_gated,
+    "tiny_resnet": TinyResNet,
+}

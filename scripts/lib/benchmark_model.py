@@ -149,7 +149,8 @@ def candidates(args: argparse.Namespace) -> list[Candidate]:
     found = [Candidate(f"{name}{of.flags}", partial(build, name, of)) for name, of in named]
     if args.resume:  # without names the flags are of its gates
         restored = restore(args.resume, {} if args.names else gate_fields(gates))
-        name = f"{restored.name} of {Path(args.resume).name}"
+        added = f" with {restored.gates.name}" if restored.gates.name else ""
+        name = f"{Path(args.resume).name}: {restored.arch}{added}"
         found.append(Candidate(name, lambda: restored.net, restored.outputs))
     return list({one.name: one for one in found}.values())
 

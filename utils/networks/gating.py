@@ -29,18 +29,18 @@ class GateSpec:
 
     Args:
         gate: one of :func:`models.gates.list_gates`; None: no gates, or those of ``gate_file``.
+        gate_file: ``FILE:CLASS``, what makes the gates in place of ``gate``.
         gate_at: the place in a block; None: ``paper``.
         gate_stages: the stages that get gates, from 1; None: all that :func:`models.gates.add_gates` chooses.
         gate_args: the gate's knobs, each ``NAME=VALUE`` or ``NAME=VALUE,VALUE,...`` with one for each stage.
-        gate_file: ``FILE:CLASS``, what makes the gates in place of ``gate``.
         gate_start: ``identity``, or as ``published``, which None stands for; also of an architecture's gates.
     """
 
     gate: str | None = None
+    gate_file: str | None = None
     gate_at: str | None = None
     gate_stages: Sequence[int] | None = None
     gate_args: Sequence[str] | None = None
-    gate_file: str | None = None
     gate_start: str | None = None
 
     @property
@@ -92,7 +92,8 @@ def plausible(arguments: Mapping[str, Any]) -> bool:
         str(said.get("gate", "se")).isidentifier()
         and said.get("gate_at", "paper") in POSITIONS
         and said.get("gate_start", "published") in STARTS
-        and isinstance(said.get("gate_file", ""), str)
+        and isinstance(own := said.get("gate_file", ""), str)
+        and own.isprintable()
         and isinstance(stages, list)
         and all(type(stage) is int and stage > 0 for stage in stages)
         and isinstance(knobs_said, list)
