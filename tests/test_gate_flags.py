@@ -42,6 +42,15 @@ def wider(channels):
 def failing(channels):
     raise KeyError("no luck")
 
+class small(torch.nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+
+    def forward(self, x):
+        if x.shape[-1] < 2:
+            raise LookupError("no map is so small")
+        return x
+
 def number(channels):
     return channels
 """
@@ -93,7 +102,8 @@ def gated(flags: dict[str, Any], arch: str = ARCH, classes: int = 3) -> nn.Modul
 def test_a_run_goes_on_bit_for_bit_with_nothing_but_the_file(
     call: Run, images: Path, tmp_path: Path, own: str, script: str, gates: tuple[object, ...]
 ) -> None:
-    data = ("--data", images)
+    """Also the half of the images' side that --cutout takes by default."""
+    data = ("--data", images, *(("--cutout",) if script == FAST else ()))
     flags = (*data, *NET, *gates, *SMALL, "--epochs", 2, "--save-every", 1, "--keep", 9, "-c", "whole")
     result = call(*flags, script=script)
     assert result.returncode == 0, result.stderr
@@ -111,7 +121,7 @@ def test_a_run_goes_on_bit_for_bit_with_nothing_but_the_file(
     log = (tmp_path / "whole" / "log.txt").read_text()
     assert (tmp_path / "rest" / "log.txt").read_text() == log
 
-    result = call(*data, "-e", "--resume", "rest/checkpoint.pth.tar", *file, script=script)
+    result = call("--data", images, "-e", "--resume", "rest/checkpoint.pth.tar", *file, script=script)
     accuracy = checkpoint.load(str(tmp_path / "rest" / "checkpoint.pth.tar"))["acc"]
     assert f"Test Acc:  {accuracy:.2f}" in result.stdout
     if file:
@@ -231,6 +241,8 @@ def test_gates_of_a_file_are_never_taken_from_a_checkpoint(
         ("gate_stages", 3),
         ("gate_args", ["groups"]),
         ("gate_args", ["a=b c"]),
+        ("gate_args", ["a=\x1b[2J"]),
+        ("gate", True),
         ("gate_args", "groups=3"),
         ("gate_file", 7.5),
         ("gate_file", "x\ny:Z"),
@@ -543,9 +555,10 @@ def test_backbones_with_gates(tmp_path: Path, torchvisions: dict[str, Tensor], c
         ("--gate se -a tiny", ("--gate se: TinyNet has no residual blocks of torchvision or timm\n",)),
         ("--gate-file nowhere.py:MyGate", ("there is no file nowhere.py",)),
         ("--gate-file my_gate.py", ("FILE:CLASS",)),
-        ("--gate-file my_gate.py:YourGate", ("has no YourGate, but MyGate, wider, failing, number",)),
+        ("--gate-file my_gate.py:YourGate", ("has no YourGate, but MyGate, wider, failing, small, number",)),
         ("--gate-file my_gate.py:wider", ("the gate maps (2, 16, 8, 8) to (2, 17, 8, 8)",)),
         ("--gate-file my_gate.py:failing", ("KeyError: 'no luck'",)),
+        ("--gate-file my_gate.py:small", ("does not take --gate-file my_gate.py:small --img-size 32: no",)),
         ("--gate-file my_gate.py:number", ("number makes a int",)),
         ("--gate-file my_gate.py:MyGate --gate-args size=1", ("unexpected keyword argument 'size'",)),
         ("--gate-file broken.py:MyGate", ("broken.py raises SyntaxError",)),

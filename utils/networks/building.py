@@ -34,6 +34,7 @@ class NetworkSpec(GateSpec):
     base_width: int | None = None
 
 
+_REFUSALS = (TypeError, ValueError, NotImplementedError, RuntimeError, AssertionError)  # by a builder
 NETWORK_FIELDS = ("arch", "img_size", "cardinality", "base_width", *GATE_FIELDS)
 
 
@@ -144,12 +145,16 @@ def build_model(
         if pretrained and not evaluate:
             start_pretrained(model, spec.arch, kwargs, instead)
         return model, count(model, (3, spec.img_size, spec.img_size))
-    except (TypeError, ValueError, NotImplementedError, RuntimeError, AssertionError) as error:
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"--pretrained: the weights of {spec.arch} cannot be downloaded: {error}") from None
+    except Exception as error:
+        if not (spec.gate_file or isinstance(error, _REFUSALS)):  # a user's gate raises anything
+            raise
         given = weights.width_flags(spec.cardinality, spec.base_width) + " --zero-gamma" * zero_gamma
         given += f"{spec.flags} --img-size {spec.img_size}"
         raise UserError(f"-a {spec.arch} does not take{given}: {error}") from None
-    except OSError as error:
-        raise UserError(f"--pretrained: the weights of {spec.arch} cannot be downloaded: {error}") from None
 
 
 def imagenet_weights(

@@ -89,7 +89,8 @@ def plausible(arguments: Mapping[str, Any]) -> bool:
     said = {name: arguments[name] for name in GATE_FIELDS if arguments.get(name) is not None}
     stages, knobs_said = said.get("gate_stages", []), said.get("gate_args", [])
     return (
-        str(said.get("gate", "se")).isidentifier()
+        isinstance(name := said.get("gate", "se"), str)
+        and name.isidentifier()
         and said.get("gate_at", "paper") in POSITIONS
         and said.get("gate_start", "published") in STARTS
         and isinstance(own := said.get("gate_file", ""), str)
@@ -97,7 +98,7 @@ def plausible(arguments: Mapping[str, Any]) -> bool:
         and isinstance(stages, list)
         and all(type(stage) is int and stage > 0 for stage in stages)
         and isinstance(knobs_said, list)
-        and all(isinstance(knob, str) and _KNOB.fullmatch(knob) for knob in knobs_said)
+        and all(isinstance(text, str) and text.isprintable() and _KNOB.fullmatch(text) for text in knobs_said)
     )
 
 
