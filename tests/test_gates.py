@@ -5,6 +5,7 @@ import functools
 import itertools
 import pickle
 import re
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.utils import prune
 from torchvision.models import convnext, efficientnet, mobilenetv2, regnet, resnet
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -426,6 +428,139 @@ def test_mistakes_leave_the_network_as_it_was(message: str) -> None:
 def test_start_without_gates() -> None:
     with pytest.raises(ValueError, match="there are no gates"):
         start_as_identity(built_anew("resnet18"))
+
+
+class Doubled(resnet.BasicBlock):
+    """A user's block, which looks like torchvision's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def of_doubled() -> nn.Module:
+    net = built_anew("resnet18")
+    net.layer1[1] = Doubled(64, 64).double()  # type: ignore[operator]
+    return net
+
+
+class Looping(nn.Sequential):
+    """A sequence that calls its layers on its own, like torchvision's ASPPPooling."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self:
+            x = layer(x)
+        return x
+
+
+class InPlace(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(0.5)
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = built_anew("resnet18")
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.net(x) + self.net(y)
+
+
+def pruned() -> nn.Module:
+    net = built_anew("resnet18")
+    prune.l1_unstructured(net.get_submodule("conv1"), "weight", 0.5)
+    return net
+
+
+STRANGE: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
+    "layer1.1 is a Doubled, no block of torchvision itself": (of_doubled, {}),
+    "0 calls its children in a loop": (
+        lambda: nn.Sequential(Looping(nn.Conv2d(3, 8, 3))),
+        {"modules": ["0"]},
+    ),
+    "Pair fails on images (1, 3, 224, 224); add gates to the part": (Pair, {}),
+    "ResNet cannot be copied: Only Tensors created": (pruned, {}),
+    "layer1.0: the gate changes its input in place": (partial(built_anew, "resnet18"), {"gate": InPlace}),
+    "gate is one InPlace; give its class": (partial(built_anew, "resnet18"), {"gate": InPlace(64)}),
+    "modules is a list of names, not 'layer1'": (partial(built_anew, "resnet18"), {"modules": "layer1"}),
+    "there is no stage for a gate": (partial(built_anew, "resnet18"), {"stages": []}),
+}
+
+
+@pytest.mark.parametrize("message", STRANGE)
+def test_what_gates_cannot_be_added_to(message: str) -> None:
+    build, given = STRANGE[message]
+    net = build()
+    before = list(net.state_dict())
+    with pytest.raises(ValueError, match=re.escape(message)):
+        add_gates(net, **{"gate": "eca", **given})
+    assert list(net.state_dict()) == before
+
+
+def test_networks_of_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradients of gates that come later would not be averaged."""
+    monkeypatch.setattr(nn.parallel, "DistributedDataParallel", nn.DataParallel)
+    net = nn.DataParallel(add_gates(built_anew("resnet18"), "se"))
+    for change in (partial(add_gates, net, "srm", "post"), partial(start_as_identity, net)):
+        with pytest.raises(ValueError, match="before DistributedDataParallel wraps it"):
+            change()
+
+
+def test_hooks_of_the_user_are_not_called() -> None:
+    net = built_anew("resnet18")
+    calls: list[str] = []
+    net.get_submodule("layer4").register_forward_hook(lambda *_: calls.append("called"))
+    add_gates(net, "eca")
+    assert calls == []
+    net(images())
+    assert calls == ["called"]
+
+
+def test_a_block_by_itself() -> None:
+    block = add_gates(resnet.BasicBlock(8, 8), "eca", img_size=16)
+    assert list(gates_of(block)) == ["eca"]
+    twin = copy.deepcopy(block)
+    twin.load_state_dict(block.state_dict())
+    x = torch.randn(2, 8, 16, 16)
+    assert torch.equal(twin.eval()(x), block.eval()(x))
+
+
+def test_a_copy_of_a_compiled_module_has_weights_of_its_own() -> None:
+    """As the moving average of a compiled network is made."""
+    net = add_gates(nn.Sequential(nn.Sequential(nn.Conv2d(3, 8, 3))), "eca", modules=["0"], img_size=16)
+    x = torch.randn(1, 3, 16, 16)
+    net[0].compile(backend="eager")  # type: ignore[index]
+    assert net(x).any()
+    twin = copy.deepcopy(net)
+    for parameter in twin.parameters():
+        nn.init.zeros_(parameter)
+    assert not twin(x).any()
+
+
+def test_identity_start_of_one_gate_at_two_places() -> None:
+    gate, conv = create_gate("se", 8, reduction=2), nn.Conv2d(3, 8, 3)
+    net, x = nn.Sequential(conv, gate, nn.ReLU(), gate), torch.randn(2, 3, 16, 16)
+    assert torch.equal(start_as_identity(net)(x), conv(x).relu())
+    assert net[1] is net[3]
+
+
+def test_identity_start_of_gates_that_were_trained() -> None:
+    """Statistics of their batch norms are not those of a new gate, and types stay."""
+    for name in list_gates():
+        gate = create_gate(name, 64, **KNOBS.get(name, {})).eval()
+        for key, buffer in gate.named_buffers():
+            if "running" in key:
+                nn.init.uniform_(buffer, 0.5, 1.5)
+        x = torch.randn(2, 64, 7, 7)
+        assert torch.allclose(start_as_identity(nn.Sequential(gate))(x), x, atol=1e-6), name
+    gate = create_gate("cbam", 64).bfloat16()
+    gate.get_submodule("SpatialGate.spatial.bn").float()
+    started = start_as_identity(nn.Sequential(gate))
+    assert started.get_parameter("0.factor").dtype == torch.bfloat16
+    assert started.get_parameter("0.gate.SpatialGate.spatial.bn.weight").dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", list_gates())

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from models.gates.registry import check_knobs, create_gate, kind_of, knobs
-from models.gates.sites import Site, measured, named_places, places_of_blocks, put
+from models.gates.sites import Site, check_unwrapped, measured, named_places, places_of_blocks, put
 
 POSITIONS = ("paper", "standard", "pre", "post", "identity", "3x3", "stage", "conv")
 Gate = str | Callable[..., nn.Module]
@@ -55,14 +55,18 @@ def add_gates(
         **kwargs: the gate's knobs. A list or tuple has a value for each stage of the network.
 
     Raises:
-        ValueError: there is no such gate, place, stage or module, or the gate does not take the number of
-            channels. The network is then unchanged.
+        ValueError: there is no such gate, place, stage or module; the gate does not take the number of
+            channels; or the network is one whose places cannot be found. It is then unchanged.
         TypeError: the gate has no such knob.
     """
     if at not in POSITIONS:
         raise ValueError(f"unknown place '{at}'; there are {', '.join(POSITIONS)}")
+    if isinstance(gate, nn.Module):
+        kind = type(gate).__name__
+        raise ValueError(f"gate is one {kind}; give its class, or a function that makes one for C channels")
     if isinstance(gate, str):
         check_knobs(gate, kwargs)
+    check_unwrapped(net)
     wanted = _wanted(gate, at)
     places = named_places(net, modules, at) if modules is not None else places_of_blocks(net, wanted)
     sites = measured(net, places, img_size)
@@ -72,7 +76,8 @@ def add_gates(
         stages = range(1, last) if stages is None else stages
     chosen = _in_stages(sites, range(1, last + 1) if stages is None else stages, last)
     gates = [_create(gate, site, _at_stage(kwargs, site.stage, last)) for site in chosen]
-    like, child = next(net.parameters()), kind_of(gate).child if isinstance(gate, str) else "gate"
+    like = next(net.parameters(), torch.empty(0))
+    child = kind_of(gate).child if isinstance(gate, str) else "gate"
     for site, made in zip(chosen, gates, strict=True):
         put(net, site.at, child, made.to(like.device, like.dtype).train(net.training))
     return net
@@ -87,6 +92,8 @@ def _wanted(gate: Gate, at: str) -> tuple[str, ...]:
 
 def _in_stages(sites: Sequence[Site], stages: Sequence[int], last: int) -> list[Site]:
     """Return the sites of these stages."""
+    if not stages:
+        raise ValueError("there is no stage for a gate: stages is empty, or the network has one stage only")
     if missing := [str(stage) for stage in stages if not 1 <= stage <= last]:
         raise ValueError(f"the network has stages 1 to {last}, not {', '.join(missing)}")
     if not (chosen := [site for site in sites if site.stage in stages]):
@@ -116,10 +123,12 @@ def _create(gate: Gate, site: Site, kwargs: dict[str, Any]) -> nn.Module:
 
 
 def _checked(gate: nn.Module, channels: int) -> nn.Module:
-    """Return a gate of a user that maps to the shape of its input."""
-    shape = (2, channels, 8, 8)
+    """Return a gate of a user that maps to the shape of its input, and leaves the input as it is."""
+    x = torch.zeros(2, channels, 8, 8)
     with torch.no_grad():
-        found = tuple(copy.deepcopy(gate).eval()(torch.zeros(shape)).shape)
-    if found != shape:
-        raise ValueError(f"the gate maps {shape} to {found}, not to the same shape")
+        found = copy.deepcopy(gate).eval()(x).shape
+    if found != x.shape:
+        raise ValueError(f"the gate maps {tuple(x.shape)} to {tuple(found)}, not to the same shape")
+    if x._version:
+        raise ValueError("the gate changes its input in place, which a block may use elsewhere")
     return gate

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.gates.registry import gates_of
+from models.gates.sites import check_unwrapped
 from models.mobilenetv2_ca import CoordinateAttention
 from models.resnet_bam import BAM
 from models.resnet_cbam import CBAM
@@ -32,10 +33,10 @@ class Rescaled(nn.Module):
 
     is_gate = True  # for models.gates.gates_of
 
-    def __init__(self, gate: nn.Module, factor: float) -> None:
+    def __init__(self, gate: nn.Module, factor: float, like: Tensor) -> None:
         super().__init__()
         self.gate = gate
-        self.factor = nn.Parameter(torch.tensor(factor, dtype=torch.float64))
+        self.factor = nn.Parameter(torch.full((), factor, device=like.device, dtype=like.dtype))
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that decay would draw to 0, where the branch ends."""
@@ -50,10 +51,10 @@ class Mixed(nn.Module):
 
     is_gate = True
 
-    def __init__(self, gate: nn.Module) -> None:
+    def __init__(self, gate: nn.Module, like: Tensor) -> None:
         super().__init__()
         self.gate = gate
-        self.share = nn.Parameter(torch.tensor(0.0))
+        self.share = nn.Parameter(torch.zeros((), device=like.device, dtype=like.dtype))
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that decay would draw to 0, where there is no gate."""
@@ -98,6 +99,7 @@ def _bam(gate: Any) -> float:
 def _srm(gate: Any) -> float:
     nn.init.zeros_(gate.cfc)
     nn.init.zeros_(gate.bn.bias)
+    nn.init.zeros_(gate.bn.running_mean)  # that of a gate that was trained
     return 0.5
 
 
@@ -139,12 +141,17 @@ _CONSTANT: Mapping[type[nn.Module], Callable[[nn.Module], float]] = MappingProxy
 )
 
 
-def as_identity(gate: nn.Module) -> nn.Module:
-    """Return a gate that starts as the identity; what it is made of says how (see the head of this file)."""
+def as_identity(gate: nn.Module, like: Tensor) -> nn.Module:
+    """Return a gate that starts as the identity; what it is made of says how (see the head of this file).
+
+    Args:
+        gate: the gate, which is changed.
+        like: a parameter on the device and of the type that a new parameter is to have.
+    """
     if type(gate) not in _CONSTANT:
-        return Mixed(gate)
+        return Mixed(gate, like)
     constant = _CONSTANT[type(gate)](gate)
-    return gate if constant == 1 else Rescaled(gate, 1 / constant)
+    return gate if constant == 1 else Rescaled(gate, 1 / constant, like)
 
 
 def start_as_identity(net: nn.Module) -> nn.Module:
@@ -153,14 +160,19 @@ def start_as_identity(net: nn.Module) -> nn.Module:
     The state dict gets a ``gate`` in the names of the gates' keys, and beside them ``factor`` or ``share``.
 
     Raises:
-        ValueError: the network has no gates.
+        ValueError: the network has no gates, or is in DistributedDataParallel.
     """
+    check_unwrapped(net)
     gates = gates_of(net)
-    if not gates:
-        raise ValueError("there are no gates that could start as the identity")
-    for name, gate in gates.items():
-        if not isinstance(gate, Rescaled | Mixed):
-            like = next(gate.parameters(), next(net.parameters()))
-            started = as_identity(gate).to(like.device, like.dtype).train(gate.training)
-            net.set_submodule(name, started)
+    if not gates or "" in gates:
+        raise ValueError("there are no gates inside this network that could start as the identity")
+    made: dict[nn.Module, nn.Module] = {}
+    for gate in gates.values():
+        if gate not in made and not isinstance(gate, Rescaled | Mixed):
+            like = next(gate.parameters(), next(net.parameters(), torch.empty(0)))
+            made[gate] = as_identity(gate, like).train(gate.training)
+    # A gate that stands at several places has several names.
+    for name, module in list(net.named_modules(remove_duplicate=False)):
+        if module in made:
+            net.set_submodule(name, made[module])
     return net

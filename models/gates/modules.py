@@ -28,8 +28,11 @@ class _GatedModule(Gated):
         return self.gated("post", out)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Copies and pickles are made by the class without gates, as this one has no name to be found by."""
-        return _new, (self.kind,), self.__dict__
+        """Copies and pickles are made by the class without gates, as this one has no name to be found by.
+
+        torch's state leaves out the compiled call, which would run the original's weights.
+        """
+        return _new, (self.kind,), self.__getstate__()  # type: ignore[attr-defined]
 
 
 class _GatedSequential(_GatedModule):

@@ -3,8 +3,9 @@
 import copy
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +32,14 @@ class Site(NamedTuple):
 
 
 class _Probe(nn.Module):
-    """Stands where a gate will stand, and notes the shape of the map."""
+    """Stands where a gate will stand, counts its calls, and notes the shape of the map."""
 
     shape: tuple[int, ...] = ()
+    calls = 0
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.shape = tuple(x.shape)
+    def forward(self, x: Any) -> Any:
+        self.shape = tuple(x.shape) if isinstance(x, Tensor) else ()
+        self.calls += 1
         return x
 
 
@@ -44,10 +47,15 @@ def places_of_blocks(net: nn.Module, wanted: Sequence[str]) -> list[Place]:
     """Return the first of the wanted places that there is in a network, in every known block that has it.
 
     Raises:
-        ValueError: the network has no known blocks, or they have none of these places.
+        ValueError: the network has no known blocks, or some are of derived classes, or they have none of
+            these places.
     """
     of_blocks = {name: (module, places_of(module)) for name, module in net.named_modules()}
     of_blocks = {name: of for name, of in of_blocks.items() if of[1]}
+    derived = [name for name, module in net.named_modules() if name not in of_blocks and _is_derived(module)]
+    if of_blocks and derived:
+        kind = type(net.get_submodule(derived[0])).__name__
+        raise ValueError(f"{derived[0]} is a {kind}, no block of torchvision itself; name modules (modules=)")
     if not of_blocks:
         raise ValueError(
             f"{type(net).__name__} has no residual blocks of torchvision or timm; name its modules (modules=)"
@@ -61,6 +69,11 @@ def places_of_blocks(net: nn.Module, wanted: Sequence[str]) -> list[Place]:
         have.setdefault(type(block).__name__, set()).update(places)
     texts = [f"{kind} has {', '.join(sorted(places))}" for kind, places in have.items()]
     raise ValueError(f"no block has the place '{wanted[0]}': {'; '.join(texts)}")
+
+
+def _is_derived(module: nn.Module) -> bool:
+    """Whether a module is of a class derived from a block of torchvision, which may compute anything."""
+    return isinstance(module, tuple(GATED)) and not isinstance(module, Gated)
 
 
 def places_of(block: nn.Module) -> dict[str, tuple[str, str]]:
@@ -81,6 +94,8 @@ def named_places(net: nn.Module, modules: Sequence[str], at: str) -> list[Place]
     """
     if at not in ("paper", "post", "pre"):
         raise ValueError(f"modules that are named have the places pre and post, not '{at}'")
+    if not modules or isinstance(modules, str):
+        raise ValueError(f"modules is a list of names, not {modules!r}")
     known = dict(net.named_modules())
     if unknown := [name for name in modules if name not in known]:
         raise ValueError(f"{type(net).__name__} has no module '{unknown[0]}'")
@@ -95,7 +110,7 @@ def put(net: nn.Module, at: Place, child: str, gate: nn.Module) -> None:
     """
     parent, _, leaf = at.host.rpartition(".")
     owner = net.get_submodule(parent)
-    if getattr(owner, leaf) is None:  # the block calls what is there, if there is something
+    if at.host and getattr(owner, leaf) is None:  # the block calls what is there, if there is something
         setattr(owner, leaf, gate)
         owner.gate_at = {**getattr(owner, "gate_at", {}), leaf: leaf}  # type: ignore[assignment]
         return
@@ -115,13 +130,17 @@ def measured(net: nn.Module, places: Sequence[Place], img_size: int) -> list[Sit
         img_size: side of the images in pixels.
 
     Raises:
-        ValueError: at a place there is no map (B, C, H, W), or there is a gate already.
+        ValueError: the network cannot be copied, or does not take one batch of images; at a place there is no
+            map (B, C, H, W), or there is a gate already; a module calls its children on its own, so that it
+            would call the gate too.
     """
-    twin = copy.deepcopy(net).to("meta").eval()
+    twin = _twin(net)
     sides: dict[str, int] = {}
+    calls: Counter[str] = Counter()
 
     def note(name: str) -> None:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
+            calls[name] += 1
             if isinstance(output, Tensor) and output.dim() == 4:
                 sides[name] = output.shape[2]
 
@@ -130,18 +149,52 @@ def measured(net: nn.Module, places: Sequence[Place], img_size: int) -> list[Sit
     probes = [_Probe() for _ in places]
     for place, probe in zip(places, probes, strict=True):
         put(twin, place, "probe", probe)
-        note(place.block)
-    first = next((module for module in twin.modules() if isinstance(module, nn.Conv2d)), None)
-    shape = (1, first.in_channels if first else 3, img_size, img_size)
-    with torch.no_grad():
-        twin(torch.empty(shape, dtype=next(twin.parameters()).dtype, device="meta"))
+    for name in {name for place in places for name in (place.block, place.host)}:
+        note(name)
+    _run(twin, img_size)
     for place, probe in zip(places, probes, strict=True):
         if len(probe.shape) != 4 or place.block not in sides:
             raise ValueError(f"{place.host} has no map (B, C, H, W) at the place '{place.place}'")
+        if probe.calls != calls[place.host]:
+            raise ValueError(f"{place.host} calls its children in a loop, and so would call its gate again")
     return [
         Site(place, stage_of(place.block, sides[place.block], img_size), *probe.shape[1:3])
         for place, probe in zip(places, probes, strict=True)
     ]
+
+
+def _twin(net: nn.Module) -> nn.Module:
+    """Return a copy of a network on the meta device, without the forward hooks, which are the user's."""
+    try:
+        twin = copy.deepcopy(net).to("meta").eval()
+    except Exception as error:  # it holds a result of autograd, say, as torch.nn.utils.prune makes
+        raise ValueError(f"{type(net).__name__} cannot be copied: {str(error).partition('. ')[0]}") from error
+    for module in twin.modules():
+        module._forward_hooks.clear()
+    return twin
+
+
+def _run(twin: nn.Module, img_size: int) -> None:
+    """Run the copy of a network on an image."""
+    first = next((module for module in twin.modules() if isinstance(module, nn.Conv2d)), None)
+    shape = (1, first.in_channels if first else 3, img_size, img_size)
+    like = next(twin.parameters(), torch.empty(0))
+    try:
+        with torch.no_grad():
+            twin(torch.empty(shape, dtype=like.dtype, device="meta"))
+    except Exception as error:  # whatever the user's code raises
+        text = f"{type(twin).__name__} fails on images {shape}; add gates to the part of it that takes images"
+        raise ValueError(f"{text}: {error}") from error
+
+
+def check_unwrapped(net: nn.Module) -> None:
+    """Refuse a network of which new parameters would not be trained alike in all processes.
+
+    Raises:
+        ValueError: it is in DistributedDataParallel, which averages the gradients of those it began with.
+    """
+    if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in net.modules()):
+        raise ValueError("change the gates of a network before DistributedDataParallel wraps it, not after")
 
 
 def stage_of(block: str, side: int, img_size: int) -> int:
