@@ -103,8 +103,9 @@ def cases() -> list[Any]:
     """Each gate where its paper has it, one at every place; with --slow all, in whole networks too."""
     table = itertools.product((*SHORT, *REAL), list_gates(), POSITIONS)
     quick = {
-        *itertools.product(("resnet18", "mobilenet"), list_gates(), ("paper",)),
-        *itertools.product(SHORT, ("se",), POSITIONS),
+        *itertools.product(("mobilenet",), list_gates(), ("paper",)),
+        *itertools.product(("resnet50",), ("se",), POSITIONS),
+        *itertools.product(SHORT, ("se",), ("standard", "identity")),
     }
     return [
         pytest.param(*case, marks=() if case in quick else pytest.mark.slow)
@@ -184,7 +185,10 @@ def own_keys(paper: nn.Module, ours: nn.Module, gate: str) -> dict[str, str]:
     return {key: key.replace("conv2.0.", "conv2.") for key in paper.state_dict()}
 
 
-@pytest.mark.parametrize(("name", "base", "gate", "given"), EQUAL, ids=[case[0] for case in EQUAL])
+@pytest.mark.parametrize(
+    ("name", "base", "gate", "given"),
+    [pytest.param(*case, marks=pytest.mark.slow if "50" in case[0] else (), id=case[0]) for case in EQUAL],
+)
 def test_a_net_with_added_gates_equals_the_net_of_the_paper(
     name: str, base: str, gate: str, given: dict[str, Any]
 ) -> None:
@@ -219,13 +223,35 @@ def with_all(base: str) -> nn.Module:
     return net
 
 
-# Those whose blocks are compiled and exported in the default suite.
+# What is compiled and exported: a block with a gate at every place; with --slow whole nets.
 SOME = pytest.mark.parametrize(
-    "base", [pytest.param(name, marks=() if name == "resnet18" else pytest.mark.slow) for name in SHORT]
+    "base", ["block", *(pytest.param(name, marks=pytest.mark.slow) for name in SHORT)]
 )
 
 
-@pytest.fixture(params=SHORT)
+def some(base: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """A module, and inputs of different numbers and sizes."""
+    if base == "block":
+        maps = [x.mean(1, keepdim=True).expand(-1, 64, -1, -1)[..., ::4, ::4] for x in three()]
+        return copy.deepcopy(with_all("resnet18").get_submodule("layer1.1")), tuple(maps)
+    return copy.deepcopy(with_all(base)), three()
+
+
+def three() -> tuple[Tensor, ...]:
+    return images(), images(3, 96), images(1, 64)
+
+
+@pytest.fixture(
+    params=[
+        "resnet50",
+        "mobilenet",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in SHORT
+            if name not in ("resnet50", "mobilenet")
+        ),
+    ]
+)
 def net(request: pytest.FixtureRequest) -> nn.Module:
     return copy.deepcopy(with_all(request.param))
 
@@ -254,18 +280,17 @@ def test_fx_and_features(net: nn.Module) -> None:
 
 @SOME
 def test_exported_with_any_batch_and_size(base: str) -> None:
-    net = copy.deepcopy(with_all(base))
+    net, (x, *others) = some(base)
     sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
-    exported = torch.export.export(net, (images(),), dynamic_shapes=(sizes,)).module()
-    for x in (images(3, 96), images(1, 64)):
+    exported = torch.export.export(net, (x,), dynamic_shapes=(sizes,)).module()
+    for x in others:
         assert torch.allclose(exported(x), net(x))
 
 
 @SOME
 def test_compiled_as_one_graph(base: str) -> None:
-    net = copy.deepcopy(with_all(base))
+    net, (x, *_) = some(base)
     compiled: Any = torch.compile(copy.deepcopy(net), backend="aot_eager", fullgraph=True, dynamic=False)
-    x = images()
     for each in (net, compiled):
         each(x).square().sum().backward()
     for ours, theirs in zip(compiled.parameters(), net.parameters(), strict=True):
