@@ -204,7 +204,9 @@ def of_several(command: Command) -> bool:
     return command.words[0] == "srun" or any(word.startswith("--nnodes") for word in command.words)
 
 
-GATE_FILE = next(body for body in snippets((REPOSITORY / "docs/training.md").read_text()) if "MyGate" in body)
+GATE_FILE = next(
+    body for body in snippets((REPOSITORY / "docs/gates.md").read_text()) if "class MyGate" in body
+)
 
 
 @pytest.mark.parametrize(
