@@ -199,6 +199,6 @@ def check_unwrapped(net: nn.Module) -> None:
 
 def stage_of(block: str, side: int, img_size: int) -> int:
     """Return the stage of a block: N of ``layerN`` or ``bamN`` in its name, or else its output's stride."""
-    if found := re.search(r"(?:^|\.)(?:layer|bam)(\d)(?:\.|$)", block):
+    if found := re.search(r"(?:^|\.)(?:layer|bam)([1-9])(?:\.|$)", block):
         return int(found[1])
     return max(1, round(math.log2(img_size / side)) - 1)
