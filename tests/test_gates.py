@@ -494,6 +494,14 @@ STRANGE: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
         lambda: nn.Sequential(Looping(nn.Conv2d(3, 8, 3))),
         {"modules": ["0"]},
     ),
+    "1 is called with maps of 8 and of 16 channels": (
+        lambda: nn.Sequential(
+            OrderedDict(
+                {"0": nn.Conv2d(3, 8, 3), "1": (relu := nn.ReLU()), "2": nn.Conv2d(8, 16, 3), "3": relu}
+            )
+        ),
+        {"modules": ["1"]},
+    ),
     "Pair fails on images (1, 3, 224, 224); add gates to the part": (Pair, {}),
     "ResNet cannot be copied: Only Tensors created": (pruned, {}),
     "layer1.0: the gate changes its input in place": (partial(built_anew, "resnet18"), {"gate": InPlace}),
