@@ -5,6 +5,7 @@ import functools
 import itertools
 import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -485,6 +486,18 @@ class InPlace(nn.Module):
         return x.mul_(0.5)
 
 
+class Tanh(InPlace):
+    """Its output is needed in the backward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.tanh()
+
+
+class Two(InPlace):
+    def forward(self, x: Tensor) -> Any:
+        return x, x
+
+
 class Pair(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -506,9 +519,20 @@ STRANGE: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
         lambda: nn.Sequential(Looping(nn.Conv2d(3, 8, 3))),
         {"modules": ["0"]},
     ),
+    "1 is called with maps of 8 and of 16 channels": (
+        lambda: nn.Sequential(
+            OrderedDict(
+                {"0": nn.Conv2d(3, 8, 3), "1": (relu := nn.ReLU()), "2": nn.Conv2d(8, 16, 3), "3": relu}
+            )
+        ),
+        {"modules": ["1"]},
+    ),
     "Pair fails on images (1, 3, 224, 224); add gates to the part": (Pair, {}),
     "ResNet cannot be copied: Only Tensors created": (pruned, {}),
     "layer1.0: the gate changes its input in place": (partial(built_anew, "resnet18"), {"gate": InPlace}),
+    "layer1.0: the gate maps (2, 64, 8, 8) to tuple": (partial(built_anew, "resnet18"), {"gate": Two}),
+    "layer1.0: the gate is a int, no torch.nn.Module": (partial(built_anew, "resnet18"), {"gate": int}),
+    "groups must be at least 1, not 0": (partial(built_anew, "resnet18"), {"gate": "sge", "groups": 0}),
     "gate is one InPlace; give its class": (partial(built_anew, "resnet18"), {"gate": InPlace(64)}),
     "modules is a list of names, not 'layer1'": (partial(built_anew, "resnet18"), {"modules": "layer1"}),
     "there is no stage for a gate": (partial(built_anew, "resnet18"), {"stages": []}),
@@ -523,6 +547,20 @@ def test_what_gates_cannot_be_added_to(message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         add_gates(net, **{"gate": "eca", **given})
     assert list(net.state_dict()) == before
+
+
+@pytest.mark.parametrize("base", SHORT)
+def test_a_gate_whose_output_autograd_keeps(base: str) -> None:
+    for place in PLACES:
+        if not lacks(base, place):
+            net = add_gates(built_anew(base), Tanh, place)
+            net.train()(images()).sum().backward()
+
+
+def test_stages_are_counted_from_1() -> None:
+    """A first block that is called layer0 is of the stage that its stride says."""
+    net = nn.Sequential(OrderedDict(stem=nn.Conv2d(3, 8, 3, 4, 1), layer0=resnet.BasicBlock(8, 8)))
+    assert list(gates_of(add_gates(net, "se", reduction=2))) == ["layer0.se"]
 
 
 def test_networks_of_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,13 +122,16 @@ def _create(gate: Gate, site: Site, kwargs: dict[str, Any]) -> nn.Module:
         raise ValueError(f"{site.at.host}: {error}") from None
 
 
-def _checked(gate: nn.Module, channels: int) -> nn.Module:
+def _checked(gate: object, channels: int) -> nn.Module:
     """Return a gate of a user that maps to the shape of its input, and leaves the input as it is."""
+    if not isinstance(gate, nn.Module):
+        raise ValueError(f"the gate is a {type(gate).__name__}, no torch.nn.Module")
     x = torch.zeros(2, channels, 8, 8)
     with torch.no_grad():
-        found = copy.deepcopy(gate).eval()(x).shape
+        out = copy.deepcopy(gate).eval()(x)
+    found = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
     if found != x.shape:
-        raise ValueError(f"the gate maps {tuple(x.shape)} to {tuple(found)}, not to the same shape")
+        raise ValueError(f"the gate maps {tuple(x.shape)} to {found}, not to the same shape")
     if x._version:
         raise ValueError("the gate changes its input in place, which a block may use elsewhere")
     return gate

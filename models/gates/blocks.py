@@ -44,8 +44,7 @@ class GatedBasicBlock(Gated, resnet.BasicBlock):
         out = self.bn2(self.gated("conv", self.conv2(out)))
         out = self.gated("standard", out)
 
-        out += identity
-        return self.gated("post", self.relu(out))
+        return self.gated("post", self.relu(out + identity))
 
 
 class GatedBottleneck(Gated, resnet.Bottleneck):
@@ -62,8 +61,7 @@ class GatedBottleneck(Gated, resnet.Bottleneck):
         out = self.bn3(self.conv3(out))
         out = self.gated("standard", out)
 
-        out += identity
-        return self.gated("post", self.relu(out))
+        return self.gated("post", self.relu(out + identity))
 
 
 class GatedSequence(Gated):

@@ -39,9 +39,10 @@ class GateKind:
 
 
 def _sge(channels: int, groups: int = 64) -> SpatialGroupEnhance:
+    gate = SpatialGroupEnhance(groups)
     if channels % groups:
         raise ValueError(f"{groups} groups do not divide {channels} channels")
-    return SpatialGroupEnhance(groups)
+    return gate
 
 
 def _simam(channels: int, lam: float = 0.1) -> SimAM:

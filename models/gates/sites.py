@@ -32,15 +32,24 @@ class Site(NamedTuple):
 
 
 class _Probe(nn.Module):
-    """Stands where a gate will stand, counts its calls, and notes the shape of the map."""
+    """Stands where a gate will stand, and notes the shape of the map in each call."""
 
-    shape: tuple[int, ...] = ()
-    calls = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
 
     def forward(self, x: Any) -> Any:
-        self.shape = tuple(x.shape) if isinstance(x, Tensor) else ()
-        self.calls += 1
+        self.shapes.append(tuple(x.shape) if isinstance(x, Tensor) else ())
         return x
+
+    def check(self, at: Place, calls: int) -> None:
+        """Check that a gate gets maps with one number of channels, as often as its host is called."""
+        if not self.shapes or any(len(shape) != 4 for shape in self.shapes):
+            raise ValueError(f"{at.host} has no map (B, C, H, W) at the place '{at.place}'")
+        if len(self.shapes) != calls:
+            raise ValueError(f"{at.host} calls its children in a loop, and so would call its gate again")
+        if len(channels := sorted({shape[1] for shape in self.shapes})) > 1:
+            raise ValueError(f"{at.host} is called with maps of {channels[0]} and of {channels[1]} channels")
 
 
 def places_of_blocks(net: nn.Module, wanted: Sequence[str]) -> list[Place]:
@@ -131,8 +140,8 @@ def measured(net: nn.Module, places: Sequence[Place], img_size: int) -> list[Sit
 
     Raises:
         ValueError: the network cannot be copied, or does not take one batch of images; at a place there is no
-            map (B, C, H, W), or there is a gate already; a module calls its children on its own, so that it
-            would call the gate too.
+            map (B, C, H, W), or maps of several numbers of channels, or there is a gate already; a module
+            calls its children in a loop, so that it would call the gate too.
     """
     twin = _twin(net)
     sides: dict[str, int] = {}
@@ -153,12 +162,11 @@ def measured(net: nn.Module, places: Sequence[Place], img_size: int) -> list[Sit
         note(name)
     _run(twin, img_size)
     for place, probe in zip(places, probes, strict=True):
-        if len(probe.shape) != 4 or place.block not in sides:
-            raise ValueError(f"{place.host} has no map (B, C, H, W) at the place '{place.place}'")
-        if probe.calls != calls[place.host]:
-            raise ValueError(f"{place.host} calls its children in a loop, and so would call its gate again")
+        probe.check(place, calls[place.host])
+        if place.block not in sides:
+            raise ValueError(f"{place.block} does not return a map (B, C, H, W)")
     return [
-        Site(place, stage_of(place.block, sides[place.block], img_size), *probe.shape[1:3])
+        Site(place, stage_of(place.block, sides[place.block], img_size), *probe.shapes[-1][1:3])
         for place, probe in zip(places, probes, strict=True)
     ]
 
@@ -199,6 +207,6 @@ def check_unwrapped(net: nn.Module) -> None:
 
 def stage_of(block: str, side: int, img_size: int) -> int:
     """Return the stage of a block: N of ``layerN`` or ``bamN`` in its name, or else its output's stride."""
-    if found := re.search(r"(?:^|\.)(?:layer|bam)(\d)(?:\.|$)", block):
+    if found := re.search(r"(?:^|\.)(?:layer|bam)([1-9])(?:\.|$)", block):
         return int(found[1])
     return max(1, round(math.log2(img_size / side)) - 1)
