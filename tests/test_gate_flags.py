@@ -539,7 +539,7 @@ def test_backbones_with_gates(tmp_path: Path, torchvisions: dict[str, Tensor], c
         ("--gate sge --gate-args groups=7", ("7 groups do not divide 16 channels",)),
         ("--gate sge --gate-args groups=many", ("groups is a whole number, not 'many'",)),
         ("--gate sge --gate-args groups=2.0", ("groups is a whole number, not '2.0'",)),
-        ("--gate sge --gate-args groups=0", ("modulo by zero",)),
+        ("--gate sge --gate-args groups=0", ("groups must be at least 1, not 0",)),
         ("--gate sge --gate-args groups=1,2", ("groups has 2 values, and the network 4 stages",)),
         ("--gate sge --gate-args groups", ("NAME=VALUE",)),
         ("--gate sge --gate-args groups=1 groups=2", ("--gate-args says groups twice",)),

@@ -21,6 +21,8 @@ DEEP = DEEPER | {
     "sk_resnet50",
     "simam_resnet50",
     "fca_resnet34",
+    "eca_resnet18",
+    "triplet_resnet18",
     "ws_densenet201",
     "oct_resnet26",
     "old_resnet18",

@@ -163,7 +163,8 @@ def process_of(folder: Path, rank: int) -> int:
 def test_torchrun_restarts_a_killed_rank(
     start: Callable[..., Job], launch: Run, pictures: Path, tmp_path: Path
 ) -> None:
-    flags = (*SMALL, "--data", "images", "--epochs", 2, "-p", 1, "-j", 0, "--train-batch", 4)
+    net = ("-a", "squeezenet1_1", *SMALL[2:])  # torchrun's processes know no network of the tests
+    flags = (*net, "--data", "images", "--epochs", 2, "-p", 1, "-j", 0, "--train-batch", 4)
     resume = ("--save-every", 1, "--resume", "auto", "-c")
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1")
     job = start(*launcher, REPOSITORY / "imagenet_fast.py", *flags, *resume, "out")
