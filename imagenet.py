@@ -103,7 +103,7 @@ def open_network(args: argparse.Namespace, resumed: Resumed, where: str) -> Open
         finetune(net, started["state_dict"], args.finetune, spec.arch, new_gates)
     if file is not None:
         load_checkpoint(net, saved, spec, file, args.evaluate)
-    size = f"{complexity} at {spec.img_size} px, {classes} classes ({ends(splits.val.classes)})"
+    size = f"{complexity} at {spec.val_transform}, {classes} classes ({ends(splits.val.classes)})"
     print(f"{spec.arch}{spec.flags}: {size}, on {where}")
     return Opened(spec, net, classes, splits)
 
@@ -119,7 +119,7 @@ def main() -> None:
 
     spec, net, _, splits = open_network(args, resumed, describe(device, gpu_ids))
     model = parallelize(net.to(device), gpu_ids)
-    val_loader = validation_loader(splits.val, spec.img_size, args.test_batch, reading, ranks)
+    val_loader = validation_loader(splits.val, spec.val_transform, args.test_batch, reading, ranks)
     evaluation = ImageEvaluation(model, val_loader, print_every=args.print_freq)
     if splits.train is None:
         print(evaluation.run().published())

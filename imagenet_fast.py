@@ -174,7 +174,7 @@ def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAUL
             opened = open_network(args, resumed, f"{ranks}, {precision}")
             same["--data"] = str(opened.splits)
             spec, net, _, splits = opened = opened._replace(net=on_device(args, opened.net, ranks.device))
-            val_loader = validation_loader(splits.val, spec.img_size, args.test_batch, reading, ranks)
+            val_loader = validation_loader(splits.val, spec.val_transform, args.test_batch, reading, ranks)
             if splits.train is not None:
                 loader, trainer = prepare_training(args, resumed, opened, precision, seed, ranks)
                 average = trainer.average

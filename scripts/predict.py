@@ -202,7 +202,7 @@ def main() -> None:
         raise UserError(f"-k {args.k} is too many: the network has {plural(restored.outputs, 'class')}")
     split = ImageSplit([(path, file) for file, path in enumerate(paths)], ())
     reading, ranks = Reading(args.workers, decoder=args.decoder), Ranks(device=device)
-    loader = validation_loader(split, restored.img_size, args.test_batch, reading, ranks, upright=True)
+    loader = validation_loader(split, restored.val_transform, args.test_batch, reading, ranks, upright=True)
     found = predict(restored.net.to(device), loader, args.k or min(TOP, restored.outputs))
     broken = sorted(loader.broken) + dead
     if args.json:

@@ -39,7 +39,7 @@ from utils.data.transforms import MEAN, STD, ValTransform
 TOP = 3  # predictions that are shown
 
 
-def pixels_of(path: str, size: int) -> Tensor:
+def pixels_of(path: str, transform: ValTransform) -> Tensor:
     """Read an image upright, then resize and crop it as in evaluation: (3, S, S) in [0, 1].
 
     Raises:
@@ -47,7 +47,6 @@ def pixels_of(path: str, size: int) -> Tensor:
     """
     if Path(path).is_dir():
         raise UserError(f"{path} is a folder: name images, such as {path.rstrip('/')}/*.JPEG")
-    transform = ValTransform(size)
     try:
         image = decode(path, upright=True)
     except Exception as error:  # decoders raise exceptions of many types
@@ -115,7 +114,7 @@ def main() -> None:
     called = f"{opened.name}, {args.resume or 'random weights'}"
     entries = []
     for number, path in enumerate(tqdm(args.images, "drawing", unit="image", leave=False, disable=None), 1):
-        pixels = pixels_of(path, opened.img_size)
+        pixels = pixels_of(path, opened.val_transform)
         recorded = record(opened.net, normalised(pixels))
         likeliest = predictions(recorded.logits, names)
         title = drawable(f"{called}: {Path(path).name}")

@@ -45,6 +45,8 @@ OF_ALL: dict[str, tuple[Flags, Flags]] = {
     "--hflip": ((), (0,)),
     "--manualSeed": ((), (8,)),
     "--img-size": ((), (40,)),
+    "--crop-pct": ((), (1,)),
+    "--interpolation": ((), ("bicubic",)),
     "--num-classes": ((), (5,)),
     "--class-list": ((), ("classes.txt",)),
     "--arch": ((), ("shufflenetv2_05x",)),

@@ -1,7 +1,7 @@
 """Networks that take milliseconds a step, as ``-a tiny``, ``tiny_gated`` and ``tiny_resnet``.
 
-For what scripts do with any network, with gates, and with any residual network. They are no part of the package:
-:func:`conftest.call` and :func:`forks.play` put them into the registry of their processes.
+For what scripts do with any network, with gates, and with any residual network. They are no part of
+the package: :func:`conftest.call` and :func:`forks.play` put them into the registry of their processes.
 """
 
 from collections.abc import Callable

@@ -14,6 +14,7 @@ from utils.command_line.cli import (
     fraction,
     name_of_file,
     non_negative,
+    number,
     positive,
     seed,
     whole,
@@ -21,10 +22,11 @@ from utils.command_line.cli import (
 from utils.command_line.gate_arguments import add_gate_arguments
 from utils.common.errors import UserError
 from utils.data.decoding import DECODERS, choose_decoder
-from utils.data.transforms import AUTO_AUGMENT
+from utils.data.transforms import AUTO_AUGMENT, INTERPOLATIONS, LEAST_CROP
 from utils.networks.building import check_architecture
 
 Group = argparse._ArgumentGroup
+crop_share = number(float, lambda value: LEAST_CROP <= value <= 1, f"a number from {LEAST_CROP} to 1")
 
 
 def architecture(name: str) -> str:
@@ -81,6 +83,7 @@ def add_image_arguments(parser: Parser) -> Group:
     group.add_argument("--decoder", type=decoder, metavar=names, default="auto", help=text)
     text = "side of the square input in pixels (default: 224; with --resume as the checkpoint was trained)"
     group.add_argument("--img-size", type=count_of, help=text)
+    add_validation_images(group)
     text = "share of the image's area that a training crop covers (default: 0.08 1)"
     group.add_argument("--scale", type=fraction, nargs=2, metavar=("LEAST", "MOST"), help=text)
     add_flip(group)
@@ -89,6 +92,14 @@ def add_image_arguments(parser: Parser) -> Group:
     text = "probability of random erasing (default: 0)"
     group.add_argument("--random-erase", type=fraction, default=0.0, metavar="P", help=text)
     return group
+
+
+def add_validation_images(group: Group) -> None:
+    """Add how images are resized and cropped for validation."""
+    text = "validation resizes the shorter side to --img-size / SHARE (default: 0.875, or as the checkpoint)"
+    group.add_argument("--crop-pct", type=crop_share, metavar="SHARE", help=text)
+    text = "by which validation resizes (default: bilinear, or as the checkpoint)"
+    group.add_argument("--interpolation", choices=INTERPOLATIONS, help=text)
 
 
 def add_flip(group: Group) -> None:

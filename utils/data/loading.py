@@ -288,7 +288,7 @@ def training_loader(
 
 def validation_loader(
     split: ImageSplit,
-    img_size: int,
+    transform: ValTransform,
     batch: int,
     reading: Reading,
     ranks: Ranks,
@@ -298,7 +298,7 @@ def validation_loader(
 
     ``upright`` turns the images as their EXIF orientation says; an evaluation, as published, does not.
     """
-    dataset = ImageDataset(split, ValTransform(img_size), 0, decoder=reading.decoder, upright=upright)
+    dataset = ImageDataset(split, transform, 0, decoder=reading.decoder, upright=upright)
     batches = EvalBatches(len(dataset), batch, ranks.rank, ranks.size)
-    to_batch = partial(stack, size=img_size)
+    to_batch = partial(stack, size=transform.size)
     return DeviceLoader(dataset, batches, to_batch, reading, ranks.device)
