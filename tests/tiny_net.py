@@ -1,6 +1,6 @@
 """Networks that take milliseconds a step, as ``-a tiny``, ``tiny_gated`` and ``tiny_resnet``.
 
-For what scripts do with any network, with gates, and with any residual network. They are no part of
+For what scripts do with any network, with one that has gates, and with any residual one. They are no part of
 the package: :func:`conftest.call` and :func:`forks.play` put them into the registry of their processes.
 """
 
