@@ -23,7 +23,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from scripts.lib.checks import check_libraries
 from scripts.lib.curves import rendered
 from scripts.lib.gates_draw import draw, ranges_of
 from scripts.lib.gates_record import Gate, Recorded, last_of_each_stage, record
@@ -31,6 +30,7 @@ from scripts.lib.pictures import Entry, make_folder, picture_name, write_page, w
 from scripts.lib.restored import names_to_show, open_network
 from utils.command_line import arguments, cli
 from utils.command_line.gate_arguments import add_gate_arguments, check_gates, network_given
+from utils.common.checks import check_libraries
 from utils.common.errors import UserError
 from utils.common.text import drawable, plural
 from utils.data.decoding import decode

@@ -34,6 +34,10 @@ ELSEWHERE = {
     "python scripts/record_run.py checkpoints/study/digits/sge_resnet18-1 --study digits": (
         "test_record_run.py::test_what_is_kept"
     ),
+    "python imagenet_fast.py -a sge_resnet101 --data /path/to/imagenet-a -e --resume sge_resnet101.pth.tar "
+    "--outputs of-data": "test_evaluation.py::test_a_part_of_the_outputs",
+    "python imagenet_fast.py -a sge_resnet101 --data /path/to/imagenet1k/ -e --resume sge_resnet101.pth.tar "
+    "--real real.json": "test_evaluation.py::test_real_labels",
     "bash scripts/demo.sh": "test_shell.py::test_demo",
     "bash scripts/test.sh": "test_shell.py::test_lint_types_and_tests",
     "bash scripts/test.sh --gpu": "test_shell.py::test_lint_types_and_tests",
