@@ -63,6 +63,8 @@ def export(restored: Restored) -> ExportedProgram:
 def notes_of(restored: Restored, classes: list[str]) -> dict[str, str]:
     """Return what a user of the file needs to know, as text."""
     known = {"arch": restored.name, "img_size": str(restored.img_size), "classes": json.dumps(classes)}
+    images = restored.val_transform
+    known |= {"crop_pct": str(images.crop_pct), "interpolation": images.interpolation}
     return {**known, "mean": json.dumps(MEAN), "std": json.dumps(STD)}
 
 

@@ -431,6 +431,11 @@ def test_no_image_has_real_labels(call: Run, part: Path) -> None:
     write_real(part, {})
     found = call(*EVALUATE, "--real", "real.json").stdout
     assert found.endswith(" ReaL Acc:  none, over 0 images; 12 without ReaL labels are left out\n")
+    files, labels = files_and_labels(part)
+    write_real(part, {numbers(files)[0]: labels[:1].tolist(), numbers(files)[1]: [0]})
+    files[1].write_bytes(b"x")  # what cannot be decoded counts nowhere
+    found = call(*EVALUATE, "--real", "real.json", "--max-bad", 0.5).stdout
+    assert ", over 1 image; 10 without ReaL labels are left out\n" in found
 
 
 @pytest.mark.parametrize(
