@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Run, assert_one_line_error
+from conftest import REPOSITORY, Run, assert_one_line_error
 from PIL import Image
 from tiny_net import TinyNet
 from torch import Tensor, nn
@@ -299,16 +299,25 @@ def test_the_accuracy_of_each_class(call: Run, partly_right: Path, flags: tuple[
 
 @pytest.mark.parametrize("processes", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_any_number_of_processes_writes_the_same(
-    call: Run, launch: Run, partly_right: Path, processes: int
+    call: Run, launch: Run, partly_right: Path, processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """imagenet.py, and imagenet_fast.py in several processes, of which one has an empty batch."""
     files_and_labels(partly_right)[0][-1].unlink()
     flags = (*EVALUATE, "-j", 0, "--per-class")
     expected = line(call(*flags, "one.csv")).split(", ", 1)
-    found = launch(FAST, *flags, "several.csv", "--test-batch", 3, processes=processes)
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    script = partly_right / "own_file.py"  # each process is told to write a file of its own
+    script.write_text(
+        "import os, sys, imagenet_fast\n"
+        "from utils.command_line import cli\n"
+        "sys.argv[sys.argv.index('--per-class') + 1] = os.environ['RANK'] + '.csv'\n"
+        "cli.run(imagenet_fast.main)\n"
+    )
+    found = launch(script, *flags, "", "--test-batch", 3, processes=processes)
     assert line(found).split(", ", 1)[1] == expected[1]  # the loss is a sum in another order
     assert found.stdout.count("written to") == 1
-    assert (partly_right / "several.csv").read_bytes() == (partly_right / "one.csv").read_bytes()
+    assert (partly_right / "0.csv").read_bytes() == (partly_right / "one.csv").read_bytes()
+    assert sorted(path.name for path in partly_right.glob("*.csv")) == ["0.csv", "one.csv"]
 
 
 def test_a_picture_of_what_is_confused(run: Run, part: Path) -> None:
