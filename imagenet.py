@@ -20,9 +20,10 @@ from utils.common.devices import describe, parallelize, select_devices
 from utils.common.distributed import Ranks
 from utils.common.launch import refuse_several_processes
 from utils.common.randomness import configure_torch
-from utils.data.labels import ends
+from utils.data.labels import ends, names_of_all
 from utils.data.loading import Reading, training_loader, validation_loader
-from utils.data.splits import Splits, open_data
+from utils.data.real_labels import real_labels
+from utils.data.splits import Splits, compared_outputs, open_data
 from utils.data.transforms import TrainTransform
 from utils.networks import checkpoint
 from utils.networks.building import NetworkSpec, build_model, choose_network, finetune, load_checkpoint
@@ -36,7 +37,9 @@ from utils.training.dry_run import dry_run
 from utils.training.engine import Trainer
 from utils.training.freezing import freeze
 from utils.training.optim import plain_groups
+from utils.training.precision import Precision
 from utils.training.schedule import Schedule
+from utils.training.test_sets import ClassEvaluation, Files, RealEvaluation
 
 CROP_SCALES = {"large": (0.08, 1.0), "small": (0.2, 1.0)}  # share of the area that a training crop covers
 
@@ -47,6 +50,7 @@ def create_parser() -> cli.Parser:
     images = arguments.add_image_arguments(parser)
     text = "large: --scale 0.08 1, small: --scale 0.2 1 (default: large)"
     images.add_argument("-ms", "--modelsize", choices=CROP_SCALES, help=text)
+    arguments.add_evaluation_arguments(parser)
     arguments.add_model_arguments(parser)
     arguments.add_training_arguments(parser)
     arguments.add_finetuning_arguments(parser)
@@ -103,9 +107,47 @@ def open_network(args: argparse.Namespace, resumed: Resumed, where: str) -> Open
         finetune(net, started["state_dict"], args.finetune, spec.arch, new_gates)
     if file is not None:
         load_checkpoint(net, saved, spec, file, args.evaluate)
-    size = f"{complexity} at {spec.img_size} px, {classes} classes ({ends(splits.val.classes)})"
+    size = f"{complexity} at {spec.val_transform}, {classes} classes ({ends(splits.val.classes)})"
     print(f"{spec.arch}{spec.flags}: {size}, on {where}")
     return Opened(spec, net, classes, splits)
+
+
+def create_evaluation(
+    args: argparse.Namespace,
+    opened: Opened,
+    model: nn.Module,
+    reading: Reading,
+    ranks: Ranks,
+    precision: Precision | None = None,
+) -> ImageEvaluation:
+    """Create the evaluation of the validation images, with what ``-e`` counts beside the accuracy.
+
+    Args:
+        args: the command line.
+        opened: the network and its data.
+        model: the network, in its wrappers.
+        reading: how the files are read.
+        ranks: the processes that share the images.
+        precision: in which the model computes; None: float32.
+
+    Raises:
+        UserError: a file of labels does not fit, or one that is to be written cannot be.
+    """
+    spec, _, outputs, splits = opened
+    real = real_labels(args.real, splits.val) if args.real else None
+    views = (spec.val_transform, args.test_batch, reading, ranks)
+    loader = validation_loader(splits.val, *views, numbered=real is not None)
+    common = (model, loader, ranks, precision or Precision(), args.print_freq)
+    if real is not None:
+        return RealEvaluation(*common, real)
+    files, of_data = Files(args.per_class, args.confusion), args.outputs == "of-data"
+    compared = compared_outputs(splits.val, outputs, args.outputs) if args.evaluate else range(outputs)
+    if not (files or of_data):
+        return ImageEvaluation(*common)
+    if ranks.main:
+        files.check(len(compared), args.overwrite)
+    title = f"{spec.arch}{spec.flags} on {args.data}"
+    return ClassEvaluation(*common, names_of_all(splits.val.classes, outputs), compared, files, title)
 
 
 def main() -> None:
@@ -117,19 +159,18 @@ def main() -> None:
     seed = choose_seed(args.manualSeed, resumed.saved.get("seed"))
     configure_torch(args.deterministic, seed)
 
-    spec, net, _, splits = open_network(args, resumed, describe(device, gpu_ids))
+    spec, net, _, splits = opened = open_network(args, resumed, describe(device, gpu_ids))
     model = parallelize(net.to(device), gpu_ids)
-    val_loader = validation_loader(splits.val, spec.img_size, args.test_batch, reading, ranks)
-    evaluation = ImageEvaluation(model, val_loader, print_every=args.print_freq)
+    evaluation = create_evaluation(args, opened, model, reading, ranks)
     if splits.train is None:
-        print(evaluation.run().published())
+        evaluation.report()
         return
 
     scale = args.scale or CROP_SCALES[args.modelsize or "large"]
     transform = TrainTransform(spec.img_size, scale, args.hflip, args.auto_augment, args.random_erase)
     train_loader = training_loader(splits.train, transform, args.train_batch, seed, reading, ranks)
     schedule = Schedule(args.lr, args.epochs, milestones=args.schedule, gamma=args.gamma)
-    print(f"{train_loader}, {val_loader}\n{schedule}")
+    print(f"{train_loader}, {evaluation.loader}\n{schedule}")
     settings = {"momentum": args.momentum, "weight_decay": args.weight_decay}
     frozen = freeze(net, args.freeze)
     optimizer = SGD(plain_groups(net, args.lr_gates), args.lr, fused=True, **settings)

@@ -19,13 +19,13 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
-from imagenet import Opened, open_network, saving_flags
+from imagenet import Opened, create_evaluation, open_network, saving_flags
 from utils.command_line import arguments, cli
 from utils.command_line.checks import check, check_tricks
 from utils.common import distributed
 from utils.common.distributed import Ranks
 from utils.common.randomness import configure_torch
-from utils.data.loading import DeviceLoader, Reading, training_loader, validation_loader
+from utils.data.loading import DeviceLoader, Reading, training_loader
 from utils.data.sampling import TrainBatches
 from utils.data.transforms import TrainTransform
 from utils.networks.building import layout, place
@@ -33,7 +33,7 @@ from utils.runs.provenance import origin
 from utils.runs.resume import Resumed, choose_seed, find_checkpoint
 from utils.runs.run import Run
 from utils.training.apex import choose_apex
-from utils.training.classification import Classification, ImageEvaluation
+from utils.training.classification import Classification
 from utils.training.distillation import Distillation, build_teacher
 from utils.training.dry_run import dry_run
 from utils.training.ema import create_average
@@ -55,6 +55,7 @@ def create_parser(description: str | None = __doc__, defaults: Mapping[str, Any]
     parser = cli.Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_data_arguments(parser)
     arguments.add_image_arguments(parser)
+    arguments.add_evaluation_arguments(parser)
     arguments.add_model_arguments(parser)
     arguments.add_training_arguments(parser)
     arguments.add_schedule_arguments(parser)
@@ -174,19 +175,18 @@ def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAUL
             opened = open_network(args, resumed, f"{ranks}, {precision}")
             same["--data"] = str(opened.splits)
             spec, net, _, splits = opened = opened._replace(net=on_device(args, opened.net, ranks.device))
-            val_loader = validation_loader(splits.val, spec.img_size, args.test_batch, reading, ranks)
             if splits.train is not None:
                 loader, trainer = prepare_training(args, resumed, opened, precision, seed, ranks)
                 average = trainer.average
                 evaluated = precision.prepare(average.module) if average else trainer.model
             else:
                 evaluated = precision.prepare(net)
-        evaluation = ImageEvaluation(evaluated, val_loader, ranks, precision, args.print_freq)
+            evaluation = create_evaluation(args, opened, evaluated, reading, ranks, precision)
         if splits.train is None:
-            print(evaluation.run().published())
+            evaluation.report()
             return
 
-        print(f"{loader}, {val_loader}\n{trainer.schedule}")
+        print(f"{loader}, {evaluation.loader}\n{trainer.schedule}")
         trainer.model = precision.distribute(trainer.model, ranks)
         if args.dry_run:
             dry_run(trainer, loader, evaluation, args.checkpoint, ranks)

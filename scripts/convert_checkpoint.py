@@ -36,10 +36,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.lib import published_form
-from scripts.lib.checks import check_output
 from scripts.lib.restored import names_of_outputs, restore
 from utils.command_line import arguments, cli
 from utils.command_line.gate_arguments import add_gate_arguments, check_gates, network_given
+from utils.common.checks import check_output
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
 from utils.common.text import plural

@@ -25,10 +25,10 @@ from torch.export import Dim, ExportedProgram
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from scripts.lib.checks import check_libraries, check_output
 from scripts.lib.restored import Restored, names_of_outputs, restore
 from utils.command_line import arguments, cli
 from utils.command_line.gate_arguments import add_gate_arguments, check_gates, network_given
+from utils.common.checks import check_libraries, check_output
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
 from utils.data.transforms import MEAN, STD
@@ -63,6 +63,8 @@ def export(restored: Restored) -> ExportedProgram:
 def notes_of(restored: Restored, classes: list[str]) -> dict[str, str]:
     """Return what a user of the file needs to know, as text."""
     known = {"arch": restored.name, "img_size": str(restored.img_size), "classes": json.dumps(classes)}
+    images = restored.val_transform
+    known |= {"crop_pct": str(images.crop_pct), "interpolation": images.interpolation}
     return {**known, "mean": json.dumps(MEAN), "std": json.dumps(STD)}
 
 

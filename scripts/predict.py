@@ -28,12 +28,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from scripts.lib.checks import check_output
 from scripts.lib.data_files import find_images
 from scripts.lib.data_reading import listed
 from scripts.lib.restored import Restored, names_to_show, restore
 from utils.command_line import arguments, cli
 from utils.command_line.gate_arguments import add_gate_arguments, check_gates, network_given
+from utils.common.checks import check_output
 from utils.common.devices import select_devices
 from utils.common.distributed import Ranks
 from utils.common.errors import UserError
@@ -202,7 +202,7 @@ def main() -> None:
         raise UserError(f"-k {args.k} is too many: the network has {plural(restored.outputs, 'class')}")
     split = ImageSplit([(path, file) for file, path in enumerate(paths)], ())
     reading, ranks = Reading(args.workers, decoder=args.decoder), Ranks(device=device)
-    loader = validation_loader(split, restored.img_size, args.test_batch, reading, ranks, upright=True)
+    loader = validation_loader(split, restored.val_transform, args.test_batch, reading, ranks, upright=True)
     found = predict(restored.net.to(device), loader, args.k or min(TOP, restored.outputs))
     broken = sorted(loader.broken) + dead
     if args.json:

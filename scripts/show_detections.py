@@ -25,12 +25,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from detection.backbone import create_backbone
 from detection.detectors import create_detector
 from detection.options import DETECTOR_FIELDS, choose_detector
-from scripts.lib.checks import check_libraries
 from scripts.lib.data_files import find_images
 from scripts.lib.detections_draw import Found, drawn
 from scripts.lib.pictures import Entry, make_folder, picture_name, write_page, write_picture
 from utils.command_line import cli
 from utils.command_line.gate_arguments import file_and_class
+from utils.common.checks import check_libraries
 from utils.common.devices import select_devices
 from utils.common.errors import UserError
 from utils.common.text import drawable, plural, shown

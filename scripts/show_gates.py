@@ -23,7 +23,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from scripts.lib.checks import check_libraries
 from scripts.lib.curves import rendered
 from scripts.lib.gates_draw import draw, ranges_of
 from scripts.lib.gates_record import Gate, Recorded, last_of_each_stage, record
@@ -31,6 +30,7 @@ from scripts.lib.pictures import Entry, make_folder, picture_name, write_page, w
 from scripts.lib.restored import names_to_show, open_network
 from utils.command_line import arguments, cli
 from utils.command_line.gate_arguments import add_gate_arguments, check_gates, network_given
+from utils.common.checks import check_libraries
 from utils.common.errors import UserError
 from utils.common.text import drawable, plural
 from utils.data.decoding import decode
@@ -39,7 +39,7 @@ from utils.data.transforms import MEAN, STD, ValTransform
 TOP = 3  # predictions that are shown
 
 
-def pixels_of(path: str, size: int) -> Tensor:
+def pixels_of(path: str, transform: ValTransform) -> Tensor:
     """Read an image upright, then resize and crop it as in evaluation: (3, S, S) in [0, 1].
 
     Raises:
@@ -47,7 +47,6 @@ def pixels_of(path: str, size: int) -> Tensor:
     """
     if Path(path).is_dir():
         raise UserError(f"{path} is a folder: name images, such as {path.rstrip('/')}/*.JPEG")
-    transform = ValTransform(size)
     try:
         image = decode(path, upright=True)
     except Exception as error:  # decoders raise exceptions of many types
@@ -115,7 +114,7 @@ def main() -> None:
     called = f"{opened.name}, {args.resume or 'random weights'}"
     entries = []
     for number, path in enumerate(tqdm(args.images, "drawing", unit="image", leave=False, disable=None), 1):
-        pixels = pixels_of(path, opened.img_size)
+        pixels = pixels_of(path, opened.val_transform)
         recorded = record(opened.net, normalised(pixels))
         likeliest = predictions(recorded.logits, names)
         title = drawable(f"{called}: {Path(path).name}")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import REPOSITORY, Run, assert_one_line_error, free_port, write_images
-from documented import PAGES, Command, commands, of_page, snippets
+from documented import PAGES, Command, commands, inline, of_page, snippets
 from small_checkpoint import calibrated, fields
 from small_coco import write_coco, write_detector
 from test_commands import SMALLER, readme_commands
@@ -34,6 +34,10 @@ ELSEWHERE = {
     "python scripts/record_run.py checkpoints/study/digits/sge_resnet18-1 --study digits": (
         "test_record_run.py::test_what_is_kept"
     ),
+    "python imagenet_fast.py -a sge_resnet101 --data /path/to/imagenet-a -e --resume sge_resnet101.pth.tar "
+    "--outputs of-data": "test_evaluation.py::test_a_part_of_the_outputs",
+    "python imagenet_fast.py -a sge_resnet101 --data /path/to/imagenet1k/ -e --resume sge_resnet101.pth.tar "
+    "--real real.json": "test_evaluation.py::test_real_labels",
     "bash scripts/demo.sh": "test_shell.py::test_demo",
     "bash scripts/test.sh": "test_shell.py::test_lint_types_and_tests",
     "bash scripts/test.sh --gpu": "test_shell.py::test_lint_types_and_tests",
@@ -311,7 +315,8 @@ def test_the_table_of_flags() -> None:
     named = set(re.findall(r"(?<![\w-])--?[\w-]+", text))
     assert {aliases.get(flag, flag) for flag in fast | plain} - named == set()
     rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
-    starred = set(re.findall(r"`(?:[^`]*?)(--?[\w-]+)", " ".join(row for row in rows if " * |" in row)))
+    code = " ".join(inline(" ".join(row for row in rows if " * |" in row)))
+    starred = set(re.findall(r"(?<![\w-])--?[\w-]+", code))
     assert {aliases.get(flag, flag) for flag in plain} == (
         starred | {"--lr", "--schedule", "--gamma", "--momentum", "--wd", "--gpu-id", "--modelsize"}
     )

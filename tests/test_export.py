@@ -68,6 +68,7 @@ def test_the_outputs_are_the_networks(export: Run, tmp_path: Path, out: str) -> 
     assert f"wrote {out}: {(tmp_path / out).stat().st_size:,} bytes" in result.stdout
     assert_same(tmp_path / out, calibrated())
     known = notes(tmp_path / out)
+    assert (known["crop_pct"], known["interpolation"]) == ("0.875", "bilinear")
     assert (known["arch"], known["img_size"], json.loads(known["classes"])) == (ARCH, "64", list(CLASSES))
     assert json.loads(known["mean"]) == [0.485, 0.456, 0.406]
 

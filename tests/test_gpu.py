@@ -30,7 +30,7 @@ from utils.common.distributed import Ranks
 from utils.common.randomness import configure_torch
 from utils.data.loading import Reading, training_loader, validation_loader
 from utils.data.splits import open_data
-from utils.data.transforms import TrainTransform
+from utils.data.transforms import TrainTransform, ValTransform
 from utils.runs.folder import LAST
 from utils.training.optim import start_momentum
 from utils.training.precision import Precision
@@ -165,7 +165,7 @@ def test_prefetched_batches_are_a_cpus(pictures: Path) -> None:
         ranks = Ranks(device=device)
         training = training_loader(splits.train, TrainTransform(32), 8, 1, reading, ranks)
         batches = []
-        for loader in (training, validation_loader(splits.val, 32, 4, reading, ranks)):
+        for loader in (training, validation_loader(splits.val, ValTransform(32), 4, reading, ranks)):
             for images, labels in loader:
                 assert images.device == labels.device == device
                 if device.type == "cuda":

@@ -31,6 +31,7 @@ from scripts.lib.gates_record import (
 )
 from utils.common.errors import UserError
 from utils.data.labels import imagenet_classes
+from utils.data.transforms import ValTransform
 from utils.runs.folder import save
 
 SCRIPT = "scripts/show_gates.py"
@@ -369,7 +370,7 @@ def test_the_command(tmp_path: Path, show: Run) -> None:
             assert picture.width > 1000
         assert "predicted: " in (image["alt"] or "")
     assert "a <b> & 'c' %" in (links.images[1]["alt"] or "")
-    recorded = record(net, show_gates.normalised(show_gates.pixels_of("in/0.JPEG", SIDE)))
+    recorded = record(net, show_gates.normalised(show_gates.pixels_of("in/0.JPEG", ValTransform(SIDE))))
     page = (tmp_path / "out" / "pictures" / "index.html").read_text()
     for gate in last_of_each_stage([gate for gate in recorded.shown if isinstance(gate, Gate)]):
         low, high = numbers(gate.values.min().item(), gate.values.max().item())
@@ -378,7 +379,8 @@ def test_the_command(tmp_path: Path, show: Run) -> None:
 
 def test_photos_are_turned_upright(tmp_path: Path) -> None:
     first, *others = [
-        show_gates.pixels_of(str(path), 64) for path in write_held(tmp_path, photograph(), ".png")
+        show_gates.pixels_of(str(path), ValTransform(64))
+        for path in write_held(tmp_path, photograph(), ".png")
     ]
     assert len(others) == 7
     assert all(torch.equal(first, other) for other in others)

@@ -28,10 +28,10 @@ from models import create_model, list_models
 from scripts.lib import benchmark_measure as measure
 from scripts.lib.benchmark_gpus import peak_of
 from scripts.lib.benchmark_report import Result, Table
-from scripts.lib.checks import check_libraries
 from scripts.lib.restored import restore
 from utils.command_line import cli
 from utils.command_line.gate_arguments import add_gate_arguments, check_gates
+from utils.common.checks import check_libraries
 from utils.common.errors import UserError
 from utils.networks.compilation import compile_blocks
 from utils.networks.complexity import Complexity, count

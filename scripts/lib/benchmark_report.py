@@ -16,8 +16,8 @@ from typing import IO, Any, NamedTuple
 
 import torch
 
-from scripts.lib.checks import check_libraries, check_output
 from utils.command_line import cli
+from utils.common.checks import check_libraries, check_output
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
 from utils.common.text import plural

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from scripts.lib.checks import check_libraries, check_output
 from utils.command_line import cli
+from utils.common.checks import check_libraries, check_output
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
 from utils.common.text import drawable

@@ -8,6 +8,7 @@ from torch import nn
 
 from utils.common.errors import UserError
 from utils.data import labels
+from utils.data.transforms import ValTransform
 from utils.networks import checkpoint, weights
 from utils.networks.building import NETWORK_FIELDS, build_model, choose_network
 from utils.networks.gating import GateSpec
@@ -23,6 +24,7 @@ class Restored:
     img_size: int  # side of the square input in pixels
     outputs: int
     gates: GateSpec  # what flags put into it
+    val_transform: ValTransform  # how its images are resized and cropped
 
     @property
     def name(self) -> str:
@@ -48,7 +50,7 @@ def restore(path: str, given: Mapping[str, Any], flag: str = "--resume") -> Rest
     outputs = weights.output_count(saved["state_dict"], spec.arch)
     net, _ = build_model(spec, outputs)
     weights.load_weights(net, saved, spec.arch, path, flag, "-a {arch}{gates}", spec)
-    return Restored(net.eval(), spec.arch, saved, spec.img_size, outputs, spec)
+    return Restored(net.eval(), spec.arch, saved, spec.img_size, outputs, spec, spec.val_transform)
 
 
 def open_network(path: str | None, given: Mapping[str, Any], outputs: int) -> Restored:
@@ -63,7 +65,7 @@ def open_network(path: str | None, given: Mapping[str, Any], outputs: int) -> Re
         raise UserError("which network? Give --resume FILE, or -a ARCH for random weights")
     spec = choose_network(given, {}, None)
     net, _ = build_model(spec, outputs)
-    return Restored(net.eval(), spec.arch, {}, spec.img_size, outputs, spec)
+    return Restored(net.eval(), spec.arch, {}, spec.img_size, outputs, spec, spec.val_transform)
 
 
 def names_of_outputs(

@@ -6,6 +6,8 @@ how the process runs; these may differ when a run goes on.
 
 import argparse
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 from utils.command_line.cli import (
     Parser,
@@ -14,6 +16,7 @@ from utils.command_line.cli import (
     fraction,
     name_of_file,
     non_negative,
+    number,
     positive,
     seed,
     whole,
@@ -21,10 +24,11 @@ from utils.command_line.cli import (
 from utils.command_line.gate_arguments import add_gate_arguments
 from utils.common.errors import UserError
 from utils.data.decoding import DECODERS, choose_decoder
-from utils.data.transforms import AUTO_AUGMENT
+from utils.data.transforms import AUTO_AUGMENT, INTERPOLATIONS, LEAST_CROP
 from utils.networks.building import check_architecture
 
 Group = argparse._ArgumentGroup
+crop_share = number(float, lambda value: LEAST_CROP <= value <= 1, f"a number from {LEAST_CROP} to 1")
 
 
 def architecture(name: str) -> str:
@@ -43,6 +47,18 @@ def decoder(name: str) -> str:
         return choose_decoder(name)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def file_of(suffix: str) -> Callable[[str], Path]:
+    """Return an argparse type: a path that ends in ``suffix``."""
+
+    def parse(text: str) -> Path:
+        path = Path(name_of_file(text))
+        if path.suffix.lower() != suffix:
+            raise argparse.ArgumentTypeError(f"must end in {suffix}, not '{path.name}'")
+        return path
+
+    return parse
 
 
 def loss_scale(text: str) -> float | str:
@@ -81,6 +97,7 @@ def add_image_arguments(parser: Parser) -> Group:
     group.add_argument("--decoder", type=decoder, metavar=names, default="auto", help=text)
     text = "side of the square input in pixels (default: 224; with --resume as the checkpoint was trained)"
     group.add_argument("--img-size", type=count_of, help=text)
+    add_validation_images(group)
     text = "share of the image's area that a training crop covers (default: 0.08 1)"
     group.add_argument("--scale", type=fraction, nargs=2, metavar=("LEAST", "MOST"), help=text)
     add_flip(group)
@@ -89,6 +106,28 @@ def add_image_arguments(parser: Parser) -> Group:
     text = "probability of random erasing (default: 0)"
     group.add_argument("--random-erase", type=fraction, default=0.0, metavar="P", help=text)
     return group
+
+
+def add_validation_images(group: Group) -> None:
+    """Add how images are resized and cropped for validation."""
+    text = "validation resizes the shorter side to --img-size / SHARE (default: 0.875, or as the checkpoint)"
+    group.add_argument("--crop-pct", type=crop_share, metavar="SHARE", help=text)
+    text = "by which validation resizes (default: bilinear, or as the checkpoint)"
+    group.add_argument("--interpolation", choices=INTERPOLATIONS, help=text)
+
+
+def add_evaluation_arguments(parser: Parser) -> None:
+    """Add what ``-e`` counts beside loss and accuracy, and which outputs it compares."""
+    group = parser.add_argument_group("evaluation, with -e")
+    text = "of-data: compare the outputs of the classes in the data only, as the papers of ImageNet-A and -R "
+    text += "do (default: all)"
+    group.add_argument("--outputs", choices=("all", "of-data"), help=text)
+    text = "count by ReaL labels too: the published real.json; for ImageNet's validation images"
+    group.add_argument("--real", type=name_of_file, metavar="FILE.json", help=text)
+    text = "write images, accuracies and the largest confusion of each class (--overwrite replaces the file)"
+    group.add_argument("--per-class", type=file_of(".csv"), metavar="FILE.csv", help=text)
+    text = "draw which classes are taken for which, up to 1,000 (--overwrite replaces the file)"
+    group.add_argument("--confusion", type=file_of(".png"), metavar="FILE.png", help=text)
 
 
 def add_flip(group: Group) -> None:
@@ -179,7 +218,7 @@ def add_run_arguments(parser: Parser) -> Group:
     )
     text += "the learning rate is drawn there"
     group.add_argument("--dry-run", action="store_true", help=text)
-    group.add_argument("-e", "--evaluate", action="store_true", help="evaluate only: writes nothing")
+    group.add_argument("-e", "--evaluate", action="store_true", help="evaluate only: begins no run")
     text = "seed of everything random (default: drawn, and printed)"
     group.add_argument("--manualSeed", type=seed, help=text)
     text = "batches between two lines of progress, each a point in TensorBoard (default: ten seconds); with "

@@ -16,6 +16,7 @@ def check(parser: Parser, args: argparse.Namespace) -> None:
         parser.error("--scale takes the least share of the area, above 0, and then the largest")
     check_gates(parser, args)
     check_run(parser, args)
+    check_evaluation(parser, args)
     file = args.resume if args.resume != "auto" else None  # auto goes with whatever the first start is from
     if args.finetune and (file or args.pretrained):
         parser.error("--finetune FILE starts anew: without --resume FILE and --pretrained")
@@ -25,6 +26,18 @@ def check(parser: Parser, args: argparse.Namespace) -> None:
         parser.error("--zero-gamma is for new weights: without --resume FILE and --pretrained")
     if args.freeze and not (file or args.finetune or args.pretrained):
         parser.error("--freeze keeps weights that are trained: give --finetune FILE or --pretrained")
+
+
+def check_evaluation(parser: Parser, args: argparse.Namespace) -> None:
+    """Refuse what an evaluation counts where there is none, and what cannot be counted together."""
+    for name in ("outputs", "real", "per_class", "confusion"):
+        if getattr(args, name) is None:
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        if not args.evaluate:
+            parser.error(f"{flag} goes with -e")
+        if args.real and name != "real" and (name, args.outputs) != ("outputs", "all"):
+            parser.error(f"{flag} counts by class folder, --real does not: evaluate once for each")
 
 
 def check_run(parser: Parser, args: argparse.Namespace) -> None:

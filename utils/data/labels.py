@@ -62,6 +62,9 @@ def order_classes(folders: Sequence[str], outputs: Outputs, partial: bool) -> tu
         return outputs.listed
     imagenet = _among_imagenet(folders) if outputs.count == IMAGENET_CLASSES else ()
     if outputs.saved and outputs.saved != imagenet:
+        if partial and are_numbers(folders) and are_imagenet(outputs.saved):
+            print("note: the class folders 0 to 999 are ImageNet's classes by number, as in ImageNetV2")
+            return tuple(folders)
         _check_saved(set(folders), set(outputs.saved), partial)
         return outputs.saved
     if imagenet:
@@ -75,6 +78,35 @@ def order_classes(folders: Sequence[str], outputs: Outputs, partial: bool) -> tu
             "--class-list FILE which output is which class, one per line in the order of the outputs"
         )
     return outputs.started if set(outputs.started) == set(folders) else tuple(folders)
+
+
+def are_numbers(folders: Sequence[str]) -> bool:
+    """Return whether class folders, in order, are the numbers 0 to 999 of ImageNet's outputs."""
+    return list(folders) == [str(number) for number in range(IMAGENET_CLASSES)]
+
+
+def are_imagenet(classes: Sequence[str]) -> bool:
+    """Return whether the classes of outputs are ImageNet's in its order, by WordNet id or by number."""
+    return [wordnet_id(name) for name in classes] == list(imagenet_classes()) or are_numbers(classes)
+
+
+def are_classes(folders: Sequence[str], outputs: Outputs) -> bool:
+    """Return whether folders, in order, can only be classes: ImageNet's, or those that the outputs have."""
+    known = {*outputs.listed, *outputs.saved}
+    ids = {wordnet_id(name) for name in folders}
+    return bool(folders) and (
+        ids <= imagenet_classes().keys() or are_numbers(folders) or known.issuperset(folders)
+    )
+
+
+def readable(name: str) -> str:
+    """Return a class folder's name, of one named by a WordNet id of ImageNet the class's English name."""
+    return imagenet_classes().get(wordnet_id(name), name)
+
+
+def names_of_all(classes: Sequence[str], outputs: int) -> tuple[str, ...]:
+    """Return a name for each output; one that has no class is named by its number."""
+    return (*classes, *(f"output {number}" for number in range(len(classes), outputs)))
 
 
 def ends(classes: Sequence[str]) -> str:

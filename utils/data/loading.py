@@ -102,6 +102,13 @@ class ImageDataset(Dataset[Sample]):
         return self.transform(*read), label
 
 
+class NumberedDataset(ImageDataset):
+    """The same samples, each with its number in the split in place of its label."""
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        return super().__getitem__(key)._replace(label=key.sample)
+
+
 def stack(samples: list[Sample], size: int) -> Batch:
     """Stack the samples that could be read, possibly none; ``size`` is the side of an image in pixels.
 
@@ -288,17 +295,20 @@ def training_loader(
 
 def validation_loader(
     split: ImageSplit,
-    img_size: int,
+    transform: ValTransform,
     batch: int,
     reading: Reading,
     ranks: Ranks,
     upright: bool = False,
+    numbered: bool = False,
 ) -> DeviceLoader[EvalBatches]:
     """Return this process's share of the images in batches; arguments as of :func:`training_loader`.
 
     ``upright`` turns the images as their EXIF orientation says; an evaluation, as published, does not.
+    ``numbered`` gives each image its number in the split in place of its label.
     """
-    dataset = ImageDataset(split, ValTransform(img_size), 0, decoder=reading.decoder, upright=upright)
+    kind = NumberedDataset if numbered else ImageDataset
+    dataset = kind(split, transform, 0, decoder=reading.decoder, upright=upright)
     batches = EvalBatches(len(dataset), batch, ranks.rank, ranks.size)
-    to_batch = partial(stack, size=img_size)
+    to_batch = partial(stack, size=transform.size)
     return DeviceLoader(dataset, batches, to_batch, reading, ranks.device)

@@ -9,11 +9,11 @@ import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from utils.common.errors import UserError
-from utils.common.text import plural
+from utils.common.text import plural, shown
 from utils.data.digits import write_digits
 from utils.data.folders import is_image
 from utils.data.index import read_index
-from utils.data.labels import NOTHING_KNOWN, Outputs, in_order, order_classes
+from utils.data.labels import NOTHING_KNOWN, Outputs, are_classes, in_order, order_classes
 
 TRAIN_NAMES = ("train",)
 VAL_NAMES = ("val", "valf", "valid", "validation")
@@ -60,6 +60,22 @@ def find_split(root: Path, names: Sequence[str]) -> Path:
     return [*usable, *there][0]
 
 
+def find_evaluated(root: Path, outputs: Outputs) -> Path:
+    """Return the validation split, or ``root`` itself if it holds class folders, as other test sets come.
+
+    Raises:
+        UserError: there is neither, or more than one validation split.
+    """
+    try:
+        return find_split(root, VAL_NAMES)
+    except MissingSplitError:
+        folders = in_order(path.name for path in root.iterdir() if path.is_dir())
+        if not are_classes(folders, outputs):
+            raise
+        print(f"note: {shown(str(root))} has no val/; the class folders in it are evaluated")
+        return root
+
+
 def class_names(split: Path) -> tuple[str, ...]:
     """Return the names of a split's class folders, in order.
 
@@ -104,6 +120,26 @@ def read_split(
     return ImageSplit(samples, tuple(classes))
 
 
+def compared_outputs(split: ImageSplit, outputs: int, which: str | None) -> Sequence[int]:
+    """Return the outputs that an evaluation compares; print how many if not all have images.
+
+    Args:
+        split: what is evaluated.
+        outputs: of the network.
+        which: ``of-data``: those of the split's classes only; ``all``: all; None: all, with a note.
+    """
+    present = sorted({label for _, label in split.samples})
+    if len(present) == outputs:
+        return present
+    if which == "of-data":
+        print(f"{len(present):,} of {outputs:,} outputs are compared, those of the data's classes")
+        return present
+    if which is None:
+        told = f"all {outputs:,} outputs are compared, the data has {plural(len(present), 'class')}"
+        print(f"note: {told}; the papers of ImageNet-A and -R compare theirs only: --outputs of-data")
+    return range(outputs)
+
+
 class Splits(NamedTuple):
     """The splits that a command reads; an evaluation has no training split."""
 
@@ -139,7 +175,7 @@ def open_data(name: str, evaluate: bool, outputs: Outputs = NOTHING_KNOWN, use_c
 
 
 def _open_splits(root: Path, evaluate: bool, outputs: Outputs, use_cache: bool) -> Splits:
-    val = find_split(root, VAL_NAMES)
+    val = find_evaluated(root, outputs) if evaluate else find_split(root, VAL_NAMES)
     alone = evaluate and (bool(outputs.listed) or not (root / TRAIN_NAMES[0]).is_dir())
     train = val if alone else find_split(root, TRAIN_NAMES)
     classes = order_classes(class_names(train), outputs, evaluate)

@@ -23,6 +23,12 @@ STD = (0.229, 0.224, 0.225)
 AUTO_AUGMENT = MappingProxyType(
     {"ra": v2.RandAugment, "ta": v2.TrivialAugmentWide, "imagenet": v2.AutoAugment}
 )
+# Those whose results are within one level of each other in PIL and torch.
+INTERPOLATIONS = MappingProxyType(
+    {"bilinear": v2.InterpolationMode.BILINEAR, "bicubic": v2.InterpolationMode.BICUBIC}
+)
+CROP_PCT, INTERPOLATION = 224 / 256, "bilinear"  # of validation, as published
+LEAST_CROP = 0.1  # for less an image would be enlarged more than tenfold
 _RATIO = (3 / 4, 4 / 3)  # least and largest width over height of a training crop
 _TRIES = 10
 
@@ -88,13 +94,30 @@ class TrainTransform:
         return pixels
 
 
+@dataclass(eq=False)
 class ValTransform:
-    """Shorter side to 256/224 of ``size``, then the centre crop."""
+    """Resize the shorter side to ``size / crop_pct``, antialiased, then crop the centre.
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        resize = v2.Resize(round(size * 256 / 224), antialias=True)
-        self.resize_and_crop = v2.Compose([resize, v2.CenterCrop(size)])
+    Args:
+        size: side of the crop in pixels.
+        crop_pct: share of the resized shorter side that the crop covers, from ``LEAST_CROP`` to 1.
+        interpolation: a name of ``INTERPOLATIONS``.
+    """
+
+    size: int
+    crop_pct: float = CROP_PCT
+    interpolation: str = INTERPOLATION
+
+    def __post_init__(self) -> None:
+        mode = INTERPOLATIONS[self.interpolation]
+        resize = v2.Resize(round(self.size / self.crop_pct), mode, antialias=True)
+        self.resize_and_crop = v2.Compose([resize, v2.CenterCrop(self.size)])
+
+    def __str__(self) -> str:
+        """Return ``224 px``, and what is not as published: ``224 px (crop 0.95, bicubic)``."""
+        other = [f"crop {self.crop_pct:g}"] * (self.crop_pct != CROP_PCT)
+        other += [self.interpolation] * (self.interpolation != INTERPOLATION)
+        return f"{self.size} px" + (f" ({', '.join(other)})" if other else "")
 
     def box(self, height: int, width: int) -> Box:
         """Return the whole image."""

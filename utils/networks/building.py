@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from models import create_model, is_own, list_models, resolve
 from models.gates import base_of, gates_of, renamed
 from utils.common.errors import UserError
+from utils.data.transforms import CROP_PCT, INTERPOLATION, ValTransform
 from utils.networks import weights
 from utils.networks.compilation import compile_blocks
 from utils.networks.complexity import Complexity, count
@@ -26,16 +27,27 @@ class NetworkSpec(GateSpec):
         img_size: side of the square input in pixels.
         cardinality: groups of the 3x3 convolutions; None: the architecture's own.
         base_width: width of each group; None: the architecture's own.
+        crop_pct: of :class:`ValTransform`; None: as published.
+        interpolation: of :class:`ValTransform`; None: as published.
     """
 
     arch: str = "resnet18"
     img_size: int = 224
     cardinality: int | None = None
     base_width: int | None = None
+    crop_pct: float | None = None
+    interpolation: str | None = None
+
+    @property
+    def val_transform(self) -> ValTransform:
+        """How an image is resized and cropped for validation."""
+        return ValTransform(self.img_size, self.crop_pct or CROP_PCT, self.interpolation or INTERPOLATION)
 
 
 _REFUSALS = (TypeError, ValueError, NotImplementedError, RuntimeError, AssertionError)  # by a builder
-NETWORK_FIELDS = ("arch", "img_size", "cardinality", "base_width", *GATE_FIELDS)
+_WIDTHS = ("cardinality", "base_width")
+_IMAGES = ("img_size", "crop_pct", "interpolation")
+NETWORK_FIELDS = ("arch", *_WIDTHS, *_IMAGES, *GATE_FIELDS)
 
 
 def choose_network(
@@ -65,10 +77,9 @@ def choose_network(
         source = f"{flag} {file}"
         raise UserError(f"{source} {_how_to_name(saved['state_dict'], source)}")
     arguments = saved.get("arguments", {})
-    said = {name: arguments.get(name) for name in ("img_size", "cardinality", "base_width")}
-    if arch is not None and resolve(arch) != resolve(says or ""):
-        said = {"img_size": said["img_size"]}  # the widths and gates of another net
-    else:
+    said = {name: arguments.get(name) for name in _IMAGES}
+    if arch is None or resolve(arch) == resolve(says or ""):  # else its widths and gates are of another net
+        said |= {name: arguments.get(name) for name in _WIDTHS}
         said |= {"arch": says, **gates_taken(given, saved, f"{flag} {file}")}
     return NetworkSpec(**complete(given, said, None if quiet else file))
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
+from utils.data.transforms import INTERPOLATIONS, LEAST_CROP
 from utils.networks import archive, gating
 
 VERSION = 1  # of the format
@@ -137,7 +138,10 @@ def _arguments(value: Any) -> bool:
     if not _matches(value, {str: _plain}):
         return False
     sizes = (value[name] for name in _SIZES if value.get(name) is not None)
-    return all(_count(size) and size > 0 for size in sizes) and gating.plausible(value)
+    crop, interpolation = value.get("crop_pct"), value.get("interpolation")
+    images = crop is None or (_number(crop) and LEAST_CROP <= crop <= 1)
+    images = images and (interpolation is None or interpolation in list(INTERPOLATIONS))
+    return images and all(_count(size) and size > 0 for size in sizes) and gating.plausible(value)
 
 
 # What a run that goes on from a checkpoint relies on.

@@ -78,6 +78,13 @@ class ImageEvaluation(Evaluation):
     def count(self, images: Tensor, targets: Tensor) -> None:
         """Add images (B, 3, H, W) and labels (B,)."""
         if len(targets):
-            logits = self.precision.forward(self.model, images)
-            loss = nn.functional.cross_entropy(logits, targets)
-            self.meter.add(loss, logits, targets, targets, 1.0)
+            self.add(self.precision.forward(self.model, images), targets)
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Count logits (B, K) and labels (B,)."""
+        loss = nn.functional.cross_entropy(logits, labels)
+        self.meter.add(loss, logits, labels, labels, 1.0)
+
+    def report(self) -> None:
+        """Evaluate and print the result."""
+        print(self.run().published())

@@ -54,6 +54,11 @@ class Metrics(NamedTuple):
         return f" Test Loss:  {self.loss:.8f}, Test Acc:  {self.top1:.2f}, Top-5 Acc:  {self.top5:.2f}"
 
 
+def best_five(logits: Tensor) -> Tensor:
+    """Return the outputs of the largest logits (B, K), the largest first: (B, 5), or (B, K) if K is less."""
+    return logits.topk(min(5, logits.shape[1]), dim=1).indices
+
+
 class Sums:
     """Running sums over a pass, kept on the device so that no step waits for it.
 
@@ -119,7 +124,7 @@ class Meter(Sums):
         A hit on the label counts ``weight``, a hit on the mixed-in partner's label (B,) the rest. With fewer
         than five classes top-5 is 100 %.
         """
-        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        ranked = best_five(logits)
         on_label, on_partner = ((ranked == wanted[:, None]).double() for wanted in (labels, partners))
         hits = weight * on_label + (1 - weight) * on_partner
         images = torch.full_like(self.sums[0], len(labels))
