@@ -47,7 +47,7 @@ class NetworkSpec(GateSpec):
 _REFUSALS = (TypeError, ValueError, NotImplementedError, RuntimeError, AssertionError)  # by a builder
 _WIDTHS = ("cardinality", "base_width")
 _IMAGES = ("img_size", "crop_pct", "interpolation")
-NETWORK_FIELDS = ("arch", *_WIDTHS, *_IMAGES, *GATE_FIELDS)
+NETWORK_FIELDS = ("arch", *_IMAGES, *_WIDTHS, *GATE_FIELDS)
 
 
 def choose_network(
