@@ -30,6 +30,7 @@ from scripts.lib.benchmark_report import Result, Table
 from utils.command_line import cli
 from utils.common.distributed import ONE_PROCESS
 from utils.common.signals import ignore_signals
+from utils.data.content import readable
 from utils.data.loading import Reading, training_loader
 from utils.data.sampling import Position
 from utils.data.splits import ImageSplit
@@ -60,7 +61,7 @@ class PublishedDataset(Dataset[Pil]):
 
     def __getitem__(self, index: int) -> Pil:
         path, label = self.samples[index]
-        with Image.open(path) as image:
+        with Image.open(readable(path)) as image:
             return self.transform(image.convert("RGB")), label
 
 
