@@ -259,6 +259,11 @@ OFFICIAL: dict[str, tuple[Spoil, str]] = {
         "that the training split lacks: n01440764",
     ),
     "cut off": (changed(lambda content: content[:9000], "ILSVRC2012_img_train.tar"), "cut off in n"),
+    "a class that leads elsewhere": (inner(bytes, "...tar"), "'..' is no name of a class"),
+    "a label that leads elsewhere": (
+        listed(lambda text: text.replace("n01440764", "..")),
+        "'..' is no name of a class",
+    ),
     "no labels": (lambda folder: (folder / packed.DEVKIT).unlink(), "ILSVRC2012_img_val.txt with the class"),
     "a devkit cut off": (devkit(lambda content: content[:300]), "no devkit of ILSVRC2012 ("),
     "a devkit that is none": (devkit(lambda content: b"not found"), "no devkit of ILSVRC2012 (ReadError"),

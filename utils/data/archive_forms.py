@@ -229,6 +229,8 @@ def _index(split: Path, found: _Found, images: list[_Image], before: str | None,
     if large := [image for image in images if image.entry.size >= 2**32]:
         found.refuse(f"{large[0].entry.name} has more than 4 GB: that is no image", large[0].archive)
     classes = tuple(sorted({image.label for image in images}))
+    if elsewhere := {"", ".", ".."} & set(classes):
+        found.refuse(f"'{min(elsewhere)}' is no name of a class")
     label = {name: i for i, name in enumerate(classes)}
     paths = [f"{image.folder}/{image.name}".removeprefix("/") for image in images]
     digest = sha256()
