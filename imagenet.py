@@ -99,6 +99,8 @@ def open_network(args: argparse.Namespace, resumed: Resumed, where: str) -> Open
     started = checkpoint.load(args.finetune, "--finetune") if args.finetune and new else {}
     outputs = outputs_of(spec.arch, args.num_classes, args.class_list, args.evaluate, saved, started, file)
     splits = open_data(args.data, args.evaluate, outputs, args.cache)
+    if not args.evaluate:
+        resumed.check_archives(splits.archives())
     classes = class_count(args.num_classes, outputs, splits.val.classes)
     started_from = (args.pretrained and new, args.zero_gamma and new)
     net, complexity = build_model(spec, classes, *started_from, args.evaluate)
@@ -182,7 +184,7 @@ def main() -> None:
         dry_run(trainer, train_loader, evaluation, args.checkpoint)
         return
 
-    fields = {"arch": spec.arch, "classes": list(splits.val.classes), **origin({**recorded, **asdict(spec)})}
+    fields = {"arch": spec.arch, **splits.recorded(), **origin({**recorded, **asdict(spec)})}
     with Run(resumed, trainer, net, train_loader.batches, fields, **saving_flags(args)) as run:
         while not run.finished:
             for step in trainer.epoch(train_loader, run.position, run.signals):

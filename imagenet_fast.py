@@ -192,7 +192,7 @@ def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAUL
             dry_run(trainer, loader, evaluation, args.checkpoint, ranks)
             return
 
-        fields = {"arch": spec.arch, "classes": list(splits.val.classes)}
+        fields = {"arch": spec.arch, **splits.recorded()}
         chosen = {"opt_level": level, "cutout_size": cutout_size(args, spec.img_size)}
         fields |= origin({**recorded, **asdict(spec), **chosen})
         with Run(resumed, trainer, net, loader.batches, fields, **saving_flags(args)) as run:

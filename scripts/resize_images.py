@@ -34,6 +34,7 @@ from utils.command_line import cli
 from utils.common.errors import UserError
 from utils.common.files import remove_leftovers, write_atomically
 from utils.common.text import plural, shown
+from utils.data.content import content, place_of, size_of
 from utils.data.decoding import decode
 from utils.data.loading import Broken
 from utils.data.splits import VAL_NAMES
@@ -66,12 +67,12 @@ class Copying(Dataset[Counter[str] | Broken | UserError]):
 
     def copy_of(self, path: str) -> Path:
         """Return the path of an image's copy."""
-        return self.target / os.path.relpath(path, self.root)
+        return self.target / place_of(path, self.root)
 
     def __getitem__(self, path: str) -> Counter[str] | Broken | UserError:
         copy = self.copy_of(path)
         try:
-            before = Path(path).stat().st_size
+            before = size_of(path)
             if copy.is_file():  # complete, because it was written atomically
                 return Counter({"there before": 1, "before": before, "after": copy.stat().st_size})
             how, data = self.content(path)
@@ -85,7 +86,7 @@ class Copying(Dataset[Counter[str] | Broken | UserError]):
 
     def content(self, path: str) -> tuple[str, bytes]:
         """Return how the copy is made (of ``WAYS``), and its bytes."""
-        if Path(os.path.relpath(path, self.root)).parts[0] not in self.untouched:
+        if Path(place_of(path, self.root)).parts[0] not in self.untouched:
             image = decode(path)  # smaller images too, so that no broken one is copied
             shorter = min(image.size)
             if shorter > self.side:
@@ -95,7 +96,7 @@ class Copying(Dataset[Counter[str] | Broken | UserError]):
                 options = {"quality": self.quality, "subsampling": SUBSAMPLING}  # other formats ignore them
                 image.resize((width, height), FILTER).save(file, kind, **options)
                 return "resized", file.getvalue()
-        return "copied", Path(path).read_bytes()
+        return "copied", bytes(content(path))
 
 
 @contextmanager

@@ -173,7 +173,9 @@ def main() -> None:
     started = checkpoint.load(args.finetune, "--finetune") if args.finetune and resumed.file is None else {}
     classes = (spec.arch, args.num_classes, args.class_list)
     outputs = outputs_of(*classes, False, resumed.saved, started, resumed.file)
-    split = open_data(args.data, False, outputs, args.cache).train
+    splits = open_data(args.data, False, outputs, args.cache)
+    resumed.check_archives(splits.archives())
+    split = splits.train
     assert split is not None  # it is missing in evaluation only
     scale = args.scale or (0.08, 1.0)
     transform = TrainTransform(spec.img_size, scale, args.hflip, args.auto_augment, args.random_erase)

@@ -142,7 +142,7 @@ def empty_training(images: Path) -> None:
             missing_validation,
             [
                 "images: looked for val/ or valf/ or valid/ or validation/ in it and found test/, train/: "
-                "add a folder of that name"
+                "add a folder of that name, or val.tar"
             ],
         ),
         (

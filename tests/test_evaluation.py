@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from utils.data.decoding import Box, choose_decoder, read_image
 from utils.data.labels import imagenet_classes
+from utils.data.real_labels import _number
 from utils.data.transforms import MEAN, STD, ValTransform
 from utils.training.confusion_picture import draw, largest
 from utils.training.per_class import Confusion
@@ -485,3 +486,17 @@ def test_classes_that_are_not_imagenets(call: Run, tmp_path: Path) -> None:
     write_real(tmp_path, {})
     torch.save({"state_dict": network(2).state_dict(), "classes": ["a", "b"]}, tmp_path / "bare.pth")
     assert_one_line_error(call(*EVALUATE, "--real", "real.json"), "ImageNet's 1,000 outputs in order")
+
+
+@pytest.mark.parametrize(
+    ("path", "number"),
+    [
+        ("val/n01440764/ILSVRC2012_val_00000007.JPEG", 7),
+        ("val/n01440764/ILSVRC2012_val_00000007_n01440764.JPEG", 7),
+        ("data/ILSVRC2012_img_val.tar:ILSVRC2012_val_00050000.JPEG", 50_000),
+        ("val.tar:n01440764/ILSVRC2012_val_00000003.JPEG", 3),
+    ],
+)
+def test_the_number_of_a_validation_image(path: str, number: int) -> None:
+    """In a class folder, in a flat archive, in one with class folders."""
+    assert _number(path) == number

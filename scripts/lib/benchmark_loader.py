@@ -2,6 +2,7 @@
 
     python scripts/benchmark.py loader /path/to/imagenet -j 8 --batch 256 --images 4096
     python scripts/benchmark.py loader --synthetic -j 2
+    python scripts/benchmark.py loader /path/to/folders --against /path/to/archives
 
 Measured are decoding, crop, flip and stacking to uint8 batches, without the transfer to the device; after the
 warm-up the files are in the page cache. The baseline "published" decodes, crops, resizes and flips with PIL
@@ -13,7 +14,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ from scripts.lib.benchmark_report import Result, Table
 from utils.command_line import cli
 from utils.common.distributed import ONE_PROCESS
 from utils.common.signals import ignore_signals
+from utils.data.content import readable
 from utils.data.loading import Reading, training_loader
 from utils.data.sampling import Position
 from utils.data.splits import ImageSplit
@@ -44,6 +46,8 @@ def add_arguments(parser: cli.Parser) -> None:
     text = "images of a batch (default: 64)"
     parser.add_argument("--batch", dest="train_batch", type=cli.count_of, default=64, metavar="N", help=text)
     parser.add_argument("--img-size", type=cli.count_of, default=224, help="pixels (default: 224)")
+    text = "another FOLDER with the same images, such as their archives, measured in turn"
+    parser.add_argument("--against", type=cli.name_of_file, metavar="FOLDER", help=text)
     measure.add_round_arguments(parser, rounds=5)
 
 
@@ -60,7 +64,7 @@ class PublishedDataset(Dataset[Pil]):
 
     def __getitem__(self, index: int) -> Pil:
         path, label = self.samples[index]
-        with Image.open(path) as image:
+        with Image.open(readable(path)) as image:
             return self.transform(image.convert("RGB")), label
 
 
@@ -134,6 +138,10 @@ def main(args: argparse.Namespace) -> list[Table]:
     with images.open_images(args.folder, args.synthetic, args.images) as split:
         settings = (split, args.img_size, batch, args.workers)
         candidates = [published(*settings), *(by_decoder(*settings, name) for name in images.decoders())]
+        if args.against:
+            others = (images.spread(images.read(args.against), args.images), *settings[1:])
+            for one in [by_decoder(*others, name) for name in images.decoders()]:
+                candidates.append(replace(one, name=f"{one.name}, {args.against}"))
         passes = measure.interleave(candidates, args.rounds, args.warmup_rounds, "loader")
     results = [
         Result(

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from scripts.lib.data_files import kind_of
 from utils.common.errors import UserError
 from utils.common.text import plural, shown
+from utils.data.archive_index import ArchiveIndex
 from utils.data.folders import walk
 from utils.data.labels import IMAGENET_CLASSES, wordnet_id
 from utils.data.splits import TRAIN_NAMES, VAL_NAMES, MissingSplitError, data_root, find_split
@@ -23,6 +24,7 @@ REMEDIES = MappingProxyType(
         "unreadable folder": "give yourself the permission, chmod u+rx",
         "empty class folder": "add images or remove it",
         "missing class": "give both splits the same folders",
+        "archive with links": "links are not read; pack it anew with the files (tar --dereference)",
         "unlisted class": "add it to the --class-list, or remove the folder",
         "empty split": "put a folder with images into it for each class",
     }
@@ -35,12 +37,24 @@ class Split:
 
     folder: Path
     full: int  # images that ImageNet has in this split
+    archives: ArchiveIndex | None = None  # where the images are, in place of the folder
     classes: Counter[str] = field(default_factory=Counter)  # number of images by class
     other: int = 0  # files without the suffix of an image
     troubles: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # paths by kind
 
     def scan(self) -> Iterator[str]:
         """Yield the images, and count all that lies in the folder; links are followed as in training."""
+        if self.archives is None:
+            yield from self._scan_folder()
+        else:
+            self.other = self.archives.contents.left_out.get("other file", 0)
+            if self.archives.contents.left_out.get("link"):
+                self.troubles["archive with links"] = [Path(str(self.archives)).name]
+            for path, label in self.archives:
+                self.classes[self.archives.classes[label]] += 1
+                yield path
+
+    def _scan_folder(self) -> Iterator[str]:
         for folder in walk(self.folder, self._note_unreadable):
             label = class_of(folder.path)
             if folder.is_loop:
@@ -131,7 +145,11 @@ def open_splits(name: str) -> tuple[list[Split], list[str]]:
         root = data_root(name)
         for names, full in ((TRAIN_NAMES, TRAIN_IMAGES), (VAL_NAMES, VAL_IMAGES)):
             try:
-                splits.append(Split(find_split(root, names), full))
+                split = find_split(root, names)
+                if isinstance(split, ArchiveIndex):
+                    splits.append(Split(split.split, full, split))
+                else:
+                    splits.append(Split(split, full))
             except MissingSplitError as error:
                 missing.append(without_flag(error))
     except OSError as error:

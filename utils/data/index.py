@@ -12,10 +12,10 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ TICK = 2_000_000_000  # ns; of the coarsest clock that a file system has (FAT)
 # Inode, time of modification and time of change (ns); None if there is no such file. Programs that unpack or
 # copy may set the time of modification back, but not the time of change.
 Stamp = tuple[int, int, int] | None
+Kept = TypeVar("Kept")
 
 
 class Index(Sequence[tuple[str, int]]):
@@ -69,7 +70,11 @@ class Index(Sequence[tuple[str, int]]):
             return [self[i] for i in range(len(self))[at]]
         i = range(len(self))[at]
         name = self.names[self.starts[i] : self.starts[i + 1] - 1].tobytes()
-        return f"{self.split}/{os.fsdecode(name)}", int(self.labels[i])
+        return self.path(i, os.fsdecode(name)), int(self.labels[i])
+
+    def path(self, i: int, name: str) -> str:
+        """Return the path of an image from its number and its name in ``names``."""
+        return f"{self.split}/{name}"
 
 
 def read_index(split: Path, classes: Sequence[str], use_cache: bool) -> Index:
@@ -90,11 +95,18 @@ def read_index(split: Path, classes: Sequence[str], use_cache: bool) -> Index:
     started = time.time_ns()
     stamps: dict[str, Stamp] = {}
     index = _scan(split, classes, stamps)
-    # A folder that changes twice within a tick has the same time after both changes.
-    times = (at for stamp in stamps.values() if stamp for at in stamp[1:])
-    if use_cache and all(0 < at < started - TICK for at in times):
+    if use_cache and settled(stamps.values(), started):
         _store(index, classes, stamps)
     return index
+
+
+def settled(stamps: Iterable[Stamp], started: int) -> bool:
+    """Whether nothing can have changed unnoticed since a walk began at ``started`` (ns).
+
+    What changes twice within a tick has the same time after both changes.
+    """
+    times = (at for stamp in stamps if stamp for at in stamp[1:])
+    return all(0 < at < started - TICK for at in times)
 
 
 def _scan(split: Path, classes: Sequence[str], stamps: dict[str, Stamp]) -> Index:
@@ -126,7 +138,7 @@ def _class_folders(split: Path, classes: Collection[str], stamps: dict[str, Stam
         stamps[folder.path] = _stamp(folder.status)
         # A link that leads to no folder may lead to one later.
         links = (at for at in folder.files if at.is_symlink() and not is_image(at.name))
-        stamps.update((folder.path + link.name, _stamp_of(Path(link.path))) for link in links)
+        stamps.update((folder.path + link.name, stamp_of(Path(link.path))) for link in links)
         if folder.path:
             yield folder
         else:
@@ -137,7 +149,8 @@ def _stamp(status: os.stat_result) -> Stamp:
     return status.st_ino, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _stamp_of(path: Path) -> Stamp:
+def stamp_of(path: Path) -> Stamp:
+    """Return what changes with a file or folder."""
     try:
         return _stamp(path.stat())
     except OSError:
@@ -145,7 +158,7 @@ def _stamp_of(path: Path) -> Stamp:
 
 
 def _cache_file(split: Path) -> Path:
-    """Return the file that keeps the index of a split.
+    """Return the file that keeps the index of a split, which is a folder or an archive.
 
     Raises:
         RuntimeError: the user has no home folder.
@@ -162,33 +175,48 @@ def _state(split: Path, classes: Sequence[str], stamps: dict[str, Stamp]) -> NDA
 
 
 def _store(index: Index, classes: Sequence[str], stamps: dict[str, Stamp]) -> None:
-    """Keep an index for later runs; if it cannot be written, the next run makes it again."""
-    state = _state(index.split, classes, stamps)
+    """Keep an index for later runs."""
     watched = np.frombuffer(os.fsencode("\0".join(stamps)), np.uint8)
-    with suppress(OSError, RuntimeError):
-        file = _cache_file(index.split)
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # the names may be private
-        write_atomically(
-            file,
-            lambda new: np.savez(new, state=state, watched=watched, names=index.names, labels=index.labels),
-        )
+    arrays: dict[str, NDArray[Any]] = {"watched": watched, "names": index.names, "labels": index.labels}
+    keep(index.split, {"state": _state(index.split, classes, stamps), **arrays})
 
 
 def _load(split: Path, classes: Sequence[str]) -> Index | None:
     """Return the index that an earlier run kept; None if it is damaged or out of date."""
+    return kept(split, lambda cache: _restored(split, classes, cache))
+
+
+def _restored(split: Path, classes: Sequence[str], cache: Mapping[str, NDArray[Any]]) -> Index | None:
+    watched = os.fsdecode(cache["watched"].tobytes()).split("\0")
+    stamps = {name: stamp_of(split / name) for name in watched}
+    if not np.array_equal(cache["state"], _state(split, classes, stamps)):
+        return None
+    index = Index(split, cache["names"], cache["labels"])
+    return index if labelled(index, len(classes)) else None
+
+
+def labelled(index: Index, classes: int) -> bool:
+    """Whether all labels are of so many classes."""
+    return not len(index) or bool(0 <= index.labels.min() <= index.labels.max() < classes)
+
+
+def keep(place: Path, arrays: Mapping[str, Any]) -> None:
+    """Keep what was found in ``place``; what cannot be written is found anew by the next run."""
+    with suppress(OSError, RuntimeError):
+        file = _cache_file(place)
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # the names may be private
+        write_atomically(file, lambda new: np.savez(new, **arrays))
+
+
+def kept(place: Path, restore: Callable[[Mapping[str, NDArray[Any]]], Kept | None]) -> Kept | None:
+    """Return what ``restore`` makes of the arrays that an earlier run kept; None if they are damaged."""
     try:
-        file = _cache_file(split)
+        file = _cache_file(place)
         if not file.is_file():  # reading a pipe would wait forever
             return None
         with np.load(file, allow_pickle=False) as cache:
             if any(entry.compress_type for entry in cache.zip.infolist()):  # it might fill the memory
                 return None
-            watched = os.fsdecode(cache["watched"].tobytes()).split("\0")
-            stamps = {name: _stamp_of(split / name) for name in watched}
-            if not np.array_equal(cache["state"], _state(split, classes, stamps)):
-                return None
-            index = Index(split, cache["names"], cache["labels"])
-        labelled = not len(index) or 0 <= index.labels.min() <= index.labels.max() < len(classes)
-        return index if labelled else None
+            return restore(cache)
     except Exception:  # a damaged file makes numpy and zipfile raise exceptions of many types
         return None

@@ -18,7 +18,7 @@ from utils.data.labels import IMAGENET_CLASSES, are_imagenet
 from utils.data.splits import ImageSplit
 
 IMAGES = 50_000  # of ImageNet's validation split
-_NAME = re.compile(r"ILSVRC2012_val_([0-9]{8})(?![0-9])")
+_NAME = re.compile(r"(?:^|[/:])ILSVRC2012_val_([0-9]{8})(?![0-9])[^/:]*$")  # in a folder or an archive
 
 
 class RealLabels(NamedTuple):
@@ -71,7 +71,7 @@ def _is_label(value: object) -> bool:
 
 def _number(path: str) -> int:
     """The number of a validation image, from 1, by its file name."""
-    found = _NAME.match(Path(path).name)
+    found = _NAME.search(path)
     number = int(found[1]) if found else 0
     if not 1 <= number <= IMAGES:
         raise UserError(

@@ -3,13 +3,15 @@
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from utils.common.errors import UserError
 from utils.common.text import plural, shown
+from utils.data.archive_index import ArchiveIndex
+from utils.data.archives import find_archives, read_archives
 from utils.data.digits import write_digits
 from utils.data.folders import is_image
 from utils.data.index import read_index
@@ -35,24 +37,31 @@ class MissingSplitError(UserError):
     """A data set lacks a split: it has no folder of one of the split's names."""
 
 
-def find_split(root: Path, names: Sequence[str]) -> Path:
-    """Return the folder of a split within ``root``; of several, the one with class folders.
+def find_split(root: Path, names: Sequence[str], use_cache: bool = True) -> Path | ArchiveIndex:
+    """Return the folder of a split within ``root``, of several the one with class folders; else its archives.
+
+    Args:
+        root: the data set.
+        names: of the split.
+        use_cache: whether to use the index that an earlier run made of the archives.
 
     Raises:
         MissingSplitError: there is none.
-        UserError: several different folders have class folders, or ``root`` is no folder.
+        UserError: several different folders have class folders, or ``root`` is no folder, or the archives
+            cannot be read.
     """
     if not root.is_dir():
         what = "not a folder" if root.exists() else "no such folder"
         raise UserError(f"--data {root}: {what}; give an ImageNet folder (train/ and val/), or 'digits'")
     there = [root / name for name in names if (root / name).is_dir()]
+    has_classes = any(path.is_dir() for folder in there for path in folder.iterdir())
+    if not has_classes and (archives := find_archives(root, names)):
+        return read_archives(root / names[0], archives, use_cache)
     if not there:
         found = ", ".join(sorted(path.name + "/" for path in root.iterdir() if path.is_dir())[:5])
         looked_for = " or ".join(f"{name}/" for name in names)
-        found = found or "no folders"
-        raise MissingSplitError(
-            f"--data {root}: looked for {looked_for} in it and found {found}: add a folder of that name"
-        )
+        what = f"--data {root}: looked for {looked_for} in it and found {found or 'no folders'}"
+        raise MissingSplitError(f"{what}: add a folder of that name, or {names[0]}.tar")
     usable = [path for path in there if len(there) == 1 or any(map(Path.is_dir, path.iterdir()))]
     if len({path.resolve() for path in usable}) > 1:
         both = " and ".join(f"{path.name}/" for path in usable)
@@ -60,14 +69,14 @@ def find_split(root: Path, names: Sequence[str]) -> Path:
     return [*usable, *there][0]
 
 
-def find_evaluated(root: Path, outputs: Outputs) -> Path:
+def find_evaluated(root: Path, outputs: Outputs, use_cache: bool) -> Path | ArchiveIndex:
     """Return the validation split, or ``root`` itself if it holds class folders, as other test sets come.
 
     Raises:
         UserError: there is neither, or more than one validation split.
     """
     try:
-        return find_split(root, VAL_NAMES)
+        return find_split(root, VAL_NAMES, use_cache)
     except MissingSplitError:
         folders = in_order(path.name for path in root.iterdir() if path.is_dir())
         if not are_classes(folders, outputs):
@@ -76,12 +85,19 @@ def find_evaluated(root: Path, outputs: Outputs) -> Path:
         return root
 
 
-def class_names(split: Path) -> tuple[str, ...]:
+def has_split(root: Path, names: Sequence[str]) -> bool:
+    """Whether there is a folder or archive of the split."""
+    return any((root / name).is_dir() for name in names) or bool(find_archives(root, names))
+
+
+def class_names(split: Path | ArchiveIndex) -> tuple[str, ...]:
     """Return the names of a split's class folders, in order.
 
     Raises:
         UserError: there are none.
     """
+    if isinstance(split, ArchiveIndex):
+        return in_order(split.contents.classes)
     names = in_order(path.name for path in split.iterdir() if path.is_dir())
     if names:
         return names
@@ -94,12 +110,15 @@ def class_names(split: Path) -> tuple[str, ...]:
 
 
 def read_split(
-    split: Path, classes: Sequence[str], use_cache: bool = True, source: str = "the training split"
+    split: Path | ArchiveIndex,
+    classes: Sequence[str],
+    use_cache: bool = True,
+    source: str = "the training split",
 ) -> ImageSplit:
     """Index a split with the labels of ``classes``, the same for all splits.
 
     Args:
-        split: the folder.
+        split: the folder, or the index of the archives.
         classes: the names of the class folders by label; a folder may be missing.
         use_cache: whether to use the index of an earlier run.
         source: where the classes come from, for messages.
@@ -112,6 +131,8 @@ def read_split(
     if unknown:
         names = ", ".join(unknown[:5])
         raise UserError(f"{split} has class folders that {source} lacks: {names}; both need the same names")
+    if isinstance(split, ArchiveIndex):
+        return ImageSplit(split.relabelled(classes), tuple(classes))
     samples = read_index(split, classes, use_cache)
     empty = sorted(set(present) - {classes[label] for label in np.unique(samples.labels)})
     if empty:
@@ -146,6 +167,16 @@ class Splits(NamedTuple):
     train: ImageSplit | None
     val: ImageSplit
 
+    def archives(self) -> dict[str, str]:
+        """Return a digest of the images of each split that is read from archives, by the split's name."""
+        found = {"train": self.train and self.train.samples, "val": self.val.samples}
+        return {name: of.contents.digest for name, of in found.items() if isinstance(of, ArchiveIndex)}
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what checkpoints hold of the data: the classes, and digests of archives."""
+        archives = self.archives()
+        return {"classes": list(self.val.classes), **({"archives": archives} if archives else {})}
+
     def __str__(self) -> str:
         training = plural(len(self.train.samples), "training image") + ", " if self.train else ""
         digest = zlib.crc32("/".join(self.val.classes).encode("utf-8", "surrogateescape"))
@@ -175,10 +206,13 @@ def open_data(name: str, evaluate: bool, outputs: Outputs = NOTHING_KNOWN, use_c
 
 
 def _open_splits(root: Path, evaluate: bool, outputs: Outputs, use_cache: bool) -> Splits:
-    val = find_evaluated(root, outputs) if evaluate else find_split(root, VAL_NAMES)
-    alone = evaluate and (bool(outputs.listed) or not (root / TRAIN_NAMES[0]).is_dir())
-    train = val if alone else find_split(root, TRAIN_NAMES)
+    val = find_evaluated(root, outputs, use_cache) if evaluate else find_split(root, VAL_NAMES, use_cache)
+    alone = evaluate and (bool(outputs.listed) or not has_split(root, TRAIN_NAMES))
+    train = val if alone else find_split(root, TRAIN_NAMES, use_cache)
     classes = order_classes(class_names(train), outputs, evaluate)
     source = "--class-list" if outputs.listed else "the checkpoint" if outputs.saved else "the training split"
+    for split in (val,) if evaluate else (train, val):
+        if isinstance(split, ArchiveIndex) and (left_out := split.notes()):
+            print(f"note: {shown(str(split))}: left out {left_out}")
     training = None if evaluate else read_split(train, classes, use_cache, source)
     return Splits(training, read_split(val, classes, use_cache, source))

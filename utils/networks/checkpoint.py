@@ -158,6 +158,7 @@ _SCHEMA: Mapping[str, Any] = MappingProxyType(
         "optimizer": {"state": {object: dict}, "param_groups": [_group]},
         "precision": dict,
         "versions": {object: _plain},
+        "archives": {str: str},
         "arguments": _arguments,
     }
 )

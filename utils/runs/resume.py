@@ -65,6 +65,22 @@ class Resumed:
         if self.auto and tuple(candidates(self.folder)) != self.seen:
             raise UserError(f"-c {self.folder}: another process has trained into it meanwhile; start again")
 
+    def check_archives(self, now: Mapping[str, str]) -> None:
+        """Check that the images in archives are those that the run began with.
+
+        Args:
+            now: a digest for each split that is read from archives. Other splits are not compared.
+
+        Raises:
+            UserError: names, classes, sizes or times of the images have changed.
+        """
+        then = self.saved.get("archives", {})
+        for split in sorted(then.keys() & now.keys()):
+            if then[split] != now[split]:
+                what = f"--resume {self.file}: {split} is read from another archive than in that run"
+                remedy = "give the same, or start a run with --finetune"
+                raise UserError(f"{what} (names, classes, sizes or times of its images differ): {remedy}")
+
     def position(self, start_epoch: int, count: int, ranks: Ranks) -> Position:
         """Return where training goes on.
 

@@ -1,0 +1,106 @@
+"""The bytes of an image: those of a file, or of a member of an archive."""
+
+import io
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+OPEN = 64  # archives that a process holds open
+
+
+class Archive(NamedTuple):
+    """An archive as it was when it was indexed."""
+
+    path: str
+    size: int  # bytes
+    changed: int  # time of modification, ns
+
+
+class Member(str):
+    """An image in an archive; as text ``ARCHIVE:MEMBER``.
+
+    Args:
+        text: what names it in messages.
+        archive: where it is.
+        start: its first byte in the archive.
+        size: bytes.
+        place: where it would lie in the folders of the data set, ``train/CLASS/NAME``.
+    """
+
+    __slots__ = ("archive", "place", "size", "start")
+
+    archive: Archive
+    start: int
+    size: int
+    place: str
+
+    def __new__(cls, text: str, archive: Archive, start: int, size: int, place: str) -> "Member":
+        member = super().__new__(cls, text)
+        member.archive, member.start, member.size, member.place = archive, start, size, place
+        return member
+
+    def __getnewargs__(self) -> Any:
+        return str(self), self.archive, self.start, self.size, self.place
+
+
+class _Content(io.BytesIO):
+    """The bytes of a member. Decoders name it as they would name a file."""
+
+    def __init__(self, member: Member) -> None:
+        super().__init__(content(member))
+        self.name = str(member)
+
+    def __repr__(self) -> str:
+        return repr(self.name)
+
+
+class _Opened:
+    """The descriptor of an archive, which is closed with the object.
+
+    Processes may share it: they read by position.
+    """
+
+    def __init__(self, archive: Archive) -> None:
+        self.descriptor = os.open(archive.path, os.O_RDONLY | os.O_CLOEXEC)
+        status = os.fstat(self.descriptor)
+        if (status.st_size, status.st_mtime_ns) != archive[1:]:
+            raise OSError(f"{archive.path} has changed since it was indexed")
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+_opened = lru_cache(OPEN)(_Opened)
+
+
+def content(path: str) -> bytearray:
+    """Return the bytes of an image.
+
+    Raises:
+        OSError: they cannot be read, or the archive has changed since it was indexed.
+    """
+    if not isinstance(path, Member):
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 (Path.open takes 5 % longer in all)
+            return bytearray(file.readall())
+    data = bytearray(path.size)
+    opened = _opened(path.archive)
+    if os.preadv(opened.descriptor, [data], path.start) < path.size:  # more than 2 GB is no image
+        raise OSError(f"{path.archive.path} ends within it")
+    return data
+
+
+def size_of(path: str) -> int:
+    """Return the number of bytes of an image."""
+    return path.size if isinstance(path, Member) else Path(path).stat().st_size
+
+
+def place_of(path: str, root: Path) -> str:
+    """Return where an image lies, or would lie if its archive were unpacked, within the data set's folder."""
+    return path.place if isinstance(path, Member) else os.path.relpath(path, root)
+
+
+def readable(path: str) -> str | io.BytesIO:
+    """Return what PIL opens: the path of a file, or the bytes of a member."""
+    return _Content(path) if isinstance(path, Member) else path
