@@ -18,12 +18,13 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.utils import prune
 from torchvision.models import convnext, efficientnet, mobilenetv2, regnet, resnet
 from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.ops import StochasticDepth
 
 from models import add_gates, create_gate, create_model, list_gates, list_models, resnet_eca
 from models.gates import POSITIONS, base_of, gates_of, knobs, start_as_identity
 
 PLACES = [place for place in POSITIONS if place != "paper"]
-KNOBS: dict[str, dict[str, Any]] = {"sge": {"groups": 4}, "fca": {"frequencies": 4}}  # few channels here
+KNOBS: dict[str, dict[str, Any]] = {"sge": {"groups": 4}, "fca": {"frequencies": 4, "reduction": 4}}
 KNOBS |= {name: {"reduction": 4} for name in ("se", "cbam", "bam", "gc", "ca")}
 REAL = ("resnet18", "regnet_y_400mf", "mobilenet_v2", "efficientnet_b0", "convnext_tiny")
 
@@ -72,6 +73,11 @@ def built(name: str) -> nn.Module:
     torch.manual_seed(0)
     net = SHORT[name]() if name in SHORT else create_model(name, num_classes=5)
     net = net.double()
+    for module in net.modules():
+        if isinstance(module, nn.Dropout | StochasticDepth):
+            module.p = 0.0
+        if isinstance(module, convnext.CNBlock):
+            nn.init.constant_(module.layer_scale, 0.5)  # 1e-6 hides what the branch computes
     with torch.no_grad():
         net.train()(images())  # statistics of batch norm that are no constants
     return net.eval()
