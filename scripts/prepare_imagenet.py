@@ -31,6 +31,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.lib.data_contents import troubles_of
 from scripts.lib.data_reading import say
+from scripts.lib.prepare_parquet import find_shards, read_shards
 from scripts.lib.prepare_sources import Source, read_files
 from scripts.lib.prepare_target import check_space, claimed, naming, write_folders, write_tar
 from utils.command_line import cli
@@ -108,7 +109,8 @@ def main() -> None:
         raise UserError(f"{shown(str(source))}: {what}: give the folder that ImageNet was downloaded to")
     if target.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{shown(str(target))} lies in SOURCE: give another TARGET")
-    sources, missing = read_files(source)
+    shards = find_shards(source)
+    sources, missing = read_shards(source, shards) if shards else read_files(source)
     for part in sources:  # its folder may be a link to another place
         if target.resolve().is_relative_to(part.split.folder.resolve()):
             raise UserError(f"{shown(str(target))} lies in SOURCE: give another TARGET")

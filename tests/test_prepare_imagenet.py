@@ -34,6 +34,7 @@ from scripts.lib.prepare_sources import Image, read_solution
 from utils.common.errors import UserError
 from utils.data.archive_index import ArchiveIndex
 from utils.data.content import content, place_of
+from utils.data.labels import imagenet_classes
 from utils.data.splits import open_data
 
 SCRIPT = "scripts/prepare_imagenet.py"
@@ -250,7 +251,7 @@ def kill_and_compare(
     """Kill a process when it has written a random share of the images, so many times, and go on."""
     folders = write_folders(tmp_path / "folders", training=1, validation=1)
     data = validation(folders)[0].read_bytes()
-    for i in range(500):
+    for i in range(300):
         (folders / "train" / CLASSES[i % 3] / f"{CLASSES[i % 3]}_{i}.JPEG").write_bytes(
             data + bytes([i % 251])
         )
@@ -524,6 +525,120 @@ def test_a_full_disk(prepare: Run, folders: Path, tmp_path: Path, monkeypatch: p
         )
     assert "6 written, 6 there before" in prepare("folders", "target").stdout
     assert tree(tmp_path / "target") == tree(folders)
+
+
+def write_shards(folders: Path, target: Path, how: str = "named") -> Path:
+    """Two shards of each split in an order of their own, with Hugging Face's names, or without names."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    order = list(imagenet_classes())
+    (target / "data").mkdir(parents=True)
+    for split, prefix in (("train", "train"), ("val", "validation")):
+        files = sorted((folders / split).rglob("*.JPEG"), key=lambda file: file.name[::-1])
+        files = validation(folders) if split == "val" and how == "unnamed" else files
+        middle = len(files) // 2
+        for number, part in enumerate((files[:middle], files[middle:])):
+            images = [
+                {
+                    "bytes": file.read_bytes(),
+                    "path": f"{file.stem}_{file.parent.name}.JPEG" if how == "named" else None,
+                }
+                for file in part
+            ]
+            labels = [order.index(file.parent.name) for file in part]
+            table = pyarrow.table({"image": images, "label": labels})
+            parquet.write_table(table, target / "data" / f"{prefix}-{number:05d}-of-00002.parquet")
+    return target
+
+
+def test_parquet_shards(prepare: Run, folders: Path, tmp_path: Path) -> None:
+    write_shards(folders, tmp_path / "source")
+    result = prepare("source", "target")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert tree(tmp_path / "target") == tree(folders)
+    assert "0 written, 9 there before" in prepare("source", "target").stdout
+    assert prepare("source", "tars", "--tar").returncode == 0
+    assert read(tmp_path / "tars") == read(folders)
+
+
+def test_parquet_images_without_names(prepare: Run, folders: Path, tmp_path: Path) -> None:
+    write_shards(folders, tmp_path / "source", "unnamed")
+    result = prepare("source", "target")
+    assert "note: val: 9 images without name, numbered by row; --real fits only if" in result.stdout
+    made = tree(tmp_path / "target")
+    expected = tree(folders)
+    assert {k: v for k, v in made.items() if k[0] == "v"} == {
+        k: v for k, v in expected.items() if k[0] == "v"
+    }
+    for name in CLASSES:
+        images = [
+            [v for k, v in of.items() if k.startswith(f"train/{name}/{name}_")] for of in (made, expected)
+        ]
+        assert sorted(images[0]) == sorted(images[1])
+
+
+def test_a_half_written_archive_of_parquet_images_is_continued(
+    prepare: Run, folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shards(folders, tmp_path / "source")
+    prepare("source", "target", "--tar")
+    whole = tree(tmp_path / "target")
+    monkeypatch.setattr(prepare_target, "SYNC", 100)
+    (tmp_path / "target" / "val.tar").unlink()
+    (tmp_path / "target" / ".val.tar.unfinished").write_bytes(whole["val.tar"][:9000])
+    assert "val: 9 images in 3 classes" in (out := prepare("source", "target", "--tar").stdout)
+    assert " 0 there before" not in out
+    assert tree(tmp_path / "target") == whole
+
+
+def change_table(source: Path, name: str, **columns: list[object]) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table(columns), source / "data" / name)
+
+
+IMAGE = {"bytes": b"x", "path": "n01440764_1.JPEG"}
+TRAIN = "train-00000-of-00002.parquet"
+BAD_SHARDS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (
+        lambda source: (source / "data" / TRAIN).unlink(),
+        "train-*.parquet: 1 shard of 2 missing (number 00000)",
+    ),
+    "cut": (lambda source: os.truncate(source / "data" / TRAIN, 900), f"{TRAIN}: damaged ("),
+    "no label": (lambda source: change_table(source, TRAIN, image=[IMAGE]), "no column label"),
+    "no bytes": (lambda source: change_table(source, TRAIN, image=[1], label=[1]), "no column image.bytes"),
+    "hidden labels": (
+        lambda source: change_table(source, TRAIN, image=[IMAGE], label=[-1]),
+        "label -1: labels must be 0 to 999",
+    ),
+    "other labels": (
+        lambda source: change_table(source, TRAIN, image=[IMAGE], label=[1]),
+        "n01440764_1.JPEG is of n01440764 by its name, of n01443537 by its label",
+    ),
+    "twice": (
+        lambda source: change_table(source, TRAIN, image=[IMAGE, IMAGE], label=[0, 0]),
+        "n01440764/n01440764_1.JPEG is there twice",
+    ),
+    "no image": (
+        lambda source: change_table(source, TRAIN, image=[{"bytes": b"x", "path": "a/.."}], label=[0]),
+        ".. is no name of an image",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SHARDS)
+def test_bad_shards(prepare: Run, folders: Path, tmp_path: Path, case: str) -> None:
+    make, fragment = BAD_SHARDS[case]
+    make(write_shards(folders, tmp_path / "source"))
+    assert_one_line_error(prepare("source", "target"), "prepare_imagenet.py: error: ", fragment)
+    assert not (tmp_path / "target").exists()
+
+
+def test_without_pyarrow(prepare: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "validation-0.parquet").touch()
+    monkeypatch.setattr("utils.common.checks.importlib.util.find_spec", lambda _: None)
+    assert_one_line_error(prepare("source", "target"), "pyarrow is not installed; pip install pyarrow")
 
 
 def test_training_names_the_command_for_a_flat_validation_folder(
