@@ -73,7 +73,7 @@ def test_a_flat_validation_folder(tmp_path: Path) -> None:
     write_images(tmp_path / "train" / "a", 1)
     write_images(tmp_path / "val", 1)
     with pytest.raises(
-        UserError, match=r"val has no class folders.* move each image into a folder of its class"
+        UserError, match=r"val has no class folders.* move each image .*prepare_imagenet.py \S+ TARGET"
     ):
         open_data(str(tmp_path), evaluate=True)
 

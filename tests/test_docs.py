@@ -30,6 +30,12 @@ ELSEWHERE = {
     "python scripts/export.py -a sge_resnet50 --resume sge_resnet50.pth.tar sge_resnet50.onnx": (
         "test_export.py::test_the_outputs_are_the_networks"
     ),
+    "python scripts/prepare_imagenet.py /path/to/downloads /path/to/target --check": (
+        "test_prepare_imagenet.py::test_check"
+    ),
+    "python scripts/prepare_imagenet.py SOURCE TARGET": (
+        "test_prepare_imagenet.py::test_the_tree_is_that_of_the_class_folders"
+    ),
     "python scripts/results.py": "test_results.py::test_a_stale_table_is_noticed_and_rewritten",
     "python scripts/record_run.py checkpoints/study/digits/sge_resnet18-1 --study digits": (
         "test_record_run.py::test_what_is_kept"

@@ -4,7 +4,8 @@ A file's name begins with what it belongs to:
 
 - benchmark_*: scripts/benchmark.py. Its subcommands are model, loader, decode, growth, optimizer, step and
   scaling; they share measure, report, images, training and gpus.
-- data_*: check_data.py, resize_images.py, predict.py, show_detections.py
+- data_*: check_data.py, resize_images.py, prepare_imagenet.py, predict.py, show_detections.py
+- prepare_*: prepare_imagenet.py
 - gates_*: show_gates.py
 - detections_*: show_detections.py
 - results_*: results.py, record_run.py

@@ -23,6 +23,7 @@ REMEDIES = MappingProxyType(
         "dead link": "let each lead to a file, or to a folder elsewhere, or remove it",
         "unreadable folder": "give yourself the permission, chmod u+rx",
         "empty class folder": "add images or remove it",
+        "missing image": "they are listed but not there; copy or download them again",
         "missing class": "give both splits the same folders",
         "archive with links": "links are not read; pack it anew with the files (tar --dereference)",
         "unlisted class": "add it to the --class-list, or remove the folder",

@@ -104,7 +104,8 @@ def class_names(split: Path | ArchiveIndex) -> tuple[str, ...]:
     if any(is_image(path.name) for path in split.iterdir()):
         raise UserError(
             f"{split} has no class folders, and an image's label is the name of its folder: move each image "
-            "into a folder of its class (ImageNet's archives: torchvision.datasets.ImageNet unpacks them so)"
+            "into a folder of its class; ImageNet's: python scripts/prepare_imagenet.py "
+            f"{split.parent} TARGET"
         )
     raise UserError(f"{split} has no class folders; put each class's images in a folder of its own")
 
