@@ -6,21 +6,20 @@
 #   bash scripts/gpu_check.sh step-O2-32 optimizer        these parts only, added to the results there
 #   bash scripts/gpu_check.sh --device cpu --tiny         rehearse without a GPU, with small networks
 #
-# OUT (gpu_check), MINUTES (9) and PYTHON (python3) may be set before the command. Nothing is installed: Python needs torch,
-# torchvision, tensorboardX and tqdm, for the tests pytest and pytest-xdist. Results: results.json and tables.md, and beside
-# them what each part printed.
+# OUT (gpu_check), MINUTES (9; on a CPU 60) and PYTHON (python3) may be set before the command. Nothing is installed: Python
+# needs torch, torchvision, tensorboardX and tqdm, for the tests pytest and pytest-xdist. Results: results.json and tables.md,
+# and beside them what each part printed.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
 python=${PYTHON:-python3}
 out=${OUT:-gpu_check}
-end=$((SECONDS + 60 * ${MINUTES:-9}))
 networks=(se_resnet50 eca_resnet50 gc_resnet50 srm_resnet50 bam_resnet50 cbam_resnet50 sge_resnet50 sk_resnet50 ws_resnet50)
 baseline=resnet50
 small=32 large=128  # images of a batch
 size=() rounds=(--rounds 5) images=(--images 8192)
 tests=(-m pytest -m gpu -n 8 -q)
-device=cuda half=fp16
+device=cuda precision=fp16 minutes=9 patience=1
 chosen=()
 while [ $# -gt 0 ]; do
     case $1 in
@@ -40,14 +39,16 @@ while [ $# -gt 0 ]; do
 done
 case $device in
     cuda) ;;
-    cpu) half=bf16 ;;
+    cpu) precision=fp32 minutes=60 patience=10 ;; # half is slow there
     *) echo "error: --device must be cuda or cpu, not '$device'" >&2 && exit 2 ;;
 esac
+minutes=${MINUTES:-$minutes}
+end=$((SECONDS + 60 * minutes))
 
 failed=() left=()
 
 part() { # NAME SECONDS COMMAND ...: run it for so long at most
-    local name=$1 limit=$2 code
+    local name=$1 limit=$((patience * $2)) code
     shift 2
     [[ " ${chosen[*]} " == *" $name "* ]] || return 0
     [ $((end - SECONDS)) -lt "$limit" ] && limit=$((end - SECONDS))
@@ -68,11 +69,11 @@ measure() { # NAME SECONDS KIND FLAG ...: one of benchmark.py's subcommands, wit
     part "$1" "$2" "$python" scripts/benchmark.py "${@:3}" "${rounds[@]}" --json "$out/$1.json"
 }
 
-model=(model "${networks[@]}" --baseline "$baseline" --precision "$half" --device "$device" "${size[@]}")
+model=(model "${networks[@]}" --baseline "$baseline" --precision "$precision" --device "$device" "${size[@]}")
 step=(step "$baseline" --channels-last --device "$device" "${size[@]}")
 
 compile() { # NAME SECONDS FLAG ...: compile every network, four at a time, into the cache of torch.compile
-    part "$1" "$2" xargs -P 4 -I{} "$python" scripts/benchmark.py model {} --baseline {} --precision "$half" \
+    part "$1" "$2" xargs -P 4 -I{} "$python" scripts/benchmark.py model {} --baseline {} --precision "$precision" \
         --device "$device" "${size[@]}" "${@:3}" --compile --rounds 1 --warmup 0 \
         < <(printf '%s\n' "$baseline" "${networks[@]}")
 }
@@ -111,6 +112,6 @@ done
 mkdir -p "$out" || exit 2
 all_parts
 "$python" -m scripts.lib.gpu_tables "$out" || failed+=(tables)
-[ ${#left[@]} -eq 0 ] || echo "not reached in ${MINUTES:-9} minutes: ${left[*]}"
+[ ${#left[@]} -eq 0 ] || echo "not reached in $minutes minutes: ${left[*]}"
 [ ${#failed[@]} -eq 0 ] || echo "failed: ${failed[*]}"
 [ $((${#left[@]} + ${#failed[@]})) -eq 0 ]
