@@ -186,6 +186,7 @@ def test_normalisation_uses_the_statistics_of_the_checkpoint_in_training() -> No
     torch.testing.assert_close(backbone.train()(images), backbone.eval()(images))
 
 
+@pytest.mark.slow
 def test_every_backbone_has_the_four_stages() -> None:
     of_all_files = [name for name in list_models() if is_own(name)]
     for name in {*of_all_files, *list_backbones()}:
@@ -278,7 +279,13 @@ def test_training_with_and_without_objects(name: str) -> None:
             assert not parameter.requires_grad or parameter.grad is not None, key
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "faster_rcnn",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in DETECTORS if name != "faster_rcnn"),
+    ],
+)
 def test_autocast_leaves_boxes_in_full_precision(name: str) -> None:
     torch.manual_seed(0)
     detector = small_detector(name)
@@ -302,6 +309,7 @@ def test_autocast_leaves_boxes_in_full_precision(name: str) -> None:
         assert image.get("masks", torch.zeros(0, 1, *size)).shape[1:] == (1, *size)
 
 
+@pytest.mark.slow  # where a CPU has no bfloat16
 def test_autocast_leaves_anchors_in_full_precision() -> None:
     """Beyond 256 pixels bfloat16 cannot hold an odd coordinate."""
     backbone = create_backbone("resnet18", None, False).eval()
