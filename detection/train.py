@@ -11,6 +11,7 @@ python detection/train.py --recipe cascade_rcnn_sge_r50 --data COCO -e --resume 
 import argparse
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from detection.options import DETECTOR_FIELDS, IMAGES, DetectorSpec, choose_dete
 from detection.task import Detection
 from imagenet import saving_flags
 from utils.command_line import cli
+from utils.command_line.sameness import compared
 from utils.common import distributed
 from utils.common.distributed import Ranks
 from utils.common.randomness import configure_torch
@@ -117,8 +119,9 @@ def prepare_training(
 
 
 def main() -> None:
-    args, recorded = parse_arguments(__doc__)
-    with distributed.start(args.device, args.local_rank) as ranks:
+    args, parser = parse_arguments(__doc__)
+    shared = partial(compared, parser, args)
+    with distributed.start(args.device, args.local_rank, shared, args.timeout) as ranks:
         resumed = find_checkpoint(args.resume, args.checkpoint, args.evaluate, ranks)
         seed = ranks.gather(choose_seed(args.manualSeed, resumed.saved.get("seed")))[0]
         configure_torch(args.deterministic, seed, one_size=False)
@@ -147,7 +150,7 @@ def main() -> None:
             dry_run(trainer, loader, evaluation, args.checkpoint, ranks)
             return
         fields = {"arch": f"{spec.model} {spec.arch}", "classes": list(val.classes)}
-        fields |= origin({**recorded, **asdict(spec), "opt_level": level})
+        fields |= origin({**parser.recorded(args), **asdict(spec), "opt_level": level})
         with Run(resumed, trainer, net, loader.batches, fields, **saving_flags(args)) as run:
             while not run.finished:
                 for step in trainer.epoch(loader, run.position, run.signals):

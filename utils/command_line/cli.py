@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from utils.common.errors import SHARED_MEMORY, UserError
-from utils.common.launch import is_main_process, leave_quietly
+from utils.common.launch import is_first_of_machine, is_main_process, leave_quietly
 
 # The published README has such lines.
 _BLANK = (
@@ -79,7 +79,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} ({hint})\n")
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        if not is_main_process():
+        if not is_first_of_machine():  # only one machine may have been started with the mistake
             leave_quietly()
         super().exit(status, message)
 
@@ -108,7 +108,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     except (RuntimeError, ValueError, OSError) as error:
         if (line := _explain(error)) is None:
             raise
-        if isinstance(error, ValueError) and not is_main_process():
+        if isinstance(error, ValueError) and not is_first_of_machine():
             leave_quietly()  # all processes have met it
         _complain(line)
         sys.exit(2)

@@ -1,5 +1,6 @@
 """What a result can be traced back to: the command, the versions, the commit."""
 
+import hashlib
 import platform
 import shlex
 import subprocess
@@ -13,6 +14,7 @@ import numpy
 import torch
 import torchvision
 
+_ROOT = Path(__file__).resolve().parents[2]
 _FLAGS = MappingProxyType({"wdall": "wd-all"})  # where an argument has another name than its flag
 
 
@@ -22,13 +24,27 @@ def origin(arguments: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         arguments: what the command line says of the computation, by the names of the arguments.
     """
-    packages = {of.__name__: str(of.__version__) for of in (torch, torchvision, numpy)}
     return {
         "command": shlex.join(sys.argv),
         "arguments": {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()},
-        "versions": {"python": platform.python_version(), **packages, "cuda": torch.version.cuda or ""},
+        "versions": {"python": platform.python_version(), **versions()},
         "commit": commit(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computes."""
+    packages = {of.__name__: str(of.__version__) for of in (torch, torchvision, numpy)}
+    return {**packages, "cuda": torch.version.cuda or ""}
+
+
+def sources() -> dict[str, str]:
+    """Return a digest of each file of this code that the process runs, by its path; 8 digits each."""
+    files = (getattr(module, "__file__", None) for module in tuple(sys.modules.values()))
+    paths = {Path(file).resolve() for file in files if file}
+    own = sorted(path.relative_to(_ROOT) for path in paths if path.is_relative_to(_ROOT) and path.is_file())
+    ours = [path for path in own if not path.parts[0].startswith(".")]  # an environment within this folder
+    return {str(path): hashlib.sha256((_ROOT / path).read_bytes()).hexdigest()[:8] for path in ours}
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -44,10 +60,9 @@ def _text(value: object) -> str:
 
 def commit() -> str:
     """Return the git commit of this code, with ``+`` after it where files differ; empty outside git."""
-    root = Path(__file__).parents[2]
-    words = ("git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+")
+    words = ("git", "-C", str(_ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+")
     try:
         done = subprocess.run(words, capture_output=True, text=True)
     except OSError:  # no git
         return ""
-    return done.stdout.strip() if (root / ".git").exists() else ""
+    return done.stdout.strip() if (_ROOT / ".git").exists() else ""
