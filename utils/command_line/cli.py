@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from utils.common.distributed import tell_mistake
 from utils.common.errors import SHARED_MEMORY, UserError
 from utils.common.launch import is_first_of_machine, is_main_process, leave_quietly
 
@@ -79,9 +80,12 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} ({hint})\n")
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        if not is_first_of_machine():  # only one machine may have been started with the mistake
-            leave_quietly()
-        super().exit(status, message)
+        """End the process; of several each machine's first one speaks, and the others learn of a mistake."""
+        if message and is_first_of_machine():
+            self._print_message(message, sys.stderr)
+        if status and message:
+            tell_mistake(message.removeprefix(f"{self.prog}: error: "))  # perhaps of one machine only
+        sys.exit(status)
 
     def print_help(self, file: Any = None) -> None:
         if is_main_process():

@@ -31,6 +31,7 @@ from utils.common.meeting import Told, disagreement, loopback_address, meet
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=10)  # of a process that waits for another, unless --timeout says another
+PATIENCE = timedelta(minutes=1)  # with others, of a process that does not join them
 _PAUSE = 0.02  # seconds between two looks into the store
 
 
@@ -170,6 +171,21 @@ def start(
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         yield ranks
     dist.destroy_process_group()  # not after an error: the others may be waiting, and are to be ended
+
+
+def tell_mistake(text: str) -> None:
+    """Tell the other processes of the job, if there are any, why this one does not join them.
+
+    They may have been started otherwise, and be waiting. This process waits a minute at most for them.
+    """
+    try:
+        place = launch_environment(os.environ, None)
+        if place["WORLD_SIZE"] != "1":
+            os.environ.update(place)
+            store, rank, size = fresh_store(PATIENCE)
+            meet(store, rank, size, Told(socket.gethostname(), {}, " ".join(text.split())))
+    except (RuntimeError, ValueError, UserError):  # they do not come: each has its own time-out
+        pass
 
 
 # What torch and gloo say when a process is gone, or its machine, or the way there.
