@@ -8,6 +8,9 @@ python imagenet_fast.py -a sge_resnet18 --data digits --img-size 64 --epochs 10 
 `python -m torch.distributed.launch` and `srun` start it as well as torchrun does.
 """
 
+import utils.common.early  # noqa: F401  # before torch: signals in the first second
+
+# isort: split
 import argparse
 from collections.abc import Mapping
 from dataclasses import asdict

@@ -8,17 +8,21 @@ python detection/train.py --recipe cascade_rcnn_sge_r50 --data COCO -e --resume 
 `python -m torch.distributed.launch` and `srun` start it as well as torchrun does.
 """
 
-import argparse
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import utils.common.early  # noqa: F401  # before torch: signals in the first second
+
+# isort: split
+import argparse
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 from torch import nn
 from torch.optim import SGD
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from detection.backbone import create_backbone
 from detection.coco import CocoSplit, read_coco
 from detection.detectors import create_detector

@@ -88,10 +88,10 @@ class Node:
 
     def end(self) -> None:
         """End all that runs on this machine, with its namespaces."""
-        mine = os.readlink(f"/proc/{self.keeper.pid}/ns/net")
+        mine = Path(f"/proc/{self.keeper.pid}/ns/net").readlink()
         for path in Path("/proc").glob("[0-9]*/ns/net"):
             try:
-                if os.readlink(path) == mine:
+                if path.readlink() == mine:
                     os.kill(int(path.parts[2]), 9)
             except OSError:  # ended meanwhile
                 continue

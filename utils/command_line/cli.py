@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from utils.common import early
 from utils.common.distributed import tell_mistake
 from utils.common.errors import SHARED_MEMORY, UserError
 from utils.common.launch import is_first_of_machine, is_main_process, leave_quietly
@@ -94,6 +95,7 @@ class Parser(argparse.ArgumentParser):
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Call a script's ``main``; end with one line on stderr and exit code 2 on a UserError."""
+    early.begin_script()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files need not be text
             stream.reconfigure(errors="backslashreplace")
