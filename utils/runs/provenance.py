@@ -1,6 +1,7 @@
 """What a result can be traced back to: the command, the versions, the commit."""
 
 import hashlib
+import os
 import platform
 import shlex
 import subprocess
@@ -14,7 +15,7 @@ import numpy
 import torch
 import torchvision
 
-_ROOT = Path(__file__).resolve().parents[2]
+_ROOT = Path(__file__).parents[2]
 _FLAGS = MappingProxyType({"wdall": "wd-all"})  # where an argument has another name than its flag
 
 
@@ -40,11 +41,14 @@ def versions() -> dict[str, str]:
 
 def sources() -> dict[str, str]:
     """Return a digest of each file of this code that the process runs, by its path; 8 digits each."""
-    files = (getattr(module, "__file__", None) for module in tuple(sys.modules.values()))
-    paths = {Path(file).resolve() for file in files if file}
-    own = sorted(path.relative_to(_ROOT) for path in paths if path.is_relative_to(_ROOT) and path.is_file())
-    ours = [path for path in own if not path.parts[0].startswith(".")]  # an environment within this folder
-    return {str(path): hashlib.sha256((_ROOT / path).read_bytes()).hexdigest()[:8] for path in ours}
+    modules = (getattr(module, "__file__", None) for module in tuple(sys.modules.values()))
+    files = {file for file in (*modules, os.path.realpath(sys.argv[0])) if isinstance(file, str)}
+    root = f"{_ROOT}{os.sep}"
+    own = sorted(file.removeprefix(root) for file in files if file.startswith(root))
+    ours = [file for file in own if not file.startswith(".")]  # an environment may lie in this folder
+    paths = {file: _ROOT / file for file in ours}
+    digests = {file: hashlib.sha256(path.read_bytes()) for file, path in paths.items() if path.is_file()}
+    return {file: digest.hexdigest()[:8] for file, digest in digests.items()}
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
