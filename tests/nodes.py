@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -69,14 +69,6 @@ class Node:
     def do(self, *command: str) -> None:
         """Run a command on this machine and wait for it."""
         subprocess.run(self.within(*command), check=True, capture_output=True)
-
-    def start(
-        self, command: Sequence[str], folder: Path, environment: Mapping[str, str] = os.environ
-    ) -> subprocess.Popen[str]:
-        """Start a command on this machine, in a session of its own."""
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        line = self.within("env", "-C", str(folder), *command)
-        return subprocess.Popen(line, env=dict(environment), start_new_session=True, **pipes)  # type: ignore[call-overload]
 
     def address(self) -> None:
         """Give the interface its address."""

@@ -56,6 +56,8 @@ def _registered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("_registered")
 def test_every_flag_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     """All but those of OF_A_MACHINE; both values are named."""
+    for name in ("sources", "versions", "commit"):
+        monkeypatch.setattr(f"utils.command_line.sameness.{name}", type(getattr(provenance, name)()))
     parser = imagenet_fast.create_parser()
     tried = {**OF_FAST, **OTHERS}
     for flag, (context, value) in tried.items():
