@@ -146,7 +146,7 @@ def test_a_pulled_cable(folder: Path) -> None:
 
 
 def test_machines_that_differ_are_refused(folder: Path) -> None:
-    """In flags, code, data, and the address of its own name; each says so in one line, and nothing is written."""
+    """In flags, code, data, the address of its name: both say so in one line; nothing is written."""
     engine = REPOSITORY / "utils" / "training" / "engine.py"
     (folder / "engine.py").write_text(engine.read_text() + "# changed\n")
     write_classes(folder / "others", 3, size=(32, 36))
