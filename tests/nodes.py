@@ -78,15 +78,20 @@ class Node:
     def pull_cable(self) -> None:
         self.do("ip", "link", "set", self.device, "down")
 
-    def end(self) -> None:
-        """End all that runs on this machine, with its namespaces."""
+    def kill_processes(self) -> None:
+        """Kill all that runs on this machine; it stays, and with it the cable and the other's address."""
         mine = Path(f"/proc/{self.keeper.pid}/ns/net").readlink()
         for path in Path("/proc").glob("[0-9]*/ns/net"):
             try:
-                if path.readlink() == mine:
+                if path.readlink() == mine and int(path.parts[2]) != self.keeper.pid:
                     os.kill(int(path.parts[2]), 9)
             except OSError:  # ended meanwhile
                 continue
+
+    def end(self) -> None:
+        """End this machine, with its namespaces."""
+        self.kill_processes()
+        self.keeper.kill()
         self.keeper.wait()
 
 

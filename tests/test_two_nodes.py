@@ -108,13 +108,13 @@ def test_two_machines_are_as_good_as_one(launch: Run, folder: Path) -> None:
         assert fingerprint(f"out{number}") == expected, words
 
 
-def test_a_machine_that_dies_and_one_that_stays_away(launch: Run, folder: Path) -> None:
+def test_a_machine_whose_processes_die_and_one_that_stays_away(launch: Run, folder: Path) -> None:
     """The other ends in one line; the same command goes on, exactly; and so does one machine alone."""
     expected = on_one_machine(launch, folder)
     with Pair(folder) as nodes:
         here, _ = start(nodes, folder, TORCHRUN)
         here.wait_for("epoch 1/2: batch 2/9")
-        nodes[1].end()
+        nodes[1].kill_processes()
         (line,) = here.wait_for_lines()
         assert "another process has ended" in line
         assert "--resume auto goes on" in line
