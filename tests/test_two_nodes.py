@@ -1,6 +1,7 @@
 """The commands for several machines on two of them: namespaces of this machine, joined by a cable.
 
-Slow: about four minutes on two cores, most of it torchrun's and torch's start in new interpreters.
+Slow: twelve minutes on two cores that other jobs used as well (load 9), most of it the start of torchrun and
+torch in new interpreters.
 """
 
 import os
