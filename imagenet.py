@@ -6,6 +6,9 @@ python imagenet.py -a sge_resnet101 --data /path/to/imagenet --epochs 100 --sche
 python imagenet.py -a sge_resnet101 --data /path/to/imagenet -e --resume sge_resnet101.pth.tar
 """
 
+import utils.common.early  # noqa: F401  # before torch: signals in the first second
+
+# isort: split
 import argparse
 from dataclasses import asdict
 from typing import Any, NamedTuple

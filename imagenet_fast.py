@@ -8,6 +8,9 @@ python imagenet_fast.py -a sge_resnet18 --data digits --img-size 64 --epochs 10 
 `python -m torch.distributed.launch` and `srun` start it as well as torchrun does.
 """
 
+import utils.common.early  # noqa: F401  # before torch: signals in the first second
+
+# isort: split
 import argparse
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -22,6 +25,7 @@ from torch.optim import SGD
 from imagenet import Opened, create_evaluation, open_network, saving_flags
 from utils.command_line import arguments, cli
 from utils.command_line.checks import check, check_tricks
+from utils.command_line.sameness import compared
 from utils.common import distributed
 from utils.common.distributed import Ranks
 from utils.common.randomness import configure_torch
@@ -65,7 +69,7 @@ def create_parser(description: str | None = __doc__, defaults: Mapping[str, Any]
     arguments.add_loss_arguments(parser)
     arguments.add_running_arguments(parser)
     run = arguments.add_run_arguments(parser)
-    arguments.add_local_rank(run)
+    arguments.add_process_arguments(run)
     text = "print the filters' spread after every step of --el2"
     run.add_argument("--print-always", action="store_true", help=text)
     parser.set_defaults(**{name: defaults[name] for name in ("epochs", "test_batch", "per_iter")})
@@ -74,13 +78,13 @@ def create_parser(description: str | None = __doc__, defaults: Mapping[str, Any]
 
 def parse_arguments(
     description: str | None, defaults: Mapping[str, Any]
-) -> tuple[argparse.Namespace, dict[str, Any]]:
-    """Return the command line, and what of it a checkpoint records."""
+) -> tuple[argparse.Namespace, cli.Parser]:
+    """Return the command line, and the parser, which knows what a checkpoint records of it."""
     parser = create_parser(description, defaults)
     args = parser.parse_args()
     check(parser, args)
     check_tricks(parser, args, defaults["mineps"], defaults["lam"], defaults["cosine"])
-    return args, parser.recorded(args)
+    return args, parser
 
 
 def opt_level(args: argparse.Namespace, device: str) -> str:
@@ -162,8 +166,9 @@ def prepare_training(
 
 
 def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAULTS) -> None:
-    args, recorded = parse_arguments(description, defaults)
-    with distributed.start(args.device, args.local_rank) as ranks:
+    args, parser = parse_arguments(description, defaults)
+    shared = partial(compared, parser, args)
+    with distributed.start(args.device, args.local_rank, shared, args.timeout) as ranks:
         resumed = find_checkpoint(args.resume, args.checkpoint, args.evaluate, ranks)
         seed = ranks.gather(choose_seed(args.manualSeed, resumed.saved.get("seed")))[0]
         configure_torch(args.deterministic, seed)
@@ -194,7 +199,7 @@ def main(description: str | None = __doc__, defaults: Mapping[str, Any] = DEFAUL
 
         fields = {"arch": spec.arch, **splits.recorded()}
         chosen = {"opt_level": level, "cutout_size": cutout_size(args, spec.img_size)}
-        fields |= origin({**recorded, **asdict(spec), **chosen})
+        fields |= origin({**parser.recorded(args), **asdict(spec), **chosen})
         with Run(resumed, trainer, net, loader.batches, fields, **saving_flags(args)) as run:
             while not run.finished:
                 for step in trainer.epoch(loader, run.position, run.signals):

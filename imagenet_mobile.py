@@ -9,6 +9,9 @@ Without --schedule the rate follows a cosine after the warm-up; both change with
 with every epoch). All flags are those of imagenet_fast.py.
 """
 
+import utils.common.early  # noqa: F401  # before torch: signals in the first second
+
+# isort: split
 from types import MappingProxyType
 
 import imagenet_fast

@@ -80,7 +80,7 @@ def create_parser(description: str | None) -> cli.Parser:
     group.add_argument("--opt-level", choices=("O0", "O1"), help=text)
     arguments.add_half_arguments(group)
     arguments.add_determinism(group)
-    arguments.add_local_rank(arguments.add_run_arguments(parser))
+    arguments.add_process_arguments(arguments.add_run_arguments(parser))
     # More test images at a time are padded to one size, which changes their features.
     parser.set_defaults(**published("faster_rcnn_r50"))
     parser.set_defaults(model=None, arch=None, lr=0.02, test_batch=1, clip_grad=CLIP, gamma=GAMMA)
@@ -94,8 +94,8 @@ def published(name: str) -> dict[str, Any]:
     return {"model": model, "arch": arch, "epochs": epochs, "schedule": list(steps), "train_batch": images}
 
 
-def parse_arguments(description: str | None) -> tuple[argparse.Namespace, dict[str, Any]]:
-    """Return the command line, and what of it a checkpoint records."""
+def parse_arguments(description: str | None) -> tuple[argparse.Namespace, cli.Parser]:
+    """Return the command line, and the parser, which knows what a checkpoint records of it."""
     parser = create_parser(description)
     args = parser.parse_args()
     if args.recipe:
@@ -109,7 +109,7 @@ def parse_arguments(description: str | None) -> tuple[argparse.Namespace, dict[s
         parser.error("--backbone and --pretrained are for a start: without --resume FILE")
     check_gates(parser, args)
     check_run(parser, args)
-    return args, parser.recorded(args)
+    return args, parser
 
 
 def choose_detector(given: Mapping[str, Any], saved: Mapping[str, Any], file: str | None) -> DetectorSpec:

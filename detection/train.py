@@ -8,16 +8,21 @@ python detection/train.py --recipe cascade_rcnn_sge_r50 --data COCO -e --resume 
 `python -m torch.distributed.launch` and `srun` start it as well as torchrun does.
 """
 
-import argparse
 import sys
-from dataclasses import asdict, replace
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import utils.common.early  # noqa: F401  # before torch: signals in the first second
+
+# isort: split
+import argparse
+from dataclasses import asdict, replace
+from functools import partial
 from typing import NamedTuple
 
 from torch import nn
 from torch.optim import SGD
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from detection.backbone import create_backbone
 from detection.coco import CocoSplit, read_coco
 from detection.detectors import create_detector
@@ -27,6 +32,7 @@ from detection.options import DETECTOR_FIELDS, IMAGES, DetectorSpec, choose_dete
 from detection.task import Detection
 from imagenet import saving_flags
 from utils.command_line import cli
+from utils.command_line.sameness import compared
 from utils.common import distributed
 from utils.common.distributed import Ranks
 from utils.common.randomness import configure_torch
@@ -117,8 +123,9 @@ def prepare_training(
 
 
 def main() -> None:
-    args, recorded = parse_arguments(__doc__)
-    with distributed.start(args.device, args.local_rank) as ranks:
+    args, parser = parse_arguments(__doc__)
+    shared = partial(compared, parser, args)
+    with distributed.start(args.device, args.local_rank, shared, args.timeout) as ranks:
         resumed = find_checkpoint(args.resume, args.checkpoint, args.evaluate, ranks)
         seed = ranks.gather(choose_seed(args.manualSeed, resumed.saved.get("seed")))[0]
         configure_torch(args.deterministic, seed, one_size=False)
@@ -147,7 +154,7 @@ def main() -> None:
             dry_run(trainer, loader, evaluation, args.checkpoint, ranks)
             return
         fields = {"arch": f"{spec.model} {spec.arch}", "classes": list(val.classes)}
-        fields |= origin({**recorded, **asdict(spec), "opt_level": level})
+        fields |= origin({**parser.recorded(args), **asdict(spec), "opt_level": level})
         with Run(resumed, trainer, net, loader.batches, fields, **saving_flags(args)) as run:
             while not run.finished:
                 for step in trainer.epoch(loader, run.position, run.signals):

@@ -166,10 +166,10 @@ def test_a_training_goes_on_with_the_network_of_the_checkpoint(
 
 def test_the_defaults_are_among_the_arguments_that_are_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", [FAST, "--data", "digits"])
-    args, recorded = imagenet_fast.parse_arguments(None, imagenet_fast.DEFAULTS)
+    args, parser = imagenet_fast.parse_arguments(None, imagenet_fast.DEFAULTS)
     given = {name: getattr(args, name) for name in ("arch", "img_size", "cardinality", "base_width")}
     spec = choose_network(given, {}, None)
-    saved = {**recorded, **asdict(spec)}
+    saved = {**parser.recorded(args), **asdict(spec)}
     kept = {name: saved[name] for name in ("arch", "img_size", "cardinality", "gate")}
     assert kept == {"arch": "resnet18", "img_size": 224, "cardinality": None, "gate": None}
 

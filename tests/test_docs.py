@@ -359,6 +359,7 @@ OTHERS = {
     "--gpu",
 }
 OTHERS |= {
+    "--signals-to-handle",
     "--nproc_per_node",
     "--rdzv_backend",
     "--rdzv_endpoint",

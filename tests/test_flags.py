@@ -133,7 +133,7 @@ ELSEWHERE_FAST = ELSEWHERE_ALL | {
     "--compile",
     "--channels-last",
 }
-ELSEWHERE_FAST |= {"--local-rank"}  # tests/test_distributed.py
+ELSEWHERE_FAST |= {"--local-rank", "--timeout"}  # tests/test_distributed.py, test_meeting.py
 
 
 def names(parser: argparse.ArgumentParser) -> set[str]:

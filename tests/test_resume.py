@@ -178,6 +178,31 @@ def test_torchrun_restarts_a_killed_rank(
     assert fingerprint("out") == fingerprint("whole")
 
 
+@pytest.mark.slow
+def test_torchrun_passes_sigusr1_on(
+    start: Callable[..., Job], launch: Run, pictures: Path, tmp_path: Path
+) -> None:
+    """With the flag that docs/resume.md gives; what is resumed ends in the same bits."""
+    page = (REPOSITORY / "docs" / "resume.md").read_text()
+    (flag,) = re.findall(r"`(--signals-to-handle=\S+)`", page)
+    net = ("-a", "squeezenet1_1", *SMALL[2:])
+    flags = (*net, "--data", "images", "--epochs", 2, "-p", 1, "-j", 0, "--train-batch", 4)
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", flag)
+    job = start(*launcher, REPOSITORY / "imagenet_fast.py", *flags, "-c", "out")
+    job.wait_for("epoch 1/2: batch 2/")
+    children = [process_of(tmp_path, rank) for rank in range(2)]
+    os.kill(job.pid, signal.SIGUSR1)
+    output, errors = job.communicate(timeout=120)
+    assert output.count("stopped by SIGUSR1, in epoch 1 after") == 1, errors
+    assert "imagenet_fast.py: error" not in errors
+    assert not [child for child in children if Path(f"/proc/{child}").exists()], "orphans"
+    resume = (*flags, "-c")
+    assert launch("imagenet_fast.py", *resume, "out", "--resume", "auto").returncode == 0
+    assert launch("imagenet_fast.py", *resume, "whole").returncode == 0
+    os.chdir(tmp_path)
+    assert fingerprint("out") == fingerprint("whole")
+
+
 def stop_at(call: Run, monkeypatch: pytest.MonkeyPatch, step: int, *flags: object) -> None:
     """Train until SIGTERM in a step, counted from 1."""
     calls: list[None] = []

@@ -7,6 +7,7 @@ how the process runs; these may differ when a run goes on.
 import argparse
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 from utils.command_line.cli import (
@@ -22,6 +23,7 @@ from utils.command_line.cli import (
     whole,
 )
 from utils.command_line.gate_arguments import add_gate_arguments
+from utils.common.distributed import TIMEOUT
 from utils.common.errors import UserError
 from utils.data.decoding import DECODERS, choose_decoder
 from utils.data.transforms import AUTO_AUGMENT, INTERPOLATIONS, LEAST_CROP
@@ -59,6 +61,14 @@ def file_of(suffix: str) -> Callable[[str], Path]:
         return path
 
     return parse
+
+
+def minutes(text: str) -> timedelta:
+    """An argparse type: a time above 0, in minutes."""
+    try:
+        return timedelta(minutes=positive(text))
+    except OverflowError:
+        raise argparse.ArgumentTypeError(f"must be less than a billion days, not '{text}' minutes") from None
 
 
 def loss_scale(text: str) -> float | str:
@@ -229,9 +239,11 @@ def add_run_arguments(parser: Parser) -> Group:
     return group
 
 
-def add_local_rank(group: Group) -> None:
-    """Add what ``python -m torch.distributed.launch`` gives each process."""
+def add_process_arguments(group: Group) -> None:
+    """Add what ``torch.distributed.launch`` gives each process, and how long they wait for each other."""
     group.add_argument("--local-rank", "--local_rank", type=whole, help=argparse.SUPPRESS)
+    text = "minutes that processes wait for each other, at the start and in a step (default: 10)"
+    group.add_argument("--timeout", type=minutes, default=TIMEOUT, metavar="MINUTES", help=text)
 
 
 def add_schedule_arguments(parser: Parser) -> None:

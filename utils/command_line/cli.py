@@ -12,8 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from utils.common import early
+from utils.common.distributed import tell_mistake
 from utils.common.errors import SHARED_MEMORY, UserError
-from utils.common.launch import is_main_process, leave_quietly
+from utils.common.launch import is_first_of_machine, is_main_process, leave_quietly
 
 # The published README has such lines.
 _BLANK = (
@@ -79,9 +81,12 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} ({hint})\n")
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        if not is_main_process():
-            leave_quietly()
-        super().exit(status, message)
+        """End the process; of several each machine's first one speaks, and the others learn of a mistake."""
+        if message and is_first_of_machine():
+            self._print_message(message, sys.stderr)
+        if status and message:
+            tell_mistake(message.removeprefix(f"{self.prog}: error: "))  # perhaps of one machine only
+        sys.exit(status)
 
     def print_help(self, file: Any = None) -> None:
         if is_main_process():
@@ -90,6 +95,7 @@ class Parser(argparse.ArgumentParser):
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Call a script's ``main``; end with one line on stderr and exit code 2 on a UserError."""
+    early.begin_script()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files need not be text
             stream.reconfigure(errors="backslashreplace")
@@ -108,7 +114,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     except (RuntimeError, ValueError, OSError) as error:
         if (line := _explain(error)) is None:
             raise
-        if isinstance(error, ValueError) and not is_main_process():
+        if isinstance(error, ValueError) and not is_first_of_machine():
             leave_quietly()  # all processes have met it
         _complain(line)
         sys.exit(2)

@@ -4,7 +4,6 @@ import torch
 from torch import nn
 
 from utils.common.errors import UserError
-from utils.common.launch import leave_quietly
 from utils.common.text import plural
 
 
@@ -28,9 +27,7 @@ def process_device(device: str, local: int, under_slurm: bool) -> torch.device:
     if device == "cpu" or (device == "auto" and not gpus):
         return torch.device("cpu")
     index = 0 if under_slurm and gpus == 1 else local
-    if index > gpus:  # the first process without a GPU speaks for those after it
-        leave_quietly()
-    if index == gpus:
+    if index >= gpus:
         have = f"only {plural(gpus, 'GPU')} for process {local + 1}" if gpus else "no CUDA GPU is available"
         raise UserError(f"--device {device}: {have}; start fewer processes, or use --device cpu")
     return torch.device("cuda", index)

@@ -6,13 +6,15 @@ A restarted process may then find the address of one that was killed and fail to
 """
 
 import os
+import socket
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from datetime import timedelta
+from errno import EHOSTDOWN, EHOSTUNREACH, ENETDOWN, ENETUNREACH, ETIMEDOUT
 from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -24,10 +26,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils.common.devices import describe, process_device
 from utils.common.errors import UserError
-from utils.common.launch import launch_environment, leave_quietly, whole_number
+from utils.common.launch import SECONDS_TO_SPEAK, launch_environment, leave_quietly, whole_number
+from utils.common.meeting import Told, disagreement, loopback_address, meet
 
 T = TypeVar("T")
-TIMEOUT = timedelta(minutes=30)  # of a process that waits for another
+TIMEOUT = timedelta(minutes=10)  # of a process that waits for another, unless --timeout says another
+PATIENCE = timedelta(minutes=1)  # with others, of a process that does not join them
 _PAUSE = 0.02  # seconds between two looks into the store
 
 
@@ -39,11 +43,13 @@ class Ranks:
         rank: this process, from 0.
         size: how many there are.
         device: what this process computes on.
+        local: this process among those of its machine, from 0; the first says what ends the job.
     """
 
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    local: int = 0
 
     @property
     def main(self) -> bool:
@@ -96,28 +102,22 @@ class Ranks:
 
     @contextmanager
     def agree(self) -> Iterator[dict[str, str]]:
-        """End all processes if a UserError is raised in the block on any of them; rank 0 prints it.
+        """End all processes if a UserError is raised in the block on any of them, or if they differ.
 
         The block must not communicate. What it puts into the dict must be the same on all processes.
         """
         known: dict[str, str] = {}
-        mistake = None
+        mistake = ""
         try:
             yield known
         except UserError as error:
             mistake = str(error)
-        found = self.gather((known, mistake))
-        for what, ours in found[0][0].items():
-            for rank, (values, _) in enumerate(found):
-                if (theirs := values.get(what, ours)) != ours:
-                    self.refuse(f"{what} on rank {rank} differs from that on rank 0: {theirs} and {ours}")
-        for rank, (_, text) in enumerate(found):
-            if text:
-                self.refuse(f"rank {rank}: {text}" if rank else text)
+        if verdict := disagreement(self.gather(Told(socket.gethostname(), known, mistake))):
+            self.refuse(verdict)
 
     def refuse(self, message: str) -> NoReturn:
-        """End all processes with one line; all must call this."""
-        if self.main:
+        """End all processes with one line on each machine; all must call this."""
+        if self.main or self.local == 0:
             raise UserError(message)
         leave_quietly()
 
@@ -126,47 +126,97 @@ ONE_PROCESS = Ranks()
 
 
 @contextmanager
-def start(device: str, local_rank: int | None) -> Iterator[Ranks]:
+def start(
+    device: str,
+    local_rank: int | None,
+    shared: Callable[[], Mapping[str, str]] = dict,
+    timeout: timedelta = TIMEOUT,
+) -> Iterator[Ranks]:
     """Join the job's processes for the block; all but rank 0 print nothing.
 
     Args:
         device: ``auto`` (CUDA when there is one), ``cpu`` or ``cuda``.
         local_rank: what the launcher gave as ``--local-rank``, if it did.
+        shared: returns what must be the same on all processes, by what the user calls it.
+        timeout: how long a process waits for another.
 
     Raises:
-        UserError: this machine has no such device, or fewer GPUs than processes.
+        UserError: a process differs from rank 0, or its machine has no such device, or fewer GPUs than
+            processes, or others cannot reach it.
     """
     place = launch_environment(os.environ, local_rank)
     rank, size, local = (whole_number(place, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    chosen = process_device(device, local, "SLURM_LOCALID" in os.environ)
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
+    under_slurm = "SLURM_LOCALID" in os.environ
     if size == 1:
+        chosen = process_device(device, local, under_slurm)
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen)
         yield Ranks(device=chosen)
         return
     os.environ.update(place)
-    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-    with silence(rank > 0), _losses_in_one_line(rank):
-        store, rank, size = fresh_store(TIMEOUT)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
-        yield Ranks(rank, size, chosen)
+    with silence(rank > 0), _losses_in_one_line(rank, local, timeout):
+        store, rank, size = fresh_store(timeout)
+        facts, mistake, chosen = dict(shared()), "", torch.device("cpu")
+        try:
+            chosen = process_device(device, local, under_slurm)
+            facts["--device"] = chosen.type
+        except UserError as error:
+            mistake = str(error)
+        ranks = Ranks(rank, size, chosen, local)
+        if verdict := meet(store, rank, size, Told(socket.gethostname(), facts, mistake, loopback_address())):
+            ranks.refuse(verdict)
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen)
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        yield ranks
     dist.destroy_process_group()  # not after an error: the others may be waiting, and are to be ended
 
 
+def tell_mistake(text: str) -> None:
+    """Tell the other processes of the job, if there are any, why this one does not join them.
+
+    They may have been started otherwise, and be waiting. This process waits a minute at most for them.
+    """
+    try:
+        place = launch_environment(os.environ, None)
+        if place["WORLD_SIZE"] != "1":
+            os.environ.update(place)
+            store, rank, size = fresh_store(PATIENCE)
+            meet(store, rank, size, Told(socket.gethostname(), {}, " ".join(text.split())))
+    except (RuntimeError, ValueError, UserError):  # they do not come: each has its own time-out
+        pass
+
+
+# What torch and gloo say when a process is gone, or its machine, or the way there.
+_LOST = (
+    *("by peer", "Broken pipe", "Connection", "Timed out", "remote process", "gloo/transport"),
+    *(os.strerror(number) for number in (EHOSTUNREACH, ENETUNREACH, ENETDOWN, EHOSTDOWN, ETIMEDOUT)),
+)
+
+
 @contextmanager
-def _losses_in_one_line(rank: int) -> Iterator[None]:
-    """Turn the errors that follow from the end of another process into one line."""
+def _losses_in_one_line(rank: int, local: int, timeout: timedelta) -> Iterator[None]:
+    """Turn the errors that follow from the loss of another process into one line on each machine.
+
+    The first process of a machine says it at once, the others only if nothing ends them meanwhile.
+    """
     try:
         yield
     except RuntimeError as error:
-        signs = ("by peer", "Broken pipe", "Connection", "Timed out", "remote process")
-        if not isinstance(error, dist.DistError) and not any(sign in str(error) for sign in signs):
+        text = str(error)
+        if not isinstance(error, dist.DistError) and not any(sign in text for sign in _LOST):
             raise
-        text = f"rank {rank}: another process has ended, perhaps with a message of its own, or hangs"
-        if "address already in use" in str(error).lower() or "EADDRINUSE" in str(error):
+        if "address already in use" in text.lower() or "EADDRINUSE" in text:
             port = os.environ.get("MASTER_PORT", "")
-            text = f"port {port} is in use: set another MASTER_PORT, or --master_port"
-        raise UserError(text) from None
+            raise UserError(f"port {port} is in use: set another MASTER_PORT, or --master_port") from None
+        if local > 0:
+            time.sleep(SECONDS_TO_SPEAK)
+        what = "another process has ended, perhaps with a message of its own, or is out of reach"
+        if "timed out" in text.lower() or "timeout" in text.lower():
+            minutes = f"{timeout.total_seconds() / 60:g} minutes (--timeout)"
+            what = f"another process has not answered for {minutes}: it hangs or is out of reach"
+        raise UserError(f"rank {rank} ({socket.gethostname()}): {what}; --resume auto goes on") from None
 
 
 @contextmanager

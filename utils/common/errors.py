@@ -9,6 +9,6 @@ class UserError(Exception):
 
 
 SHARED_MEMORY = (
-    "the shared memory is full, in which the processes that decode hand over images: give fewer --workers, "
-    "or a larger /dev/shm (docker run --shm-size 8g)"
+    "the shared memory is full, in which the processes that decode hand over images: give fewer --workers "
+    "(0 needs none), or a larger /dev/shm (docker run --shm-size 8g)"
 )

@@ -18,8 +18,16 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
+def is_first_of_machine() -> bool:
+    """Return whether this is the process that says, on its machine, what ends the job."""
+    return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
+
+
 def leave_quietly() -> NoReturn:
-    """End a process later than rank 0, which prints the message; launchers stop all after the first end."""
+    """End a process later than the first of its machine, which prints the message.
+
+    Launchers stop all processes of a machine after the first end.
+    """
     time.sleep(SECONDS_TO_SPEAK)
     sys.exit(2)
 
@@ -32,7 +40,7 @@ def refuse_several_processes(script: str) -> None:
     """
     if whole_number({"WORLD_SIZE": "1", **os.environ}, "WORLD_SIZE") == 1:
         return
-    if not is_main_process():
+    if not is_first_of_machine():
         leave_quietly()
     raise UserError(f"{script} is one process for all GPUs: start it with python, or use imagenet_fast.py")
 

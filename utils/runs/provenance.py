@@ -1,5 +1,7 @@
 """What a result can be traced back to: the command, the versions, the commit."""
 
+import hashlib
+import os
 import platform
 import shlex
 import subprocess
@@ -13,6 +15,7 @@ import numpy
 import torch
 import torchvision
 
+_ROOT = Path(__file__).parents[2]
 _FLAGS = MappingProxyType({"wdall": "wd-all"})  # where an argument has another name than its flag
 
 
@@ -22,13 +25,30 @@ def origin(arguments: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         arguments: what the command line says of the computation, by the names of the arguments.
     """
-    packages = {of.__name__: str(of.__version__) for of in (torch, torchvision, numpy)}
     return {
         "command": shlex.join(sys.argv),
         "arguments": {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()},
-        "versions": {"python": platform.python_version(), **packages, "cuda": torch.version.cuda or ""},
+        "versions": {"python": platform.python_version(), **versions()},
         "commit": commit(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computes."""
+    packages = {of.__name__: str(of.__version__) for of in (torch, torchvision, numpy)}
+    return {**packages, "cuda": torch.version.cuda or ""}
+
+
+def sources() -> dict[str, str]:
+    """Return a digest of each file of this code that the process runs, by its path; 8 digits each."""
+    modules = (getattr(module, "__file__", None) for module in tuple(sys.modules.values()))
+    files = {file for file in (*modules, os.path.realpath(sys.argv[0])) if isinstance(file, str)}
+    root = f"{_ROOT}{os.sep}"
+    own = sorted(file.removeprefix(root) for file in files if file.startswith(root))
+    ours = [file for file in own if not file.startswith(".")]  # an environment may lie in this folder
+    paths = {file: _ROOT / file for file in ours}
+    digests = {file: hashlib.sha256(path.read_bytes()) for file, path in paths.items() if path.is_file()}
+    return {file: digest.hexdigest()[:8] for file, digest in digests.items()}
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -44,10 +64,9 @@ def _text(value: object) -> str:
 
 def commit() -> str:
     """Return the git commit of this code, with ``+`` after it where files differ; empty outside git."""
-    root = Path(__file__).parents[2]
-    words = ("git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+")
+    words = ("git", "-C", str(_ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+")
     try:
         done = subprocess.run(words, capture_output=True, text=True)
     except OSError:  # no git
         return ""
-    return done.stdout.strip() if (root / ".git").exists() else ""
+    return done.stdout.strip() if (_ROOT / ".git").exists() else ""

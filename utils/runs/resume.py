@@ -147,7 +147,7 @@ def find_checkpoint(
         ranks: the processes of the job. All load the same file.
 
     Raises:
-        UserError: it cannot be read, or there is nothing to evaluate.
+        UserError: it cannot be read, or is another on another machine, or there is nothing to evaluate.
     """
     auto, file = resume == "auto", resume
     path = Path(folder or (Path(resume).parent if resume and not auto else DEFAULT_FOLDER))
@@ -160,8 +160,10 @@ def find_checkpoint(
         file = ranks.gather(found)[0]
         if file is None:
             print(f"--resume auto: no checkpoint in {path}/: starting anew")
-    with ranks.agree():
+    with ranks.agree() as same:
         saved = checkpoint.load(file) if file else {}
+        if "checksum" in saved:  # the files of a folder that is not shared may be others
+            same["--resume"] = f"a file with checksum {saved['checksum'][:8]}"
     return Resumed(path, file, saved, auto, seen)
 
 
