@@ -1,6 +1,6 @@
 """Mixed precision by the levels of NVIDIA Apex's amp, on torch.amp."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from torch.optim import Optimizer
 from utils.common.distributed import Ranks
 from utils.common.errors import UserError
 from utils.training.optim import parameters
+
+_CASTS = 8  # groups of weights that O2 casts
 
 
 @dataclass
@@ -120,6 +122,10 @@ class HalfWeights(nn.Module):
 
     The cast is part of the graph, so the float32 weights ("master weights") are what gradients arrive at and
     what the optimizer, the averages and the checkpoints see.
+
+    The weights are cast in ``_CASTS`` groups of neighbouring layers, each in one kernel. A single group would
+    hold back all gradients until the first layer's is there; DistributedDataParallel could then exchange
+    none of them during the backward pass.
     """
 
     def __init__(self, net: nn.Module, half: torch.dtype, keep_batchnorm: bool) -> None:
@@ -136,9 +142,40 @@ class HalfWeights(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tensors = {**dict(self.net.named_parameters()), **dict(self.net.named_buffers())}
-        to_cast = [k for k, v in tensors.items() if v.is_floating_point() and id(v) not in self.kept]
-        half = {name: tensors[name].to(self.dtype) for name in to_cast}
-        return functional_call(self.net, half, (x.to(self.dtype),))
+        to_cast = {k: v for k, v in tensors.items() if v.is_floating_point() and id(v) not in self.kept}
+        groups = _groups_of_size(list(to_cast.values()), _CASTS)
+        half = [value for group in groups for value in Cast.apply(self.dtype, *group)]
+        return functional_call(self.net, dict(zip(to_cast, half, strict=True)), (x.to(self.dtype),))
+
+
+class Cast(torch.autograd.Function):
+    """Cast tensors of one type to another type, ``Cast.apply(dtype, *tensors)``: one kernel each way."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.dtype = tensors[0].dtype
+        cast = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
+        torch._foreach_copy_(cast, tensors)
+        fixed = [one for one, tensor in zip(cast, tensors, strict=True) if not tensor.requires_grad]
+        ctx.mark_non_differentiable(*fixed)
+        return tuple(cast)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        given = [gradient for gradient in gradients if gradient is not None]
+        cast = iter(Cast.apply(ctx.dtype, *given) if given else ())
+        return None, *(None if gradient is None else next(cast) for gradient in gradients)
+
+
+def _groups_of_size(tensors: Sequence[Tensor], most: int) -> list[list[Tensor]]:
+    """Divide tensors, in their order, into groups of about the same size, at most ``most``."""
+    groups: dict[int, list[Tensor]] = {}
+    total, before = sum(tensor.numel() for tensor in tensors), 0
+    for tensor in tensors:
+        groups.setdefault(most * before // total, []).append(tensor)
+        before += tensor.numel()
+    return list(groups.values())
 
 
 def choose_precision(
