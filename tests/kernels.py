@@ -20,7 +20,7 @@ _NO_KERNEL = {
     "split_with_sizes",
 }
 _NO_KERNEL |= {"squeeze", "t", "transpose", "unbind", "unsqueeze", "view", "_unsafe_view", "_reshape_alias"}
-_NO_KERNEL |= {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
+_NO_KERNEL |= {"lift_fresh", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 _WAITS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal"}  # the host needs their result to go on
 
 

@@ -183,8 +183,8 @@ def stop_at(call: Run, monkeypatch: pytest.MonkeyPatch, step: int, *flags: objec
     calls: list[None] = []
     update = engine.Trainer._update
 
-    def spy(trainer: engine.Trainer) -> None:
-        update(trainer)
+    def spy(trainer: engine.Trainer, bad: torch.Tensor) -> None:
+        update(trainer, bad)
         calls.append(None)
         if len(calls) == step:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -198,7 +198,7 @@ def test_another_number_of_processes_loses_no_image(
     call: Run, launch: Run, pictures: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     flags = (*SMALL, "--data", pictures, "--epochs", 1, "-j", 0, "--train-batch", 4)
-    stop_at(call, monkeypatch, 2, *flags, "-c", "out")  # heard in the step after it: 12 images
+    stop_at(call, monkeypatch, 3, *flags, "-c", "out")  # 12 images
     result = launch("imagenet_fast.py", *flags, "-c", "out", "--resume", "auto", "-p", 1)
     assert result.returncode == 0, result.stderr
     assert "note: that run had 1 process and steps of 4 images, this one 2 and 8" in result.stdout

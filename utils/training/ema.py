@@ -6,7 +6,8 @@ from itertools import compress
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import SGD
 
 
 class Average(nn.Module):
@@ -25,18 +26,35 @@ class Average(nn.Module):
         super().__init__()
         self.module = copy.deepcopy(net).requires_grad_(False)
         self.decay, self.steps = decay, 0
+        averages = [*self.module.parameters(), *self.module.buffers()]
+        self.floating = [average.is_floating_point() for average in averages]
+        self.averages = list(compress(averages, self.floating))
+        self.counters = [average for average in averages if not average.is_floating_point()]
+        self.descent = SGD(self.averages, fused=True)
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Move towards the weights of ``model``, the network or its wrapper; integer buffers are copied."""
+    def update(self, model: nn.Module, bad: Tensor | None = None) -> None:
+        """Move towards the weights of ``model``, the network or its wrapper; integer buffers are copied.
+
+        To move by a share of the distance is a step of gradient descent on half its square. torch's fused
+        steps heed a flag, its interpolation does not.
+
+        Args:
+            model: the network in training.
+            bad: a flag on the device; if it is 1 there, only ``counters`` change.
+        """
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps)) if self.steps else 0.0
-        averages = [*self.module.parameters(), *self.module.buffers()]
         values = [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
-        floating = [average.is_floating_point() for average in averages]
-        counting = [not one for one in floating]
-        torch._foreach_lerp_(list(compress(averages, floating)), list(compress(values, floating)), 1 - decay)
-        if any(counting):
-            torch._foreach_copy_(list(compress(averages, counting)), list(compress(values, counting)))
+        distances = torch._foreach_sub(self.averages, list(compress(values, self.floating)))
+        for average, distance in zip(self.averages, distances, strict=True):
+            average.grad = distance
+        self.descent.param_groups[0]["lr"] = 1 - decay
+        self.descent.found_inf = bad  # type: ignore[attr-defined]
+        self.descent.step()
+        self.descent.zero_grad()
+        if self.counters:
+            counted = [value for value in values if not value.is_floating_point()]
+            torch._foreach_copy_(self.counters, counted)
         self.steps += 1
 
 

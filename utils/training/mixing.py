@@ -70,14 +70,16 @@ class Mixer:
         """Mix a batch of normalised images; may change ``images``."""
         random = np.random.default_rng(seed)
         sides = (images.shape[2], images.shape[3])
-        order = torch.from_numpy(random.permutation(len(images))).to(images.device)
+        order = torch.from_numpy(random.permutation(len(images)))
         if self.cutmix_prob is not None and (self.mixup_alpha is None or random.random() < 0.5):
             if random.random() < self.cutmix_prob:
+                order = order.to(images.device)
                 weight, centre = random.beta(1, 1), tuple(random.integers(sides).tolist())
                 (x1, y1, x2, y2), weight = cutmix_box(sides, weight, centre)
                 images[:, :, x1:x2, y1:y2] = images[order, :, x1:x2, y1:y2]
                 return MixedBatch(images, labels, labels[order], weight)
         elif self.mixup_alpha is not None:
+            order = order.to(images.device)
             weight = random.beta(self.mixup_alpha, self.mixup_alpha) if self.mixup_alpha > 0 else 1.0
             mixed = torch.lerp(images[order], images, weight)  # weight * x + (1 - weight) * x[order]
             return MixedBatch(mixed, labels, labels[order], weight)

@@ -47,6 +47,7 @@ class Precision:
     keep_batchnorm: bool = True
     loss_scale: float | str = 1.0
     device: str = "cpu"
+    runs_ahead = True  # whether no step waits for the device
 
     def __post_init__(self) -> None:
         self.scaler = GradScaler(self.device, enabled=self.loss_scale == "dynamic")
@@ -85,7 +86,7 @@ class Precision:
 
     def backward(self, loss: Tensor, optimizer: Optimizer) -> None:
         """Add the gradients of a loss to ``.grad``, scaled until :meth:`unscale`."""
-        self.scaler.scale(loss * self.scale).backward()
+        self.scaler.scale(loss * self.scale if self.scale != 1 else loss).backward()
 
     def unscale(self, optimizer: Optimizer) -> None:
         """Divide the gradients by the loss scale, before they are clipped."""
@@ -94,10 +95,30 @@ class Precision:
         elif self.scale != 1:
             torch._foreach_mul_([p.grad for p in parameters(optimizer) if p.grad is not None], 1 / self.scale)
 
-    def step(self, optimizer: Optimizer) -> None:
-        """Step with unscaled gradients; with a dynamic scale, skip a step that overflowed."""
+    def step(self, optimizer: Optimizer, bad: Tensor | None = None) -> None:
+        """Step with unscaled gradients; with a dynamic scale, skip a step that overflowed.
+
+        Args:
+            optimizer: a fused one, if there is a flag.
+            bad: a flag on the device; if it is 1 there, weights and momentum stay what they are.
+        """
+        if bad is not None and self.scaler.is_enabled():
+            for overflow in self.scaler._found_inf_per_device(optimizer).values():
+                torch.maximum(overflow, bad, out=overflow)
+        elif bad is not None:
+            optimizer.found_inf = bad  # type: ignore[attr-defined]  # torch's name for such a flag
         self.scaler.step(optimizer)
         self.scaler.update()
+        if bad is not None and not self.scaler.is_enabled():
+            del optimizer.found_inf  # type: ignore[attr-defined]
+
+    def scale_tensors(self) -> list[Tensor]:
+        """Return the tensors on the device that a dynamic loss scale consists of, none of a fixed one."""
+        if not self.scaler.is_enabled():
+            return []
+        self.scaler.scale(torch.zeros((), device=self.device))  # torch makes them at the first use
+        tensors = (self.scaler._scale, self.scaler._growth_tracker)
+        return [tensor for tensor in tensors if tensor is not None]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the dynamic loss scale, to resume exactly; empty if there is none."""
