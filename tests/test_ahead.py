@@ -201,6 +201,9 @@ def test_too_many_in_a_row(images: Path, most: int) -> None:
     seen, error = until_an_error(whole)
     assert error.startswith("the loss is not finite in epoch 4, step 3 of 6")
     assert len(seen) == SKIPPED_IN_A_ROW + 1
+    trainer, _ = create(most, [(epoch, batch) for epoch in range(9) for batch in (0, 4, 8)], half=False)
+    whole = (step for epoch in range(9) for step in trainer.epoch(loader_of(images), Position(epoch)))
+    assert until_an_error(whole)[1] == ""  # as many, but not in a row
 
 
 SMALL = ("-a", "tiny", "--img-size", 32, "--train-batch", 4, "--manualSeed", 7, "-j", 0, "--epochs", 1)

@@ -28,34 +28,41 @@ class Average(nn.Module):
         self.decay, self.steps = decay, 0
         averages = [*self.module.parameters(), *self.module.buffers()]
         self.floating = [average.is_floating_point() for average in averages]
-        self.averages = list(compress(averages, self.floating))
-        self.counters = [average for average in averages if not average.is_floating_point()]
-        self.descent = SGD(self.averages, fused=True)
+        self.counting = [not one for one in self.floating]
+        self.averages = averages
+        self.descent = SGD(list(compress(averages, self.floating)), fused=True)
 
     @torch.no_grad()
     def update(self, model: nn.Module, bad: Tensor | None = None) -> None:
         """Move towards the weights of ``model``, the network or its wrapper; integer buffers are copied.
 
-        To move by a share of the distance is a step of gradient descent on half its square. torch's fused
-        steps heed a flag, its interpolation does not.
-
         Args:
             model: the network in training.
-            bad: a flag on the device; if it is 1 there, only ``counters`` change.
+            bad: a flag on the device; if it is 1 there, and the weights have stayed what they were, so do
+                their averages. Those of buffers may not.
         """
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps)) if self.steps else 0.0
         values = [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
-        distances = torch._foreach_sub(self.averages, list(compress(values, self.floating)))
-        for average, distance in zip(self.averages, distances, strict=True):
+        if self.steps == 0:
+            torch._foreach_copy_(self.averages, values)
+        else:
+            self._approach(list(compress(values, self.floating)), bad)
+            if any(self.counting):
+                counters = list(compress(self.averages, self.counting))
+                torch._foreach_copy_(counters, list(compress(values, self.counting)))
+        self.steps += 1
+
+    def _approach(self, values: list[Tensor], bad: Tensor | None) -> None:
+        """Move by a share of the distance, which is a step of gradient descent on half its square.
+
+        torch's fused steps heed a flag on the device; its interpolation does not.
+        """
+        averages = self.descent.param_groups[0]["params"]
+        for average, distance in zip(averages, torch._foreach_sub(averages, values), strict=True):
             average.grad = distance
-        self.descent.param_groups[0]["lr"] = 1 - decay
+        self.descent.param_groups[0]["lr"] = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.descent.found_inf = bad  # type: ignore[attr-defined]
         self.descent.step()
         self.descent.zero_grad()
-        if self.counters:
-            counted = [value for value in values if not value.is_floating_point()]
-            torch._foreach_copy_(self.counters, counted)
-        self.steps += 1
 
 
 def create_average(net: nn.Module, decay: float | None, saved: Mapping[str, Any]) -> Average | None:

@@ -155,12 +155,10 @@ class Trainer:
                     break
             good, undone, signal = runner.look()
             before, done = done, done + good
-            error, files = "", []
+            self._skipped = 0 if good else self._skipped
+            files, error = list[str](), ""
             if undone:
-                self._set_learning_rate(begin.epoch, done, steps)
-                files = [file for of_rank in self.ranks.gather(loader.files(done)) for file in of_rank]
-                where = f"epoch {begin.epoch + 1}, step {done + 1} of {steps}"
-                error = self._leave_out(files, where, undone, in_a_row=not good)
+                files, error = self._leave_out(loader, begin.epoch, done, undone)
                 done += 0 if error else 1
             elif self.print_filters:
                 self._print_filters()
@@ -210,7 +208,7 @@ class Trainer:
     def _run_ahead(self, meter: Sums, signals: Signals | None) -> RunAhead:
         """Return what watches over the steps of an epoch."""
         small = [*self.model.buffers(), meter.sums, *self.precision.scale_tensors()]
-        small += self.average.counters if self.average is not None else []
+        small += self.average.module.buffers() if self.average is not None else ()
         waits = self.print_filters or not self.precision.runs_ahead
         return RunAhead(small, meter.sums.device, self.ranks, signals, 1 if waits else self.ahead)
 
@@ -286,30 +284,36 @@ class Trainer:
             stds = " ".join(f"{std:.3g}" for std in self.optimizer.filter_stds())
             tqdm.write(f"standard deviation of the filters: {stds}")
 
-    def _leave_out(self, files: Sequence[str], where: str, undone: int, in_a_row: bool) -> str:
+    def _leave_out(
+        self, loader: DeviceLoader[TrainBatches], epoch: int, number: int, undone: int
+    ) -> tuple[list[str], str]:
         """Account for a step whose loss is not finite, on all processes.
 
         Args:
-            files: its images.
-            where: it is, as text.
+            loader: of its images.
+            epoch: in which it is.
+            number: the step of the epoch, from 0.
             undone: steps that have changed nothing, this one and those after it.
-            in_a_row: whether no step was good since the last that was left out.
 
         Returns:
-            Why the run cannot go on; empty if the step is skipped.
+            Its images, and why the run cannot go on; empty if the step is skipped.
         """
+        steps = loader.batches.steps
+        files = [file for of_rank in self.ranks.gather(loader.files(number)) for file in of_rank]
+        self._set_learning_rate(epoch, number, steps)
         if self.average is not None:
             self.average.steps -= undone
-        self._skipped = self._skipped + 1 if in_a_row else 1
+        self._skipped += 1
+        where = f"epoch {epoch + 1}, step {number + 1} of {steps}, at learning rate {self.learning_rate:g}"
         images = f"{plural(len(files), 'image')} ({', '.join(files[:2])}, ...)"
-        what = f"the loss is not finite in {where}, at learning rate {self.learning_rate:g}, on {images}"
+        what = f"the loss is not finite in {where}, on {images}"
         weights = torch.stack([weight.isfinite().all() for weight in parameters(self.optimizer)])
         if not weights.all():
-            return f"{what}; the weights are not finite either"
+            return files, f"{what}; the weights are not finite either"
         if not self.skip_nan or self._skipped > SKIPPED_IN_A_ROW:
-            return what
+            return files, what
         tqdm.write(f"note: {what}: the step is left out")
-        return ""
+        return files, ""
 
 
 @dataclass

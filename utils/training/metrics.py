@@ -122,7 +122,7 @@ class Meter(Sums):
         ranked = best_five(logits)
         hits = _hits(ranked, labels)
         if weight != 1:
-            hits = weight * hits + (1 - weight) * _hits(ranked, partners)
+            hits = weight * hits.double() + (1 - weight) * _hits(ranked, partners).double()
         self.sums[0].add_(len(labels))
         self.sums[1].add_(loss, alpha=len(labels))
         self.sums[2:].add_(hits)
@@ -135,5 +135,5 @@ class Meter(Sums):
 
 def _hits(ranked: Tensor, wanted: Tensor) -> Tensor:
     """Return how many of ``wanted`` (B,) are the first, and how many any, of ``ranked`` (B, 5): (2,)."""
-    of_rank = (ranked == wanted[:, None]).sum(dim=0, dtype=torch.float64)
+    of_rank = (ranked == wanted[:, None]).sum(dim=0)  # whole numbers: a GPU adds them up the same every time
     return of_rank.cumsum(dim=0)[:: max(len(of_rank) - 1, 1)]  # of one class (1,): both are the same
