@@ -56,16 +56,18 @@ KILLED = {
     ],
 )
 def test_killed_at_any_moment(start: Callable[..., Job], script: str, pictures: Path, kills: int) -> None:
-    """By SIGKILL; with 0, 1 and 4 workers by turns."""
+    """By SIGKILL; with 0, 1 and 4 workers by turns, and two steps whose loss is not finite."""
     processes, flags = KILLED[script]
-    given = (*SMALL, "--data", "images", "--epochs", 2, "--save-every", 1, *flags)
-    options = (script, "--processes", processes, "--kills", kills, "--rest")
-    result = start(KILLER, *options, *given).complete()
+    given = (*SMALL, "--data", "images", "--epochs", 2, "--save-every", 2, "--on-nan", "skip", *flags)
+    options = (script, "--processes", processes, "--kills", kills)
+    spoiled = ("--spoil", 0, 1, processes - 1, "--spoil", 1, 2, 0)
+    result = start(KILLER, *options, *spoiled, "--rest", *given).complete()
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     assert found["kills"] == kills
     assert found["runs"] > 0
     assert found["differing"] == []
+    assert found["left out"] == 2
 
 
 @pytest.mark.slow
