@@ -52,7 +52,9 @@ def create(
     task.bad = {derive_seed(1, "mix", epoch, batch, 0) for epoch, batch in spoiled}
     precision = Precision("O2", torch.bfloat16, loss_scale="dynamic") if half else Precision()
     precision.scaler.set_growth_interval(4) if half else None  # the scale grows within an epoch
-    trainer = Trainer(precision.prepare(net), optimizer, task, Schedule(0.1, 2, cosine=True), 1)
+    trainer = Trainer(
+        precision.prepare(net), optimizer, task, Schedule(0.1, 2, cosine=True, per_iteration=True), 1
+    )
     trainer.precision, trainer.average = precision, create_average(net, 0.9, {})
     trainer.accumulate, trainer.clip, trainer.skip_nan, trainer.ahead = PARTS, 1.0, True, most
     return trainer, net
