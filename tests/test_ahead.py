@@ -186,6 +186,7 @@ def test_without_skip_all_is_as_before_the_step(images: Path, most: int) -> None
     whole, net = create(1)
     third = next(step for step in whole.epoch(loader_of(images), Position(0)) if step.number == 3)
     assert_equal(seen[-1].position.sums, third.position.sums)
+    whole._set_learning_rate(0, 3, STEPS)  # that of the step that was not taken
     assert_equal(stopped.state(other), whole.state(net))
 
 
