@@ -76,7 +76,7 @@ class Trainer:
 
     Args:
         model: the network, in its wrappers.
-        optimizer: of the network's parameters.
+        optimizer: of the network's parameters; a fused one, which heeds a flag on the device.
         task: what is learned.
         schedule: the learning rate of every step.
         seed: the run's seed.
