@@ -20,9 +20,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from utils.command_line import cli
+from utils.common.randomness import derive_seed
 from utils.networks.archive import checksum
+from utils.training import ahead
+from utils.training.classification import Classification
+from utils.training.mixing import MixedBatch
 
 WORKERS = (0, 1, 4)
 
@@ -56,6 +61,18 @@ def fork(script: str, flags: Sequence[str], rank: int, processes: int, port: int
         traceback.print_exc()
     sys.stdout.flush()
     os._exit(code)
+
+
+def spoil(seed: int, batches: Sequence[Sequence[int]]) -> None:
+    """Make the images of some batches nan, each given by epoch, batch and rank; no host looks in between."""
+    seeds = {derive_seed(seed, "mix", *batch) for batch in batches}
+    prepare = Classification.prepare
+
+    def spoiled(task: Classification, images: Tensor, targets: Tensor, seed: int) -> MixedBatch:
+        return prepare(task, images * float("nan") if seed in seeds else images, targets, seed)
+
+    Classification.prepare = spoiled  # type: ignore[assignment, method-assign]
+    ahead.LOOK_SECONDS = 1e9
 
 
 def wait(children: Sequence[int], seconds: float) -> list[int | None]:
@@ -98,15 +115,20 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
+    text = "epoch, batch and rank of a batch whose images are nan; the run's seed is 7"
+    parser.add_argument("--spoil", type=int, nargs=3, action="append", default=[], help=text)
     parser.add_argument("--rest", nargs=argparse.REMAINDER)
     args = parser.parse_args()
     torch.set_num_threads(1)
     importlib.import_module(args.script)
+    if args.spoil:
+        spoil(7, args.spoil)
     choose = random.Random(args.seed)
     began = time.monotonic()
     codes = wait(start(args.script, [*args.rest, "-c", "whole", "-j", "1"], args.processes), 240)
     assert set(codes) == {0}, Path("run.log").read_text()[-3000:]
     duration = time.monotonic() - began
+    left_out = Path("run.log").read_text().count("the step is left out")
     expected, kills, chain, differing = fingerprint("whole"), 0, 0, []
     while kills < args.kills or Path(f"chain-{chain}").exists():
         flags = ["-c", f"chain-{chain}", "--resume", "auto", "-j", str(choose.choice(WORKERS))]
@@ -121,7 +143,8 @@ def main() -> None:
             assert set(codes) == {0}, Path("run.log").read_text()[-3000:]
             differing += [] if fingerprint(f"chain-{chain}") == expected else [chain]
             chain += 1
-    print(json.dumps({"kills": kills, "runs": chain, "differing": differing, "seconds": duration}))
+    found = {"kills": kills, "runs": chain, "differing": differing, "left out": left_out}
+    print(json.dumps({**found, "seconds": duration}))
 
 
 if __name__ == "__main__":

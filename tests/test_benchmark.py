@@ -53,7 +53,8 @@ def test_a_process_of_its_own(run: Run) -> None:
     assert "1 thread, torch" in machine
     assert (empty, title) == ("", "optimizer step on mobilenetv1's parameters")
     assert head.split() == ["ms/step", "±", "ratio", "from", "to", "best"]
-    assert [row.split("  ")[0] for row in rows[:3]] == ["SGD, fused", "SGD, default", "e-shifted SGD"]
+    names = ["SGD, fused", "SGD, default", "e-shifted SGD by layers", "e-shifted SGD together"]
+    assert [row.split("  ")[0] for row in rows[:4]] == names
     assert rows[0].split()[-4:] == ["1.000"] * 4
 
 

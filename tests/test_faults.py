@@ -5,7 +5,6 @@ import resource
 import signal
 import time
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from tensorboardX.event_file_writer import EventsWriter
 from torch import Tensor, nn
 
 from detection.loading import collect
-from detection.task import LossMeter
 from utils.common.distributed import ONE_PROCESS, Ranks
 from utils.common.errors import UserError
 from utils.data.loading import Reading, Sample, stack, training_loader
@@ -34,7 +32,6 @@ from utils.training import engine
 from utils.training.classification import Classification
 from utils.training.ema import create_average
 from utils.training.engine import Trainer
-from utils.training.metrics import Recent
 from utils.training.schedule import Schedule
 
 SMALL = ("-a", "tiny", "--img-size", 32, "--manualSeed", 7, "-j", 0, "--train-batch", 8)
@@ -259,24 +256,13 @@ def test_a_loss_that_never_comes_right(call: Run, images: Path) -> None:
     assert result.stdout.count("the step is left out") == engine.SKIPPED_IN_A_ROW
 
 
-def test_points_of_the_curves_do_not_count_a_skipped_step() -> None:
-    """Though one was due in its middle."""
-    meter = LossMeter(("loss",), torch.device("cpu"))
-    recent = Recent(meter, 0)
-    meter.add({"loss": torch.tensor(1.0)}, 8)
-    after_a_step = meter.sums.clone()
-    meter.add({"loss": torch.tensor(3.0)}, 8)  # half of the second step
-    assert recent.figures(0, meter.values()) is None
-    assert recent.figures(1, meter.values()).loss == 2
-    meter.sums.copy_(after_a_step)
-    recent.step_back()
-    assert recent.figures(2, meter.values()) is None
-    meter.add({"loss": torch.tensor(5.0)}, 8)
-    assert recent.figures(3, meter.values()).loss == 5
-
-
 def trained(
-    images: Path, bad: int | None, steps: int, skip: bool = True, ranks: Ranks = ONE_PROCESS
+    images: Path,
+    bad: int | None,
+    steps: int,
+    skip: bool = True,
+    ranks: Ranks = ONE_PROCESS,
+    ahead: int = 1,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state after some steps of a net with batch norm, one of them with a loss that is not finite."""
     torch.manual_seed(0)
@@ -296,43 +282,48 @@ def trained(
     assert average is not None
     task = Classification(criterion)
     trainer = Trainer(net, optimizer, task, Schedule(0.1, 2), 1, ranks, accumulate=2, average=average)
-    trainer.skip_nan = skip
-    for step in islice(trainer.epoch(loader, Position(0)), steps):
+    trainer.skip_nan, trainer.ahead = skip, ahead
+    for step in trainer.epoch(loader, Position(0)):
         if step.error:
             raise UserError(f"at {step.position.images} images: {step.error}")
+        if step.number == steps:
+            break
+    assert step.number == steps
     return {**net.state_dict(), **average.state_dict()}, optimizer.state_dict()["state"]
 
 
+@pytest.mark.parametrize("ahead", [1, 16])
 @pytest.mark.parametrize("bad", [3, 4])
-def test_a_skipped_step_leaves_no_trace(images: Path, bad: int) -> None:
-    """In either part of the second step."""
-    assert_no_trace(images, bad)
+def test_a_skipped_step_leaves_no_trace(images: Path, bad: int, ahead: int) -> None:
+    """In either part of the second step, whether or not the host begins the third before it knows."""
+    assert_no_trace(images, bad, ahead=ahead)
 
 
-def assert_no_trace(images: Path, bad: int, ranks: Ranks = ONE_PROCESS) -> None:
+def assert_no_trace(images: Path, bad: int, ranks: Ranks = ONE_PROCESS, ahead: int = 1) -> None:
     """Of a batch of a skipped step in weights, statistics of batch norm, momentum, average."""
-    expected, momentum = trained(images, None, 1, ranks=ranks)
-    found, found_momentum = trained(images, bad, 2, ranks=ranks)
+    expected, momentum = trained(images, None, 1, ranks=ranks, ahead=ahead)
+    found, found_momentum = trained(images, bad, 2, ranks=ranks, ahead=ahead)
     for key, value in expected.items():
         assert torch.equal(found[key], value), key
     for index, state in momentum.items():
         assert torch.equal(found_momentum[index]["momentum_buffer"], state["momentum_buffer"])
-    after, _ = trained(images, bad, 3, ranks=ranks)
+    after, _ = trained(images, bad, 3, ranks=ranks, ahead=ahead)
     assert any(not torch.equal(after[key], value) for key, value in expected.items())
 
 
-def test_without_skip_the_trainer_gives_up_before_the_step(images: Path) -> None:
+@pytest.mark.parametrize("ahead", [1, 16])
+def test_without_skip_the_trainer_gives_up_before_the_step(images: Path, ahead: int) -> None:
     with pytest.raises(UserError, match="at 8 images: the loss is not finite in epoch 1, step 2 of 3"):
-        trained(images, 3, 2, skip=False)
+        trained(images, 3, 2, skip=False, ahead=ahead)
 
 
 def test_weights_that_are_not_finite_end_a_run_that_skips(
     images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    update: Callable[[Trainer], None] = Trainer._update
+    update: Callable[[Trainer, Tensor], None] = Trainer._update
 
-    def spoil(trainer: Trainer) -> None:
-        update(trainer)
+    def spoil(trainer: Trainer, bad: Tensor) -> None:
+        update(trainer, bad)
         with torch.no_grad():
             trainer.optimizer.param_groups[0]["params"][0].fill_(float("nan"))
 
@@ -347,10 +338,10 @@ def test_weights_that_are_not_finite_are_never_saved(
     flags = (*SMALL, "--data", images, "-c", "out")
     assert call(*flags, "--epochs", 1).returncode == 0
     before = (tmp_path / "out" / "checkpoint.pth.tar").read_bytes()
-    update: Callable[[Trainer], None] = Trainer._update
+    update: Callable[[Trainer, Tensor], None] = Trainer._update
 
-    def spoil(trainer: Trainer) -> None:
-        update(trainer)
+    def spoil(trainer: Trainer, bad: Tensor) -> None:
+        update(trainer, bad)
         with torch.no_grad():
             trainer.optimizer.param_groups[0]["params"][0].view(-1)[0] = float("inf")
 

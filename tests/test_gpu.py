@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ from utils.data.loading import Reading, training_loader, validation_loader
 from utils.data.splits import open_data
 from utils.data.transforms import TrainTransform, ValTransform
 from utils.runs.folder import LAST
+from utils.training.engine import Trainer
 from utils.training.optim import start_momentum
 from utils.training.precision import Precision
 
@@ -242,10 +244,72 @@ def test_killed_at_any_moment(start: Callable[..., Job], script: str, pictures: 
     assert json.loads(result.stdout)["differing"] == []
 
 
+@pytest.mark.parametrize("ahead", [1, 16])
 @pytest.mark.parametrize("bad", [3, 4])
-def test_a_skipped_step_leaves_no_trace(images: Path, bad: int) -> None:
+def test_a_skipped_step_leaves_no_trace(images: Path, bad: int, ahead: int) -> None:
     torch.backends.cudnn.deterministic = True
-    assert_no_trace(images, bad, Ranks(device=GPU))
+    assert_no_trace(images, bad, Ranks(device=GPU), ahead)
+
+
+def test_no_step_waits_for_the_gpu(call: Run, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From one look of the host to the next; torch says what would."""
+    step = Trainer._step
+
+    def strict(*args: Any) -> None:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            step(*args)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Trainer, "_step", strict)
+    flags = ("-a", "resnet18", "--data", pictures, "--img-size", 32, "--train-batch", 16, "--epochs", 2)
+    tricks = (
+        "--mixup",
+        "--cutmix",
+        "--ema",
+        "--clip-grad",
+        1,
+        "--nowd-conv",
+        "--el2",
+        "--label-smoothing",
+        0.1,
+    )
+    for level in ("O0", "O1", "O2"):
+        result = call(*flags, *tricks, "--opt-level", level, "-c", level, script="imagenet_fast.py")
+        assert result.returncode == 0, result.stderr
+
+
+def launches(function: Callable[[], object]) -> int:
+    """Kernels that a call launches."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        function()
+        torch.cuda.synchronize()
+    return sum(event.count for event in profile.key_averages() if "LaunchKernel" in event.key)
+
+
+def test_few_kernels_are_launched() -> None:
+    """What tests on a CPU count as one foreach operation takes a GPU a few, not one for each weight."""
+    net = create_model("ws_resnet50").to(GPU)
+    optimizer = optimizer_of(net, lam=1.0, shift=1e-3, nowd_conv=True)
+    start_momentum(optimizer)
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert launches(optimizer.step) < 120  # layer by layer 230
+    images = torch.randn(2, 3, 64, 64, device=GPU)
+    counts = []
+    for level in ("O0", "O2"):
+        precision = Precision(level, torch.float16, device="cuda")
+        model = precision.prepare(net)
+
+        def step(precision: Precision = precision, model: nn.Module = model) -> None:
+            precision.backward(precision.forward(model, images).sum(), optimizer)
+
+        step()
+        counts.append(launches(step))
+    assert counts[1] - counts[0] < 60  # weight by weight 113
 
 
 def test_too_little_memory(call: Run, pictures: Path) -> None:

@@ -199,11 +199,11 @@ def test_no_points_beside_another_run(
     assert call(*flags).returncode == 0
     older(tmp_path / "out")
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    update: Callable[[Trainer], None] = Trainer._update
+    update: Callable[[Trainer, torch.Tensor], None] = Trainer._update
     updates: list[None] = []
 
-    def stop(trainer: Trainer) -> None:
-        update(trainer)
+    def stop(trainer: Trainer, bad: torch.Tensor) -> None:
+        update(trainer, bad)
         updates.append(None)
         if len(updates) == 3:
             raise UserError("enough")

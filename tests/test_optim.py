@@ -2,15 +2,24 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from kernels import kernels_of
 from torch import nn
 from torch.optim import SGD
 
 from models import create_model
-from utils.training.optim import EShiftedSGD, WeightDecay, classify, create_optimizer, decaying_kinds
+from utils.training.optim import (
+    EShiftedSGD,
+    WeightDecay,
+    classify,
+    create_optimizer,
+    decaying_kinds,
+    start_momentum,
+)
 
 GOLDEN = json.loads((Path(__file__).parent / "goldens_math.json").read_text())["lsgd"]
 
@@ -43,14 +52,18 @@ def optimizer_of(
         ("lam1_eps0.01_nesterov", 1.0, 0.01, True),
     ],
 )
-def test_steps_are_the_published_ones(name: str, lam: float, shift: float, nesterov: bool) -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_steps_are_the_published_ones(
+    name: str, lam: float, shift: float, nesterov: bool, together: bool
+) -> None:
     conv, depthwise = 0.05 * normal(1, 4, 3, 3, 3) + 0.02, 0.05 * normal(2, 4, 1, 3, 3)
     values = [nn.Parameter(v) for v in (conv, depthwise, 0.05 * normal(3, 5, 7), 0.05 * normal(4, 4))]
     groups = [
         {"params": [values[0], values[1], values[3]], "weight_decay": 0.0, "shifted": [True, False, False]},
         {"params": [values[2]], "weight_decay": 0.01, "shifted": [False]},
     ]
-    optimizer = EShiftedSGD(groups, lam=lam, shift=shift, lr=0.1, momentum=0.9, nesterov=nesterov)
+    settings: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "nesterov": nesterov}
+    optimizer = EShiftedSGD(groups, lam, shift, together, **settings)
     for step, expected in enumerate(GOLDEN[f"{name}/imagenet_fast"]):
         for i, value in enumerate(values):
             value.grad = 0.01 * normal(100 + 10 * step + i, *value.shape)
@@ -62,16 +75,17 @@ def test_steps_are_the_published_ones(name: str, lam: float, shift: float, neste
             assert flat.norm().item() == pytest.approx(golden["l2"], rel=1e-12)
 
 
-def gradient(weight: torch.Tensor, lam: float, shift: float) -> torch.Tensor:
+def gradient(weight: torch.Tensor, lam: float, shift: float, together: bool = False) -> torch.Tensor:
     """What the regularizer adds to a gradient of 0: a step of rate 1 subtracts it."""
     parameter = nn.Parameter(weight.clone())
     parameter.grad = torch.zeros_like(parameter)
     group = {"params": [parameter], "weight_decay": 0.0, "shifted": [True]}
-    EShiftedSGD([group], lam=lam, shift=shift, lr=1.0).step()
+    EShiftedSGD([group], lam, shift, together, lr=1.0).step()
     return weight - parameter.detach()
 
 
-def test_the_regularizer_is_the_gradient_of_its_objective() -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_the_regularizer_is_the_gradient_of_its_objective(together: bool) -> None:
     weight = 0.1 * normal(0, 6, 3, 3, 3) + 0.03
     variable = weight.clone().requires_grad_()
     flat = variable.flatten(1)
@@ -79,20 +93,78 @@ def test_the_regularizer_is_the_gradient_of_its_objective() -> None:
     radius = (flat - mean[:, None]).norm(dim=1) - 0.02 * (count - 1) ** 0.5
     (0.5 / 2 * (radius**2 + count * mean**2)).sum().backward()
     assert variable.grad is not None
-    assert torch.allclose(gradient(weight, 0.5, 0.02), variable.grad, rtol=1e-12, atol=1e-15)
-    assert torch.allclose(gradient(weight, 0.5, 0.0), 0.5 * weight, rtol=1e-12)  # e = 0 is plain L2
+    assert torch.allclose(gradient(weight, 0.5, 0.02, together), variable.grad, rtol=1e-12, atol=1e-15)
+    assert torch.allclose(gradient(weight, 0.5, 0.0, together), 0.5 * weight, rtol=1e-12)  # plain L2
 
 
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_filters_of_equal_weights_stay_finite(dtype: torch.dtype) -> None:
+def test_filters_of_equal_weights_stay_finite(dtype: torch.dtype, together: bool) -> None:
     weight = torch.stack([torch.full((3, 3, 3), value, dtype=dtype) for value in (0.0, 0.3, -1e-6)])
-    assert torch.allclose(gradient(weight, 0.5, 0.01), 0.5 * weight, rtol=1e-2)
+    assert torch.allclose(gradient(weight, 0.5, 0.01, together), 0.5 * weight, rtol=1e-2)
 
 
-def test_channels_last_weights_take_the_same_step() -> None:
-    weight = normal(0, 6, 3, 3, 3)
-    other = gradient(weight.contiguous(memory_format=torch.channels_last), 0.5, 0.02)
-    assert torch.allclose(other, gradient(weight, 0.5, 0.02), rtol=1e-12, atol=1e-15)
+def step_of_convolutions(layout: torch.memory_format, together: bool) -> list[torch.Tensor]:
+    """Weights after a step: some shapes more than once, some of one input or one output channel."""
+    shapes = [(6, 3, 3, 3), (4, 1, 3, 3), (1, 8, 1, 1), (5, 3, 3, 3), (2, 9, 1, 1), (3, 27, 1, 1)]
+    weights = [nn.Parameter(normal(i, *s).contiguous(memory_format=layout)) for i, s in enumerate(shapes)]
+    weights.append(nn.Parameter(normal(10, 7, 3, 2, 4).transpose(1, 3)))  # in neither format
+    weights += [nn.Parameter(normal(11, 4, 3, 3)), nn.Parameter(normal(12, 2, 3, 1, 3, 3))]
+    for i, weight in enumerate(weights):
+        weight.grad = torch.empty_like(weight).copy_(normal(20 + i, *weight.shape))
+    group = {"params": weights, "weight_decay": 0.0, "shifted": [True] * len(weights)}
+    usual = EShiftedSGD(
+        [{**group, "params": weights[:-3], "shifted": [True] * 6}], 0.5, 0.02, together, lr=0.1
+    )
+    usual.step()
+    odd = EShiftedSGD([{**group, "params": weights[-3:], "shifted": [True] * 3}], 0.5, 0.02, together, lr=0.1)
+    odd.step()
+    return [weight.detach() for weight in weights]
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_no_layout_changes_the_step(layout: torch.memory_format, together: bool) -> None:
+    expected = step_of_convolutions(torch.contiguous_format, False)
+    for one, other in zip(step_of_convolutions(layout, together), expected, strict=True):
+        assert torch.allclose(one, other, rtol=1e-12, atol=1e-15)
+
+
+def test_the_regularizer_takes_few_kernels_whatever_the_depth() -> None:
+    """On filters of the shapes of the network's, of which two per layer are enough to count."""
+    counts = []
+    for arch in ("ws_resnet50", "ws_resnet101"):
+        with torch.device("meta"):
+            found = classify(create_model(arch))
+        weights = [
+            nn.Parameter(torch.randn(2, *one.parameter.shape[1:])) for one in found if one.kind == "conv"
+        ]
+        for weight in weights:
+            weight.grad = torch.zeros_like(weight)
+        group = {"params": weights, "weight_decay": 0.0, "shifted": [True] * len(weights)}
+        optimizer = EShiftedSGD([group], 1e-4, 1e-3, together=True, lr=0.1, momentum=0.9)
+        start_momentum(optimizer)
+        needed = kernels_of(optimizer.step)
+        assert not needed.waits
+        counts.append(needed.count)
+    assert counts[0] == counts[1] <= 60
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_step_that_the_device_leaves_out(together: bool) -> None:
+    """As the loss scale does after an overflow, by what torch calls found_inf: weights and momentum stay."""
+    weight = nn.Parameter(normal(0, 6, 3, 3, 3))
+    group = {"params": [weight], "weight_decay": 0.0, "shifted": [True]}
+    optimizer = EShiftedSGD([group], 1.0, 0.01, together, lr=0.1, momentum=0.9)
+    start_momentum(optimizer)
+    for found, gradient in ((0.0, 1.0), (1.0, float("nan")), (0.0, 1.0)):
+        before = [weight.detach().clone(), optimizer.state[weight]["momentum_buffer"].clone()]
+        weight.grad = torch.full_like(weight, gradient)
+        optimizer.found_inf = torch.tensor(found)  # type: ignore[attr-defined]
+        optimizer.step()
+        after = [weight.detach(), optimizer.state[weight]["momentum_buffer"]]
+        assert all(torch.equal(*pair) == bool(found) for pair in zip(before, after, strict=True))
+        assert torch.isfinite(weight).all()
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,13 @@ import pytest
 import torch
 from test_optim import optimizer_of
 from torch import nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from utils.common.errors import UserError
 from utils.training.apex import ApexPrecision, choose_apex
 from utils.training.optim import start_momentum
-from utils.training.precision import Precision, choose_precision
+from utils.training.precision import HalfWeights, Precision, batch_norms, choose_precision
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -156,6 +157,46 @@ def test_buffers_of_other_modules_are_half_in_o2() -> None:
     precision.forward(precision.prepare(net).train(), torch.randn(4, 3, 12, 12)).sum().backward()
     assert {value.dtype for value in net.state_dict().values()} == {torch.float32, torch.int64}
     assert net.state_dict()["1.1.running_mean"].abs().sum() > 0
+
+
+class Sequential(nn.Sequential):
+    """One whose last module is not called."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for module in list(self)[:-1]:
+            x = module(x)
+        return x
+
+
+def gradients(cast: Callable[[nn.Module, torch.Tensor], torch.Tensor]) -> list[torch.Tensor | None]:
+    """After two batches, of a net with a frozen and an unused layer; ``cast`` computes in half."""
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(3, 3, 3, padding=1, bias=i > 2) for i in range(12)]
+    net = Sequential(*convolutions, small_net(), nn.Linear(2, 2))
+    net[1].requires_grad_(False)
+    net = net.to(memory_format=torch.channels_last)
+    images = torch.randn(4, 3, 12, 12).to(memory_format=torch.channels_last)
+    for batch in (images, images + 1):
+        cast(net, batch).float().square().sum().backward()
+    return [parameter.grad for parameter in net.parameters()]
+
+
+def test_casting_in_groups_is_casting_one_by_one() -> None:
+    """Values and gradients in O2, to the bit; the gradients arrive in several groups."""
+
+    def one_by_one(net: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        kept = {id(p) for module in batch_norms(net) for p in module.parameters()}
+        half = {k: v.to(torch.bfloat16) for k, v in net.named_parameters() if id(v) not in kept}
+        return functional_call(net, half, (images.to(torch.bfloat16),))
+
+    found = gradients(lambda net, images: HalfWeights(net, torch.bfloat16, True)(images))
+    for gradient, expected in zip(found, gradients(one_by_one), strict=True):
+        if expected is None:
+            assert gradient is None
+        else:
+            assert gradient is not None
+            assert torch.equal(gradient, expected)
+            assert gradient.stride() == expected.stride()
 
 
 @pytest.mark.parametrize(

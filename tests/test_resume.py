@@ -56,16 +56,18 @@ KILLED = {
     ],
 )
 def test_killed_at_any_moment(start: Callable[..., Job], script: str, pictures: Path, kills: int) -> None:
-    """By SIGKILL; with 0, 1 and 4 workers by turns."""
+    """By SIGKILL; with 0, 1 and 4 workers by turns, and two steps whose loss is not finite."""
     processes, flags = KILLED[script]
-    given = (*SMALL, "--data", "images", "--epochs", 2, "--save-every", 1, *flags)
-    options = (script, "--processes", processes, "--kills", kills, "--rest")
-    result = start(KILLER, *options, *given).complete()
+    given = (*SMALL, "--data", "images", "--epochs", 2, "--save-every", 2, "--on-nan", "skip", *flags)
+    options = (script, "--processes", processes, "--kills", kills)
+    spoiled = ("--spoil", 0, 1, processes - 1, "--spoil", 1, 2, 0)
+    result = start(KILLER, *options, *spoiled, "--rest", *given).complete()
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     assert found["kills"] == kills
     assert found["runs"] > 0
     assert found["differing"] == []
+    assert found["left out"] == 2
 
 
 @pytest.mark.slow
@@ -208,8 +210,8 @@ def stop_at(call: Run, monkeypatch: pytest.MonkeyPatch, step: int, *flags: objec
     calls: list[None] = []
     update = engine.Trainer._update
 
-    def spy(trainer: engine.Trainer) -> None:
-        update(trainer)
+    def spy(trainer: engine.Trainer, bad: torch.Tensor) -> None:
+        update(trainer, bad)
         calls.append(None)
         if len(calls) == step:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -223,7 +225,7 @@ def test_another_number_of_processes_loses_no_image(
     call: Run, launch: Run, pictures: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     flags = (*SMALL, "--data", pictures, "--epochs", 1, "-j", 0, "--train-batch", 4)
-    stop_at(call, monkeypatch, 2, *flags, "-c", "out")  # heard in the step after it: 12 images
+    stop_at(call, monkeypatch, 3, *flags, "-c", "out")  # 12 images
     result = launch("imagenet_fast.py", *flags, "-c", "out", "--resume", "auto", "-p", 1)
     assert result.returncode == 0, result.stderr
     assert "note: that run had 1 process and steps of 4 images, this one 2 and 8" in result.stdout

@@ -3,7 +3,7 @@
     python scripts/benchmark.py optimizer --arch ws_resnet50 --threads 1
 
 Compared are torch's SGD, fused (the baseline) and with default settings, and the SGD with the e-shifted L2
-regularizer.
+regularizer: layer by layer, as on a CPU, and all layers together in few kernels, as on a GPU.
 """
 
 import argparse
@@ -49,10 +49,12 @@ def main(args: argparse.Namespace) -> list[Table]:
     group = {"params": [one.parameter for one in owned], "weight_decay": 1e-4}
     shifted = {**group, "weight_decay": 0.0, "shifted": [one.kind == "conv" for one in owned]}
     settings: dict[str, Any] = {"lr": 1e-6, "momentum": 0.9}
+    each, together = (EShiftedSGD([dict(shifted)], 1e-4, 1e-3, way, **settings) for way in (False, True))
     steppers = [
         Stepper("SGD, fused", torch.optim.SGD([dict(group)], fused=True, **settings), device),
         Stepper("SGD, default", torch.optim.SGD([dict(group)], **settings), device),
-        Stepper("e-shifted SGD", EShiftedSGD([shifted], lam=1e-4, shift=1e-3, **settings), device),
+        Stepper("e-shifted SGD by layers", each, device),
+        Stepper("e-shifted SGD together", together, device),
     ]
     times = measure.interleave(steppers, args.rounds, args.warmup_rounds, "optimizer")
     results = [Result(stepper.name, own) for stepper, own in zip(steppers, times, strict=True)]

@@ -69,10 +69,16 @@ class Ranks:
 
     def largest(self, values: Sequence[int]) -> list[int]:
         """Return the largest of each number over all processes; they are exchanged between the CPUs."""
+        if self.size == 1:
+            return list(values)
         shared = torch.tensor(values)
-        if self.size > 1:
-            dist.all_reduce(shared, dist.ReduceOp.MAX)
+        dist.all_reduce(shared, dist.ReduceOp.MAX)
         return shared.tolist()
+
+    def raise_flag(self, flag: Tensor) -> None:
+        """Set a flag, 0 or 1, to the largest of all processes; on a GPU the host does not wait for it."""
+        if self.size > 1:
+            dist.all_reduce(flag, dist.ReduceOp.MAX)
 
     def gather(self, value: T) -> list[T]:
         """Return the values of all processes, by rank."""

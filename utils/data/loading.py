@@ -219,7 +219,6 @@ class DeviceLoader(Generic[Batches]):
 
     def _checked(self) -> Iterator[Batch]:
         """Yield the batches of the workers, and count the files that could not be decoded."""
-        self.read, self.broken = 0, set()
         for batch in self.loader:
             self.read += len(batch.labels)
             self.broken.update(batch.broken)
@@ -245,12 +244,13 @@ class DeviceLoader(Generic[Batches]):
         return [self.dataset.split.samples[sample][0] for sample in self.batches.of_step(step)]
 
     def report(self, ranks: Ranks) -> None:
-        """Name the files that could not be decoded in the last pass, each once a run, and count them.
+        """Name the files that could not be decoded since the last report, each once a run, and count them.
 
         Raises:
             UserError: they are more than ``max_bad`` of all, or all.
         """
         passes = ranks.gather((self.read, self.broken))
+        self.read, self.broken = 0, set()
         broken = set().union(*(files for _, files in passes))
         if not broken:
             return

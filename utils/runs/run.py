@@ -58,6 +58,7 @@ class Run:
     def __post_init__(self) -> None:
         self.task, self.ranks = self.trainer.task, self.trainer.ranks
         self.path, self.epochs = self.resumed.folder, self.trainer.schedule.epochs
+        self.trainer.pause_every = self.save_every
         saved = self.resumed.saved
         self.accuracy, self.best = float(saved.get("acc", 0.0)), float(saved.get("best_acc", -1.0))
         self.best_epoch = int(saved.get("best_epoch", 0))
@@ -108,7 +109,10 @@ class Run:
         return self.position.epoch >= self.epochs
 
     def after_step(self, step: Step) -> None:
-        """Log a step; save every ``save_every`` steps; end the run, saved, on an error or a signal."""
+        """Log a step; save every ``save_every`` steps; end the run, saved, on an error or a signal.
+
+        ``step`` need not be every one, but must be each after which a checkpoint is due.
+        """
         self.position = step.position
         if step.point and self.ranks.main:
             self.log.point(*step.point, wait=self.unsaved and self.folder.replaces)

@@ -15,6 +15,8 @@ from utils.training.precision import Precision, choose_precision
 class ApexPrecision(Precision):
     """The same levels by NVIDIA Apex's own amp and DistributedDataParallel (Apex up to May 2025).
 
+    Apex reads in every step whether its loss scale overflowed, and adapts it where no snapshot reaches.
+
     Args:
         level: O0, O1, O2 or O3.
         keep_batchnorm: for O2 and O3; None leaves Apex's default.
@@ -23,6 +25,8 @@ class ApexPrecision(Precision):
     Raises:
         UserError: no such Apex is installed.
     """
+
+    runs_ahead = False
 
     def __init__(self, level: str, keep_batchnorm: bool | None, loss_scale: float | str | None) -> None:
         super().__init__("O0")
@@ -53,7 +57,8 @@ class ApexPrecision(Precision):
     def unscale(self, optimizer: Optimizer) -> None:
         """Apex has unscaled them in :meth:`backward`."""
 
-    def step(self, optimizer: Optimizer) -> None:
+    def step(self, optimizer: Optimizer, bad: Tensor | None = None) -> None:
+        optimizer.found_inf = bad  # type: ignore[attr-defined]
         optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:

@@ -49,6 +49,7 @@ def dry_run(
     print(f"learning rate {sparkline(rates)} (0 to {max(rates):g})")
     if folder and ranks.main:
         print(f"drawn in {draw(curve(schedule, batches.steps, points=2000), epochs, Path(folder))}")
+    trainer.ahead = 1  # so that it yields after every step
     training = seconds_each(trainer.epoch(loader, Position(0)), loader.device)
     checking = seconds_each(evaluation, loader.device)
     epoch = training * batches.steps + checking * len(evaluation)

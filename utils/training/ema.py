@@ -6,7 +6,8 @@ from itertools import compress
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import SGD
 
 
 class Average(nn.Module):
@@ -25,19 +26,43 @@ class Average(nn.Module):
         super().__init__()
         self.module = copy.deepcopy(net).requires_grad_(False)
         self.decay, self.steps = decay, 0
+        averages = [*self.module.parameters(), *self.module.buffers()]
+        self.floating = [average.is_floating_point() for average in averages]
+        self.counting = [not one for one in self.floating]
+        self.averages = averages
+        self.descent = SGD(list(compress(averages, self.floating)), fused=True)
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Move towards the weights of ``model``, the network or its wrapper; integer buffers are copied."""
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps)) if self.steps else 0.0
-        averages = [*self.module.parameters(), *self.module.buffers()]
+    def update(self, model: nn.Module, bad: Tensor | None = None) -> None:
+        """Move towards the weights of ``model``, the network or its wrapper; integer buffers are copied.
+
+        Args:
+            model: the network in training.
+            bad: a flag on the device; if it is 1 there, and the weights have stayed what they were, so do
+                their averages. Those of buffers may not.
+        """
         values = [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
-        floating = [average.is_floating_point() for average in averages]
-        counting = [not one for one in floating]
-        torch._foreach_lerp_(list(compress(averages, floating)), list(compress(values, floating)), 1 - decay)
-        if any(counting):
-            torch._foreach_copy_(list(compress(averages, counting)), list(compress(values, counting)))
+        if self.steps == 0:
+            torch._foreach_copy_(self.averages, values)
+        else:
+            self._approach(list(compress(values, self.floating)), bad)
+            if any(self.counting):
+                counters = list(compress(self.averages, self.counting))
+                torch._foreach_copy_(counters, list(compress(values, self.counting)))
         self.steps += 1
+
+    def _approach(self, values: list[Tensor], bad: Tensor | None) -> None:
+        """Move by a share of the distance, which is a step of gradient descent on half its square.
+
+        torch's fused steps heed a flag on the device; its interpolation does not.
+        """
+        averages = self.descent.param_groups[0]["params"]
+        for average, distance in zip(averages, torch._foreach_sub(averages, values), strict=True):
+            average.grad = distance
+        self.descent.param_groups[0]["lr"] = 1 - min(self.decay, (1 + self.steps) / (10 + self.steps))
+        self.descent.found_inf = bad  # type: ignore[attr-defined]
+        self.descent.step()
+        self.descent.zero_grad()
 
 
 def create_average(net: nn.Module, decay: float | None, saved: Mapping[str, Any]) -> Average | None:

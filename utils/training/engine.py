@@ -1,6 +1,6 @@
 """Training and evaluation as loops: a trainer yields its steps, an evaluation its batches."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -18,13 +18,14 @@ from utils.common.text import plural
 from utils.data.loading import DeviceLoader
 from utils.data.sampling import EvalBatches, Position, TrainBatches
 from utils.networks.optimizer_state import load_optimizer
+from utils.training.ahead import RunAhead
 from utils.training.ema import Average, weights
 from utils.training.metrics import LogFormat, Recent, Sums
 from utils.training.optim import EShiftedSGD, parameters, start_momentum
 from utils.training.precision import Precision
 from utils.training.progress import Progress
 from utils.training.schedule import Schedule
-from utils.training.snapshot import Snapshot, finite_later
+from utils.training.snapshot import Snapshots
 
 Batch = TypeVar("Batch")
 SKIPPED_IN_A_ROW = 20  # steps whose loss is not finite; more will not come right by themselves
@@ -52,7 +53,7 @@ class Task(Protocol[Batch]):
 
 
 class Step(NamedTuple):
-    """A training step.
+    """Where training is after a step.
 
     After a step whose loss is not finite, ``error`` says why training cannot go on; the weights are those
     before the step, ``position`` is where it began, and ``files`` are the images that it was computed on.
@@ -75,7 +76,7 @@ class Trainer:
 
     Args:
         model: the network, in its wrappers.
-        optimizer: of the network's parameters.
+        optimizer: of the network's parameters; a fused one, which heeds a flag on the device.
         task: what is learned.
         schedule: the learning rate of every step.
         seed: the run's seed.
@@ -88,6 +89,8 @@ class Trainer:
         print_filters: print the spread of the filters after every step (of :class:`EShiftedSGD`).
         skip_nan: leave out a step whose loss is not finite, in place of ending the run.
         frozen: modules of the network that stay in evaluation mode, such as frozen batch norms.
+        ahead: most steps that the host does not wait for; nothing that is learned depends on it.
+        pause_every: steps of an epoch after which the caller saves.
     """
 
     model: nn.Module
@@ -104,6 +107,8 @@ class Trainer:
     print_filters: bool = False
     skip_nan: bool = False
     frozen: Sequence[nn.Module] = ()
+    ahead: int = 16
+    pause_every: int | None = None
     learning_rate: float = field(init=False, default=0.0)  # of the last step
     trained: Any = field(init=False, default=None)  # the metrics of the last epoch
     images_per_second: float = field(init=False, default=0.0)  # of the last epoch
@@ -116,7 +121,11 @@ class Trainer:
     def epoch(
         self, loader: DeviceLoader[TrainBatches], begin: Position, signals: Signals | None = None
     ) -> Iterator[Step]:
-        """Train on every batch of an epoch, or what an interrupted run left of it; yield after each step.
+        """Train on every batch of an epoch, or what an interrupted run left of it.
+
+        The host does not wait for every step. It looks at least every half second, or after each step if they
+        take longer, and yields where training is then. If a loss was not finite, its step and those after it
+        have changed nothing, and the loop goes back to it.
 
         At the end ``trained`` has the averages over the images as the network saw them (training mode,
         mixed), read from the task's meter, and ``images_per_second`` the speed.
@@ -134,37 +143,36 @@ class Trainer:
         batches.set_position(begin)
         steps, first = batches.steps, batches.first_step
         meter: Sums = self.task.meter(loader.device, begin.sums)
-        before = Snapshot([*self.model.buffers(), meter.sums])
         recent = Recent(meter, begin.epoch * steps + first)
         label, parts = f"epoch {begin.epoch + 1}/{self.schedule.epochs}", self.accumulate
         progress = Progress(label, steps * parts, self.ranks.size, self.print_every, first * parts)
-        data = iter(loader)
-        for number in range(first, steps):
-            before.take()
-            self._set_learning_rate(begin.epoch, number, steps)
-            images, finite = 0, []
-            for part in range(parts):
-                batch = next(data)
-                images += len(batch[1])
-                place = (begin.epoch, number * parts + part, self.ranks.rank)
-                finite.append(self._add_gradients(batch, meter, place, last=part == parts - 1))
-            asked = signals.received if signals else 0
-            bad, signal = self.ranks.largest([not all(answer() for answer in finite), asked])
-            if bad:
-                before.restore()
-                recent.step_back()
-                files = [file for of_rank in self.ranks.gather(loader.files(number)) for file in of_rank]
-                error = self._leave_out(files, f"epoch {begin.epoch + 1}, step {number + 1} of {steps}")
-            else:
-                self._update()
-                error, files = "", []
-            done = number + (0 if error else 1)
-            values = progress.step(meter, images, parts)
+        runner, data, done = self._run_ahead(meter, signals), iter(loader), first
+        while done < steps:
+            for number in range(done, self._next_look(done, min(done + runner.stretch, steps))):
+                self._set_learning_rate(begin.epoch, number, steps)
+                self._step(data, meter, (begin.epoch, number), runner)
+                if runner.asked_alone:
+                    break
+            good, undone, signal = runner.look()
+            before, done = done, done + good
+            self._skipped = 0 if good else self._skipped
+            files, error = list[str](), ""
+            if undone:
+                files, error = self._leave_out(loader, begin.epoch, done, undone)
+                done += 0 if error else 1
+            elif self.print_filters:
+                self._print_filters()
+            reached = begin.images + (done - first) * batches.samples_per_step
+            position = Position(begin.epoch, reached, meter.sums)
+            if undone > 1 and not error:  # batches after it are needed again
+                batches.set_position(position)
+                data = iter(loader)
+            images = (done - before) * batches.samples_per_step // self.ranks.size
+            values = progress.step(meter, images, (done - before) * parts)
             figures = recent.figures(begin.epoch * steps + done, values) if values else None
             rate = self.schedule(begin.epoch, done - 1, steps)
             point = (recent.steps, figures.loss, rate) if figures else None
-            reached = begin.images + (done - first) * batches.samples_per_step
-            yield Step(Position(begin.epoch, reached, meter.sums), done, signal, point, error, files)
+            yield Step(position, done, signal, point, error, files)
             if error:
                 raise UserError(error)
         self._set_learning_rate(begin.epoch, max(steps, 1) - 1, max(steps, 1))
@@ -197,9 +205,34 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * group.get("lr_factor", 1.0)
 
+    def _run_ahead(self, meter: Sums, signals: Signals | None) -> RunAhead:
+        """Return what watches over the steps of an epoch."""
+        small = [*self.model.buffers(), meter.sums, *self.precision.scale_tensors()]
+        small += self.average.module.buffers() if self.average is not None else ()
+        waits = self.print_filters or not self.precision.runs_ahead
+        return RunAhead(small, meter.sums.device, self.ranks, signals, 1 if waits else self.ahead)
+
+    def _next_look(self, done: int, end: int) -> int:
+        """Return the first step after ``done``, at most ``end``, that is followed by a save or a line."""
+        parts, lines, saves = self.accumulate, self.print_every, self.pause_every
+        for number in range(done + 1, end):
+            printed = lines and number * parts // lines > (number - 1) * parts // lines
+            if printed or (saves and number % saves == 0):
+                return number
+        return end
+
+    def _step(self, data: Iterator[Any], meter: Sums, place: tuple[int, int], runner: RunAhead) -> None:
+        """Take a step, which the device leaves out if a loss is not finite; ``place``: epoch and step."""
+        epoch, number = place
+        runner.begin()
+        for batch in range(number * self.accumulate, (number + 1) * self.accumulate):
+            last = batch == (number + 1) * self.accumulate - 1
+            runner.add(self._add_gradients(next(data), meter, (epoch, batch, self.ranks.rank), last))
+        self._update(runner.end())
+
     def _add_gradients(
         self, batch: tuple[Any, Any], meter: Sums, place: tuple[int, int, int], last: bool
-    ) -> Callable[[], bool]:
+    ) -> Tensor:
         """Run a batch forward and backward.
 
         Args:
@@ -209,7 +242,7 @@ class Trainer:
             last: whether it is the last of the step, after which the processes average their gradients.
 
         Returns:
-            A question to ask later: whether the loss is finite.
+            The loss, a scalar.
         """
         prepared = self.task.prepare(*batch, derive_seed(self.seed, "mix", *place))
         if not self._buckets_settled:
@@ -218,9 +251,9 @@ class Trainer:
         # DistributedDataParallel averages the gradients in the last part of a step only.
         with nullcontext() if last else getattr(self.model, "no_sync", nullcontext)():
             loss = self.task.loss(self.model, self.precision, prepared, meter)
-            finite = finite_later(loss)
-            self.precision.backward(loss / self.accumulate, self.optimizer)
-        return finite
+            share = loss / self.accumulate if self.accumulate > 1 else loss
+            self.precision.backward(share, self.optimizer)
+        return loss.detach()
 
     def _settle_buckets(self, batch: Any, device: torch.device) -> None:
         """Run a batch whose gradients are thrown away, at the start of a job of three or more processes.
@@ -229,43 +262,58 @@ class Trainer:
         processes add them up depends on the groups. Without this a resumed run would differ from the
         uninterrupted one by rounding.
         """
-        before = Snapshot(list(self.model.buffers()))
+        before = Snapshots(list(self.model.buffers()))
         before.take()
         self.task.loss(self.model, self.precision, batch, self.task.meter(device)).backward()
         self.optimizer.zero_grad()
         before.restore()
         self._buckets_settled = True
 
-    def _update(self) -> None:
+    def _update(self, bad: Tensor) -> None:
+        """Change the weights by their gradients, but not if the flag ``bad`` is 1 on the device."""
         self.precision.unscale(self.optimizer)
         if self.clip is not None:
             nn.utils.clip_grad_norm_(parameters(self.optimizer), self.clip)
-        self.precision.step(self.optimizer)
+        self.precision.step(self.optimizer, bad)
         self.optimizer.zero_grad()
-        self._skipped = 0
         if self.average is not None:
-            self.average.update(self.model)
-        if self.print_filters and isinstance(self.optimizer, EShiftedSGD):
+            self.average.update(self.model, bad)
+
+    def _print_filters(self) -> None:
+        if isinstance(self.optimizer, EShiftedSGD):
             stds = " ".join(f"{std:.3g}" for std in self.optimizer.filter_stds())
             tqdm.write(f"standard deviation of the filters: {stds}")
 
-    def _leave_out(self, files: Sequence[str], where: str) -> str:
-        """Forget a step whose loss is not finite, on all processes.
+    def _leave_out(
+        self, loader: DeviceLoader[TrainBatches], epoch: int, number: int, undone: int
+    ) -> tuple[list[str], str]:
+        """Account for a step whose loss is not finite, on all processes.
+
+        Args:
+            loader: of its images.
+            epoch: in which it is.
+            number: the step of the epoch, from 0.
+            undone: steps that have changed nothing, this one and those after it.
 
         Returns:
-            Why the run cannot go on; empty if the step is skipped.
+            Its images, and why the run cannot go on; empty if the step is skipped.
         """
-        self.optimizer.zero_grad()
+        steps = loader.batches.steps
+        files = [file for of_rank in self.ranks.gather(loader.files(number)) for file in of_rank]
+        self._set_learning_rate(epoch, number, steps)
+        if self.average is not None:
+            self.average.steps -= undone
         self._skipped += 1
+        where = f"epoch {epoch + 1}, step {number + 1} of {steps}, at learning rate {self.learning_rate:g}"
         images = f"{plural(len(files), 'image')} ({', '.join(files[:2])}, ...)"
-        what = f"the loss is not finite in {where}, at learning rate {self.learning_rate:g}, on {images}"
+        what = f"the loss is not finite in {where}, on {images}"
         weights = torch.stack([weight.isfinite().all() for weight in parameters(self.optimizer)])
         if not weights.all():
-            return f"{what}; the weights are not finite either"
+            return files, f"{what}; the weights are not finite either"
         if not self.skip_nan or self._skipped > SKIPPED_IN_A_ROW:
-            return what
+            return files, what
         tqdm.write(f"note: {what}: the step is left out")
-        return ""
+        return files, ""
 
 
 @dataclass

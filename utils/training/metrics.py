@@ -1,7 +1,6 @@
 """Averages over the images of a pass over the data: loss, top-1 and top-5, or several losses."""
 
 from collections.abc import Sequence
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -107,10 +106,6 @@ class Recent:
         self.steps, self.values = steps, list(values)
         return self.meter.figures(since)
 
-    def step_back(self) -> None:
-        """Account for a step that the meter has undone; the last point may have counted part of it."""
-        self.values = min(self.values, self.meter.values(), key=itemgetter(0))
-
 
 class Meter(Sums):
     """Running sums of images, loss, top-1 and top-5 hits."""
@@ -125,12 +120,20 @@ class Meter(Sums):
         than five classes top-5 is 100 %.
         """
         ranked = best_five(logits)
-        on_label, on_partner = ((ranked == wanted[:, None]).double() for wanted in (labels, partners))
-        hits = weight * on_label + (1 - weight) * on_partner
-        images = torch.full_like(self.sums[0], len(labels))
-        self.sums += torch.stack([images, loss.double() * len(labels), hits[:, 0].sum(), hits.sum()])
+        hits = _hits(ranked, labels)
+        if weight != 1:
+            hits = weight * hits.double() + (1 - weight) * _hits(ranked, partners).double()
+        self.sums[0].add_(len(labels))
+        self.sums[1].add_(loss, alpha=len(labels))
+        self.sums[2:].add_(hits)
 
     def figures(self, values: Sequence[float]) -> Metrics:
         images, loss, top1, top5 = values
         share = 1 / max(images, 1)
         return Metrics(loss * share, 100 * top1 * share, 100 * top5 * share, int(images))
+
+
+def _hits(ranked: Tensor, wanted: Tensor) -> Tensor:
+    """Return how many of ``wanted`` (B,) are the first, and how many any, of ``ranked`` (B, 5): (2,)."""
+    of_rank = (ranked == wanted[:, None]).sum(dim=0)  # whole numbers: a GPU adds them up the same every time
+    return of_rank.cumsum(dim=0)[:: max(len(of_rank) - 1, 1)]  # of one class (1,): both are the same

@@ -70,19 +70,27 @@ class Mixer:
         """Mix a batch of normalised images; may change ``images``."""
         random = np.random.default_rng(seed)
         sides = (images.shape[2], images.shape[3])
-        order = torch.from_numpy(random.permutation(len(images))).to(images.device)
+        order = random.permutation(len(images))
         if self.cutmix_prob is not None and (self.mixup_alpha is None or random.random() < 0.5):
             if random.random() < self.cutmix_prob:
                 weight, centre = random.beta(1, 1), tuple(random.integers(sides).tolist())
                 (x1, y1, x2, y2), weight = cutmix_box(sides, weight, centre)
-                images[:, :, x1:x2, y1:y2] = images[order, :, x1:x2, y1:y2]
-                return MixedBatch(images, labels, labels[order], weight)
+                others = _on_device(order, images.device)
+                images[:, :, x1:x2, y1:y2] = images[others, :, x1:x2, y1:y2]
+                return MixedBatch(images, labels, labels[others], weight)
         elif self.mixup_alpha is not None:
             weight = random.beta(self.mixup_alpha, self.mixup_alpha) if self.mixup_alpha > 0 else 1.0
-            mixed = torch.lerp(images[order], images, weight)  # weight * x + (1 - weight) * x[order]
-            return MixedBatch(mixed, labels, labels[order], weight)
+            others = _on_device(order, images.device)
+            mixed = torch.lerp(images[others], images, weight)  # weight * x + (1 - weight) * x[others]
+            return MixedBatch(mixed, labels, labels[others], weight)
         if self.cutout_size is not None:
             size, centre = (self.cutout_size, self.cutout_size), tuple(random.integers(sides).tolist())
             x1, y1, x2, y2 = square_box(sides, size, centre)
             images[:, :, x1:x2, y1:y2] = 0
         return MixedBatch(images, labels, labels, 1.0)
+
+
+def _on_device(order: np.ndarray, device: torch.device) -> Tensor:
+    """Return numbers as a tensor on a device, for which the host does not wait."""
+    numbers = torch.from_numpy(order)
+    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers

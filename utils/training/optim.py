@@ -6,7 +6,7 @@ from itertools import compress
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import SGD, Optimizer
 
@@ -232,12 +232,22 @@ class EShiftedSGD(SGD):
             with weight decay 0.
         lam: strength of the regularizer, which replaces weight decay.
         shift: e, the target standard deviation; a filter with less is pushed outwards.
+        together: add the regularizer's gradient for all layers at once, in few kernels and with a copy of the
+            weights, rather than layer by layer; None: on a GPU, where each kernel costs. On a CPU the copy
+            costs more.
         **settings: ``lr``, ``momentum``, ``nesterov``, ``dampening``.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], lam: float, shift: float, **settings: Any) -> None:
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        lam: float,
+        shift: float,
+        together: bool | None = None,
+        **settings: Any,
+    ) -> None:
         super().__init__(groups, fused=True, **settings)
-        self.lam, self.shift = lam, shift
+        self.lam, self.shift, self.together = lam, shift, together
 
     def filters(self) -> list[nn.Parameter]:
         """Return the regularized convolution weights, in registration order."""
@@ -249,22 +259,69 @@ class EShiftedSGD(SGD):
         """Add the regularizer's gradient to the loss's gradient (in ``.grad``) and take a step."""
         with torch.enable_grad():
             loss = closure() if closure else None
-        self._regularize([weight for weight in self.filters() if weight.grad is not None])
+        weights = [weight for weight in self.filters() if weight.grad is not None]
+        together = weights[0].is_cuda if self.together is None else self.together
+        if together and all(map(_filters_are_rows, weights)):
+            self._regularize_together(weights)
+        else:
+            self._regularize_each(weights)
         super().step()
         return loss
 
-    def _regularize(self, weights: list[nn.Parameter]) -> None:
-        """Add the regularizer's gradient to ``.grad``.
+    def _regularize_each(self, weights: Sequence[nn.Parameter]) -> None:
+        """Add the regularizer's gradient to ``.grad`` with four kernels for each weight.
 
-        This takes four passes over memory; torch.var_mean alone takes as long as eight on a CPU. The
-        statistics of all filters are in one vector, so that there are few small operations.
+        This takes four passes over memory; torch.var_mean alone takes as long as eight on a CPU.
         """
-        counts = [weight[0].numel() for weight in weights]
         means, norms = [], []
         for weight in weights:  # both per weight: the second then reads the weight from the cache
             means.append(weight.flatten(1).mean(dim=1))
             norms.append(torch.linalg.vector_norm(weight.flatten(1), dim=1))
-        mean = torch.cat(means)
+        terms = self._factors_and_shifts(means, norms, [weight[0].numel() for weight in weights])
+        for weight, factor, shift in zip(weights, *terms, strict=True):
+            assert weight.grad is not None
+            of_filter = (-1, *(1,) * (weight.dim() - 1))
+            weight.grad.addcmul_(weight, factor.view(of_filter), value=self.lam)
+            weight.grad.add_(shift.view(of_filter), alpha=self.lam)
+
+    def _regularize_together(self, weights: Sequence[nn.Parameter]) -> None:
+        """Do the same with three kernels for each number of weights per filter; a network has about ten.
+
+        It takes memory for a copy of the weights. All kinds of layers lie one behind the other in it, each
+        with its filters as the rows of a matrix.
+        """
+        kinds: dict[int, list[nn.Parameter]] = {}
+        for weight in weights:
+            kinds.setdefault(weight[0].numel(), []).append(weight)
+        ordered = [weight for kind in kinds.values() for weight in kind]
+        copy = torch.cat([weight.as_strided((weight.numel(),), (1,)) for weight in ordered])
+        sizes = [sum(map(torch.numel, kind)) for kind in kinds.values()]
+        matrices = [part.view(-1, count) for part, count in zip(copy.split(sizes), kinds, strict=True)]
+        means = [matrix.mean(dim=1) for matrix in matrices]
+        norms = [torch.linalg.vector_norm(matrix, dim=1) for matrix in matrices]
+        terms = self._factors_and_shifts(means, norms, list(kinds))
+        for matrix, factor, shift in zip(matrices, *terms, strict=True):
+            torch.addcmul(shift[:, None], matrix, factor[:, None], out=matrix)
+        added = copy.split([weight.numel() for weight in ordered])
+        as_weights = [
+            part.as_strided(weight.shape, weight.stride())
+            for part, weight in zip(added, ordered, strict=True)
+        ]
+        torch._foreach_add_([w.grad for w in ordered if w.grad is not None], as_weights, alpha=self.lam)
+
+    def _factors_and_shifts(
+        self, means: Sequence[Tensor], norms: list[Tensor], counts: Sequence[int]
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return ``1 - e / s`` and ``e / s * mu``: the gradient is the first times w, plus the second.
+
+        All is computed in one vector of all filters, so that there are few small operations.
+
+        Args:
+            means: of filters with as many weights, (filters,).
+            norms: of the same filters, which are overwritten.
+            counts: how many weights they have.
+        """
+        mean = torch.cat(list(means))
         torch._foreach_div_(norms, [count**0.5 for count in counts])
         square = torch.cat(norms).square_()
         variance = (square - mean * mean).clamp_min_(0)  # biased, corrected below
@@ -272,19 +329,17 @@ class EShiftedSGD(SGD):
         # about eps times the mean square, and there is no direction to push: do not divide by it.
         rounding = torch.finfo(mean.dtype).eps * square + torch.finfo(mean.dtype).tiny
         pull = self.shift * variance.sqrt() / (variance + rounding)
-        pulls = list(pull.split([len(weight) for weight in weights]))
-        torch._foreach_mul_(pulls, [((count - 1) / count) ** 0.5 for count in counts])
-        # (1 - e / s) * (w - mu) + mu = (1 - e / s) * w + e / s * mu
-        factors, shifts = 1 - pull, pull * mean
-        at = 0
-        for weight in weights:
-            assert weight.grad is not None
-            own, shape = slice(at, at + len(weight)), (-1, *(1,) * (weight.dim() - 1))
-            weight.grad.addcmul_(weight, factors[own].view(shape), value=self.lam)
-            weight.grad.add_(shifts[own].view(shape), alpha=self.lam)
-            at += len(weight)
+        sizes = [len(one) for one in means]
+        torch._foreach_mul_(list(pull.split(sizes)), [((count - 1) / count) ** 0.5 for count in counts])
+        return (1 - pull).split(sizes), (pull * mean).split(sizes)
 
     def filter_stds(self) -> list[float]:
         """Return the mean standard deviation of each weight's filters, in registration order."""
         means = [weight.detach().flatten(1).std(dim=1).mean() for weight in self.filters()]
         return torch.stack(means).tolist()
+
+
+def _filters_are_rows(weight: Tensor) -> bool:
+    """Whether each filter's weights lie together, without gaps, in an order that all filters have."""
+    formats = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
+    return any(weight.is_contiguous(memory_format=layout) for layout in formats)

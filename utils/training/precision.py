@@ -1,6 +1,6 @@
 """Mixed precision by the levels of NVIDIA Apex's amp, on torch.amp."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from torch.optim import Optimizer
 from utils.common.distributed import Ranks
 from utils.common.errors import UserError
 from utils.training.optim import parameters
+
+_CASTS = 8  # groups of weights that O2 casts
 
 
 @dataclass
@@ -45,6 +47,7 @@ class Precision:
     keep_batchnorm: bool = True
     loss_scale: float | str = 1.0
     device: str = "cpu"
+    runs_ahead = True  # whether no step waits for the device
 
     def __post_init__(self) -> None:
         self.scaler = GradScaler(self.device, enabled=self.loss_scale == "dynamic")
@@ -83,7 +86,7 @@ class Precision:
 
     def backward(self, loss: Tensor, optimizer: Optimizer) -> None:
         """Add the gradients of a loss to ``.grad``, scaled until :meth:`unscale`."""
-        self.scaler.scale(loss * self.scale).backward()
+        self.scaler.scale(loss * self.scale if self.scale != 1 else loss).backward()
 
     def unscale(self, optimizer: Optimizer) -> None:
         """Divide the gradients by the loss scale, before they are clipped."""
@@ -92,10 +95,30 @@ class Precision:
         elif self.scale != 1:
             torch._foreach_mul_([p.grad for p in parameters(optimizer) if p.grad is not None], 1 / self.scale)
 
-    def step(self, optimizer: Optimizer) -> None:
-        """Step with unscaled gradients; with a dynamic scale, skip a step that overflowed."""
+    def step(self, optimizer: Optimizer, bad: Tensor | None = None) -> None:
+        """Step with unscaled gradients; with a dynamic scale, skip a step that overflowed.
+
+        Args:
+            optimizer: a fused one, if there is a flag.
+            bad: a flag on the device; if it is 1 there, weights and momentum stay what they are.
+        """
+        if bad is not None and self.scaler.is_enabled():
+            for overflow in self.scaler._found_inf_per_device(optimizer).values():
+                torch.maximum(overflow, bad, out=overflow)
+        elif bad is not None:
+            optimizer.found_inf = bad  # type: ignore[attr-defined]  # torch's name for such a flag
         self.scaler.step(optimizer)
         self.scaler.update()
+        if bad is not None and not self.scaler.is_enabled():
+            del optimizer.found_inf  # type: ignore[attr-defined]
+
+    def scale_tensors(self) -> list[Tensor]:
+        """Return the tensors on the device that a dynamic loss scale consists of, none of a fixed one."""
+        if not self.scaler.is_enabled():
+            return []
+        self.scaler.scale(torch.zeros((), device=self.device))  # torch makes them at the first use
+        tensors = (self.scaler._scale, self.scaler._growth_tracker)
+        return [tensor for tensor in tensors if tensor is not None]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the dynamic loss scale, to resume exactly; empty if there is none."""
@@ -120,6 +143,10 @@ class HalfWeights(nn.Module):
 
     The cast is part of the graph, so the float32 weights ("master weights") are what gradients arrive at and
     what the optimizer, the averages and the checkpoints see.
+
+    The weights are cast in ``_CASTS`` groups of neighbouring layers, each in one kernel. A single group would
+    hold back all gradients until the first layer's is there; DistributedDataParallel could then exchange
+    none of them during the backward pass.
     """
 
     def __init__(self, net: nn.Module, half: torch.dtype, keep_batchnorm: bool) -> None:
@@ -136,9 +163,40 @@ class HalfWeights(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tensors = {**dict(self.net.named_parameters()), **dict(self.net.named_buffers())}
-        to_cast = [k for k, v in tensors.items() if v.is_floating_point() and id(v) not in self.kept]
-        half = {name: tensors[name].to(self.dtype) for name in to_cast}
-        return functional_call(self.net, half, (x.to(self.dtype),))
+        to_cast = {k: v for k, v in tensors.items() if v.is_floating_point() and id(v) not in self.kept}
+        groups = _groups_of_size(list(to_cast.values()), _CASTS)
+        half = [value for group in groups for value in Cast.apply(self.dtype, *group)]
+        return functional_call(self.net, dict(zip(to_cast, half, strict=True)), (x.to(self.dtype),))
+
+
+class Cast(torch.autograd.Function):
+    """Cast tensors of one type to another type, ``Cast.apply(dtype, *tensors)``: one kernel each way."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.dtype = tensors[0].dtype
+        cast = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
+        torch._foreach_copy_(cast, tensors)
+        fixed = [one for one, tensor in zip(cast, tensors, strict=True) if not tensor.requires_grad]
+        ctx.mark_non_differentiable(*fixed)
+        return tuple(cast)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        given = [gradient for gradient in gradients if gradient is not None]
+        cast = iter(Cast.apply(ctx.dtype, *given) if given else ())
+        return None, *(None if gradient is None else next(cast) for gradient in gradients)
+
+
+def _groups_of_size(tensors: Sequence[Tensor], most: int) -> list[list[Tensor]]:
+    """Divide tensors, in their order, into groups of about the same size, at most ``most``."""
+    groups: dict[int, list[Tensor]] = {}
+    total, before = sum(tensor.numel() for tensor in tensors), 0
+    for tensor in tensors:
+        groups.setdefault(most * before // total, []).append(tensor)
+        before += tensor.numel()
+    return list(groups.values())
 
 
 def choose_precision(

@@ -1,48 +1,46 @@
-"""Undo a step whose loss turns out not to be finite, without waiting for the device at every step."""
+"""Copies of tensors that steps change, to go back to before one of them."""
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 
-class Snapshot:
-    """Copies of the tensors that a step changes, to undo the step if its loss is not finite."""
+class Snapshots:
+    """Copies of the same tensors from several moments, of which the latest are kept by number.
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        groups: dict[torch.dtype, list[Tensor]] = defaultdict(list)  # one kernel per type
-        for tensor in tensors:
-            groups[tensor.dtype].append(tensor)
-        self.pairs = [(group, [torch.empty_like(tensor) for tensor in group]) for group in groups.values()]
-
-    @torch.no_grad()
-    def take(self) -> None:
-        """Copy the current values."""
-        for originals, copies in self.pairs:
-            torch._foreach_copy_(copies, originals)
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Restore the copied values."""
-        for originals, copies in self.pairs:
-            torch._foreach_copy_(originals, copies)
-
-
-def finite_later(loss: Tensor) -> Callable[[], bool]:
-    """Return a function that says whether a loss is finite, and waits for the device only when it is called.
-
-    Use it after the backward pass has been queued, so that the device is busy while the answer is copied.
+    Args:
+        tensors: what is copied; they stay where they are in memory.
+        count: how many copies of each there is room for.
     """
-    finite = torch.isfinite(loss.detach())
-    if finite.device.type != "cuda":
-        return lambda: bool(finite)
-    answer = torch.empty_like(finite, device="cpu", pin_memory=True).copy_(finite, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record()
 
-    def wait() -> bool:
-        arrived.synchronize()
-        return bool(answer)
+    def __init__(self, tensors: Sequence[Tensor], count: int = 1) -> None:
+        groups: dict[torch.dtype, list[Tensor]] = {}  # one kernel per type
+        for tensor in map(_as_int32, tensors):
+            groups.setdefault(tensor.dtype, []).append(tensor)
+        self.groups = [(group, _room_for(group, count)) for group in groups.values()]
 
-    return wait
+    @torch.no_grad()
+    def take(self, number: int = 0) -> None:
+        """Copy the current values to the place ``number``, counted from 0."""
+        for originals, copies in self.groups:
+            torch._foreach_copy_(copies[number], originals)
+
+    @torch.no_grad()
+    def restore(self, number: int = 0) -> None:
+        """Restore the values copied there."""
+        for originals, copies in self.groups:
+            torch._foreach_copy_(originals, copies[number])
+
+
+def _as_int32(tensor: Tensor) -> Tensor:
+    """Return a tensor's memory as int32, so that all types are copied together; a few stay what they are."""
+    suits = tensor.is_contiguous() and tensor.element_size() % 4 == 0
+    return tensor.detach().view(-1).view(torch.int32) if suits else tensor.detach()
+
+
+def _room_for(tensors: Sequence[Tensor], count: int) -> list[list[Tensor]]:
+    """Return memory for so many copies of tensors of one type."""
+    sizes = [tensor.numel() for tensor in tensors]
+    rows = torch.empty(count, sum(sizes), dtype=tensors[0].dtype, device=tensors[0].device)
+    return [[part.view(of.shape) for part, of in zip(row.split(sizes), tensors, strict=True)] for row in rows]
