@@ -1,4 +1,4 @@
-"""The flags of the gates that are put into a network."""
+"""The flags of the stem and the gates that are put into a network."""
 
 import argparse
 import difflib
@@ -8,6 +8,7 @@ from models.gates import POSITIONS, list_gates
 from utils.command_line.cli import Parser, count_of
 from utils.networks.building import NETWORK_FIELDS
 from utils.networks.gating import STARTS, knob
+from utils.networks.parts import STEMS
 
 Group = argparse._ArgumentGroup
 
@@ -36,6 +37,13 @@ def file_and_class(text: str) -> str:
     if not (file and colon and name.isidentifier()):
         raise argparse.ArgumentTypeError(f"must be FILE:CLASS, such as my_gate.py:MyGate, not '{text}'")
     return text
+
+
+def add_stem(group: Group | Parser) -> None:
+    """Add which stem the network has."""
+    text = "small: a 3x3 convolution of stride 1 without pooling in place of the 7x7 one of ResNets and "
+    text += "DenseNets, for small images (default: published, or as the checkpoint)"
+    group.add_argument("--stem", choices=STEMS, help=text)
 
 
 def add_gate_arguments(group: Group | Parser) -> None:
