@@ -9,7 +9,6 @@ in a ResNet and ``features.conv0`` in a DenseNet, and its shape tells the two st
 """
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 from torch import Tensor, nn
 from torchvision.models.densenet import DenseNet
@@ -17,9 +16,9 @@ from torchvision.models.resnet import ResNet
 
 __all__ = ["has_small_stem", "of_stem", "put_small_stem"]
 
-# The module of the stem's convolution and that of its pooling, by the class of the network.
-_STEMS = MappingProxyType({ResNet: ("conv1", "maxpool"), DenseNet: ("features.conv0", "features.pool0")})
-_WEIGHTS = tuple(f"{conv}.weight" for conv, _ in _STEMS.values())
+# A class of networks, the module of its stem's convolution, and that of its pooling.
+_STEMS = ((ResNet, "conv1", "maxpool"), (DenseNet, "features.conv0", "features.pool0"))
+_CONVOLUTIONS = tuple(conv for _, conv, _ in _STEMS)
 
 
 def put_small_stem(net: nn.Module) -> nn.Module:
@@ -35,7 +34,7 @@ def put_small_stem(net: nn.Module) -> nn.Module:
     Raises:
         ValueError: it has another stem, or the small one already; it is then unchanged.
     """
-    names = next((names for kind, names in _STEMS.items() if isinstance(net, kind)), None)
+    names = next((names for kind, *names in _STEMS if isinstance(net, kind)), None)
     if names is None:
         raise ValueError("its stem is no 7x7 convolution with max pooling: ResNets and DenseNets have one")
     if isinstance(net.get_submodule(names[1]), nn.Identity):
@@ -55,9 +54,10 @@ def put_small_stem(net: nn.Module) -> nn.Module:
 
 def of_stem(key: str) -> bool:
     """Whether a key of a state dict is of a convolution of the stem of a ResNet or DenseNet."""
-    return key.startswith(tuple(f"{conv}." for conv, _ in _STEMS.values()))
+    return key.startswith(tuple(f"{conv}." for conv in _CONVOLUTIONS))
 
 
 def has_small_stem(state: Mapping[str, Tensor]) -> bool:
     """Whether a state dict of a ResNet or DenseNet has the small stem."""
-    return any(tuple(state[key].shape[1:]) == (3, 3, 3) for key in _WEIGHTS if key in state)
+    keys = (f"{conv}.weight" for conv in _CONVOLUTIONS)
+    return any(tuple(state[key].shape[1:]) == (3, 3, 3) for key in keys if key in state)

@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.lib import published_form
 from scripts.lib.restored import names_of_outputs, restore
 from utils.command_line import arguments, cli
-from utils.command_line.gate_arguments import add_gate_arguments, add_stem, check_gates, network_given
+from utils.command_line.gate_arguments import add_part_arguments, check_gates, network_given
 from utils.common.checks import check_output
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
@@ -220,9 +220,7 @@ def create_parser() -> cli.Parser:
     what = "classes to store in OUT, one a line, in the order of the outputs (default: as IN says)"
     parser.add_argument("--class-list", type=cli.name_of_file, metavar="FILE", help=what)
     parser.add_argument("--overwrite", action="store_true", help="replace OUT")
-    group = parser.add_argument_group("stem and gates to check and store with -a (default: as IN says)")
-    add_stem(group)
-    add_gate_arguments(group)
+    add_part_arguments(parser, "stem and gates to check and store with -a (default: as IN says)")
     return parser
 
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.lib.restored import Restored, names_of_outputs, restore
 from utils.command_line import arguments, cli
-from utils.command_line.gate_arguments import add_gate_arguments, add_stem, check_gates, network_given
+from utils.command_line.gate_arguments import add_part_arguments, check_gates, network_given
 from utils.common.checks import check_libraries, check_output
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
@@ -157,9 +157,7 @@ def create_parser() -> cli.Parser:
     what = "S, the side of the input in pixels (default: as in training; 224 if the checkpoint does not say)"
     parser.add_argument("--img-size", type=cli.count_of, metavar="S", help=what)
     parser.add_argument("--overwrite", action="store_true", help="replace OUT")
-    group = parser.add_argument_group("stem and gates (default: what the checkpoint says)")
-    add_stem(group)
-    add_gate_arguments(group)
+    add_part_arguments(parser, "stem and gates (default: what the checkpoint says)")
     return parser
 
 

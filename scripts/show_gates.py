@@ -29,7 +29,7 @@ from scripts.lib.gates_record import Gate, Recorded, last_of_each_stage, record
 from scripts.lib.pictures import Entry, make_folder, picture_name, write_page, write_picture
 from scripts.lib.restored import names_to_show, open_network
 from utils.command_line import arguments, cli
-from utils.command_line.gate_arguments import add_gate_arguments, add_stem, check_gates, network_given
+from utils.command_line.gate_arguments import add_part_arguments, check_gates, network_given
 from utils.common.checks import check_libraries
 from utils.common.errors import UserError
 from utils.common.text import drawable, plural
@@ -94,9 +94,7 @@ def create_parser() -> cli.Parser:
     parser.add_argument("--all-blocks", action="store_true", help=what)
     what = "folder of the pictures; made if missing, files of the same names are replaced (default: gates)"
     parser.add_argument("-o", dest="output", type=cli.name_of_file, default="gates", metavar="DIR", help=what)
-    group = parser.add_argument_group("stem and gates (default: what the checkpoint says)")
-    add_stem(group)
-    add_gate_arguments(group)
+    add_part_arguments(parser, "stem and gates (default: what the checkpoint says)")
     return parser
 
 

@@ -30,7 +30,7 @@ from scripts.lib.benchmark_gpus import peak_of
 from scripts.lib.benchmark_report import Result, Table
 from scripts.lib.restored import restore
 from utils.command_line import cli
-from utils.command_line.gate_arguments import add_gate_arguments, add_stem, check_gates
+from utils.command_line.gate_arguments import add_part_arguments, check_gates
 from utils.common.checks import check_libraries
 from utils.common.errors import UserError
 from utils.networks.compilation import compile_blocks
@@ -55,9 +55,7 @@ def add_arguments(parser: cli.Parser) -> None:
     parser.add_argument("--compile", action="store_true", help="compile the blocks with torch.compile")
     text = "steps that each measurement runs (default: 1 on a CPU, 10 on CUDA)"
     parser.add_argument("--steps", type=cli.count_of, metavar="N", help=text)
-    group = parser.add_argument_group("stem and gates of the networks that are named")
-    add_stem(group)
-    add_gate_arguments(group)
+    add_part_arguments(parser, "stem and gates of the networks that are named")
     measure.add_round_arguments(parser, rounds=7)
     measure.add_device_arguments(parser)
 

@@ -63,6 +63,13 @@ def add_gate_arguments(group: Group | Parser) -> None:
     group.add_argument("--gate-start", choices=STARTS, help=text)
 
 
+def add_part_arguments(parser: Parser, title: str) -> None:
+    """Add a group of flags that say the stem and the gates of a network."""
+    group = parser.add_argument_group(title)
+    add_stem(group)
+    add_gate_arguments(group)
+
+
 def check_gates(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuse combinations of the flags of gates that make no sense."""
     if args.gate and args.gate_file:
