@@ -184,6 +184,8 @@ def convert(
     weights = clean(weights, sources[0])
     if any(given.values()) or to_published or class_list:
         restored = restore(sources[0], given, "IN")  # refuses weights that do not fit
+        if to_published and restored.parts.stem == "small":
+            raise UserError("--published: the published scripts have no network with --stem small")
         fields["arch"] = restored.arch
         if restored.parts.flags:
             fields["arguments"] = {**fields.get("arguments", {}), **part_fields(restored.parts)}

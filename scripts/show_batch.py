@@ -38,7 +38,7 @@ from utils.data.sampling import Position, TrainBatches
 from utils.data.splits import open_data
 from utils.data.transforms import IMAGENET, Scaling
 from utils.networks import checkpoint
-from utils.networks.building import NetworkSpec, complete, layout
+from utils.networks.building import NetworkSpec, complete, layout, says_images
 from utils.networks.outputs import outputs_of
 from utils.runs.resume import choose_seed, find_checkpoint
 from utils.training.metrics import Meter
@@ -170,10 +170,9 @@ def main() -> None:
     ranks = Ranks(args.rank, args.processes)
     resumed = find_checkpoint(args.resume, args.checkpoint)
     seed = choose_seed(args.manualSeed, resumed.saved.get("seed"))
-    arguments = resumed.saved.get("arguments", {})
-    said = {**arguments, "arch": resumed.saved.get("arch")}
+    said = {**resumed.saved.get("arguments", {}), "arch": resumed.saved.get("arch")}
     given = {name: getattr(args, name) for name in ("arch", "img_size", "mean", "std")}
-    of_data = {} if arguments else usual(args.data)
+    of_data = {} if says_images(resumed.saved) else usual(args.data)
     of_data.pop("crop_pct", None)  # of validation
     spec = NetworkSpec(**of_data | complete(given, said, resumed.file))
     started = checkpoint.load(args.finetune, "--finetune") if args.finetune and resumed.file is None else {}

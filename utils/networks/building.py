@@ -79,7 +79,7 @@ def choose_network(
         file: its path.
         flag: what named the file, for messages.
         quiet: do not print what is taken from the checkpoint.
-        usual: defaults of the data set, for what a checkpoint does not say. One of this code says all of it.
+        usual: defaults of the data set, for a new network and one of a file that says nothing of the images.
 
     Raises:
         UserError: neither the command line nor the checkpoint says the architecture, or the gates are of a
@@ -98,7 +98,15 @@ def choose_network(
         said |= {"arch": says, "stem": arguments.get("stem")}
         said |= gates_taken(given, saved, f"{flag} {file}")
     spec = complete(given, said, None if quiet else file)
-    return NetworkSpec(**({} if arguments else dict(usual)) | spec)
+    return NetworkSpec(**({} if says_images(saved) else dict(usual)) | spec)
+
+
+def says_images(saved: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint says what its network takes: all that runs of this code write do.
+
+    What it does not mention of the images is then as published.
+    """
+    return "img_size" in saved.get("arguments", {})
 
 
 def complete(given: Mapping[str, Any], said: Mapping[str, Any], file: str | None = None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from utils.common.errors import UserError
 from utils.common.text import plural
 from utils.data.transforms import IMAGENET, MEAN, STD, Scaling
 from utils.networks import checkpoint
-from utils.networks.building import check_architecture, imagenet_weights
+from utils.networks.building import check_architecture, imagenet_weights, says_images
 from utils.networks.complexity import count
 from utils.networks.gating import flag_of
 from utils.networks.parts import parts_in, put_parts
@@ -90,8 +90,8 @@ def build_teacher(
 def _check_scaling_of_teacher(text: str, saved: Mapping[str, Any], scaling: Scaling) -> None:
     """A teacher that was trained with another mean and deviation would see other images than it knows."""
     said = saved.get("arguments", {})
-    if saved and not said:
-        return  # a published file, which does not say it
+    if saved and not says_images(saved):
+        return  # a published file, say
     theirs = Scaling(tuple(said.get("mean") or MEAN), tuple(said.get("std") or STD))
     if theirs != scaling:
         flags = " ".join(flag_of(name, of) for name, of in theirs._asdict().items())
