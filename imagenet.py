@@ -36,6 +36,7 @@ from utils.networks.building import (
     finetune,
     load_checkpoint,
     new_stem,
+    note_stem,
 )
 from utils.networks.gating import gates_in
 from utils.networks.outputs import class_count, outputs_of
@@ -121,6 +122,8 @@ def open_network(args: argparse.Namespace, resumed: Resumed, where: str) -> Open
         finetune(net, started["state_dict"], args.finetune, spec.arch, new_gates)
     if file is not None:
         load_checkpoint(net, saved, spec, file, args.evaluate)
+    elif usual(args.data) and not args.evaluate:
+        note_stem(net, spec)
     size = f"{complexity} at {spec.val_transform}, {classes} classes ({ends(splits.val.classes)})"
     print(f"{spec.arch}{spec.flags}: {size}, on {where}")
     return Opened(spec, net, classes, splits)
@@ -129,7 +132,13 @@ def open_network(args: argparse.Namespace, resumed: Resumed, where: str) -> Open
 def train_transform(
     args: argparse.Namespace, spec: NetworkSpec, scale: Sequence[float] = CROP_SCALES["large"]
 ) -> TrainTransform:
-    """Create what is done to a training image; ``scale`` holds where the command line says no other."""
+    """Create what is done to a training image; ``scale`` holds where the command line says no other.
+
+    Raises:
+        UserError: more pixels are to be added than the image has.
+    """
+    if (args.pad or 0) > spec.img_size:
+        raise UserError(f"--pad {args.pad} is more than the {spec.img_size} px of an image")
     crop = (args.scale or scale, args.hflip, args.auto_augment, args.random_erase, args.pad)
     return TrainTransform(spec.img_size, *crop, spec.scaling)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.models.densenet import DenseNet
 from torchvision.models.resnet import ResNet
 
-__all__ = ["has_small_stem", "of_stem", "put_small_stem"]
+__all__ = ["has_published_stem", "has_small_stem", "of_stem", "put_small_stem"]
 
 # A class of networks, the module of its stem's convolution, and that of its pooling.
 _STEMS = ((ResNet, "conv1", "maxpool"), (DenseNet, "features.conv0", "features.pool0"))
@@ -50,6 +50,11 @@ def put_small_stem(net: nn.Module) -> nn.Module:
         parent, _, child = name.rpartition(".")
         setattr(net.get_submodule(parent), child, module)  # which keeps its place among the others
     return net
+
+
+def has_published_stem(net: nn.Module) -> bool:
+    """Whether :func:`put_small_stem` takes a network."""
+    return isinstance(net, (ResNet, DenseNet)) and not has_small_stem(net.state_dict())
 
 
 def of_stem(key: str) -> bool:

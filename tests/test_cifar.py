@@ -16,6 +16,8 @@ from tiny_net import Narrow, TinyNet
 from torch.nn import functional
 
 from models import put_small_stem
+from scripts import export
+from scripts.lib.restored import restore
 from utils.common.distributed import Ranks
 from utils.data import cifar
 from utils.data.loading import Reading, validation_loader
@@ -127,11 +129,8 @@ def test_what_a_run_takes_and_its_checkpoint_says(call: Run, tmp_path: Path) -> 
         said = evaluated.stdout.splitlines()[-1]
         assert float(said.split()[2].rstrip(",")) == pytest.approx(loss, rel=1e-4)
 
-    exported = call("a.pt2", "--resume", "out/checkpoint.pth.tar", script="scripts/export.py")
-    assert exported.returncode == 0, exported.stderr
-    extra = {"network.json": ""}
-    torch.export.load("a.pt2", extra_files=extra)
-    notes = json.loads(extra["network.json"])
+    notes = export.notes_of(restore("out/checkpoint.pth.tar", {}), [])
+    assert (notes["arch"], notes["img_size"], notes["crop_pct"]) == ("narrow --stem small", "32", "1.0")
     assert (json.loads(notes["mean"]), json.loads(notes["std"])) == (list(form.mean), list(form.std))
     probabilities = predicted(call, images[0])
     assert probabilities == pytest.approx(logits[0].softmax(0).tolist(), abs=2e-6)
@@ -150,6 +149,23 @@ def predicted(call: Run, image: torch.Tensor) -> list[float]:
 
 def weights(folder: str) -> list[torch.Tensor]:
     return list(checkpoint.load(f"{folder}/checkpoint.pth.tar")["state_dict"].values())
+
+
+def test_a_network_that_could_have_the_small_stem(call: Run, tmp_path: Path) -> None:
+    """A note says what the stem leaves of the images, unless a flag says which stem is wanted."""
+    write_folder(tmp_path / "data", "cifar10")
+    for flags, told in (
+        (
+            ("-a", "narrow"),
+            "note: of 32 px images, behind the published stem the last maps are 1x1, with --stem",
+        ),
+        (("-a", "narrow", "--stem", "published"), ""),
+        (("-a", "tiny"), ""),
+    ):
+        result = call("--data", "cifar10", *RUN[2:], *flags, "--dry-run", "--device", "cpu")
+        assert result.returncode == 0, result.stderr
+        assert ("note: of" in result.stdout) is bool(told)
+        assert told in result.stdout
 
 
 def test_a_run_is_the_same_with_workers_and_goes_on(call: Run, tmp_path: Path) -> None:
@@ -332,6 +348,10 @@ def test_flags_that_contradict_each_other(call: Run, tmp_path: Path) -> None:
     assert_one_line_error(
         call(*flags, "--std", 0, 0.5, 0.5), "--std: must be a number from 0.001 to 1, not '0'"
     )
+    assert_one_line_error(
+        call(*flags, "--pad", 33, script=FAST), "--pad 33 is more than the 32 px of an image"
+    )
+    assert_one_line_error(call("--data", "x" * 5000, *RUN), "File name too long")
     scaled = call(*flags, "--scale", 0.5, 1, "--epochs", 1, "-c", "out", script=FAST)
     assert scaled.returncode == 0, scaled.stderr
     assert checkpoint.load("out/checkpoint.pth.tar")["arguments"]["pad"] is None

@@ -10,6 +10,7 @@ import tarfile
 import uuid
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
@@ -94,10 +95,11 @@ def cifar_of(data: str) -> Cifar | None:
 
 def cifar_in(folder: Path) -> Cifar | None:
     """Return the data set whose binary files a folder holds, or that it is named after; None: neither."""
-    for form in FORMS.values():
-        holds = all((folder / name).is_file() for name in (form.names, form.files["train"][0]))
-        if holds or (folder.name == form.folder and folder.is_dir()):
-            return form
+    with suppress(OSError):  # a path that cannot be looked at is refused where it is read
+        for form in FORMS.values():
+            holds = all((folder / name).is_file() for name in (form.names, form.files["train"][0]))
+            if holds or (folder.name == form.folder and folder.is_dir()):
+                return form
     return None
 
 

@@ -1,6 +1,7 @@
 """Choosing and building a network, loading the weights that it starts from, placing it on a device."""
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from models import create_model, is_own, list_models, resolve
 from models.gates import base_of, gates_of, renamed
-from models.stems import has_small_stem
+from models.stems import has_published_stem, has_small_stem
 from utils.common.errors import UserError
 from utils.data.transforms import CROP_PCT, INTERPOLATION, MEAN, STD, Scaling, ValTransform
 from utils.networks import weights
@@ -57,6 +58,7 @@ class NetworkSpec(PartSpec):
         return ValTransform(self.img_size, *crop, self.scaling)
 
 
+SMALL_IMAGES = 64  # pixels
 _REFUSALS = (TypeError, ValueError, NotImplementedError, RuntimeError, AssertionError)  # by a builder
 _WIDTHS = ("cardinality", "base_width")
 _IMAGES = ("img_size", "crop_pct", "interpolation", "mean", "std")
@@ -294,6 +296,14 @@ def load_fitting(
 def new_stem(net: nn.Module, state: Mapping[str, Tensor]) -> bool:
     """Whether one of a network and the weights that it starts from has the small stem, and the other not."""
     return has_small_stem(net.state_dict()) != has_small_stem(state)
+
+
+def note_stem(net: nn.Module, spec: NetworkSpec) -> None:
+    """Print what the small stem would do for a network of small images, if nothing says which it has."""
+    if spec.stem is None and has_published_stem(net) and spec.img_size <= SMALL_IMAGES:
+        sides = (math.ceil(spec.img_size / stride) for stride in (32, 8))
+        left = "behind the published stem the last maps are {0}x{0}, with --stem small {1}x{1}".format(*sides)
+        print(f"note: of {spec.img_size} px images, {left}")
 
 
 def load_checkpoint(
