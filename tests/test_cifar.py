@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -304,6 +305,20 @@ def test_a_folder_that_cannot_be_written(call: Run, tmp_path: Path, monkeypatch:
     monkeypatch.setattr("pathlib.Path.mkdir", refuse)
     refused = call("--data", path, *RUN)
     assert_one_line_error(refused, "cannot be unpacked beside itself: Read-only file system; unpack it else")
+
+
+def test_another_process_that_unpacks_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_archive(tmp_path / "data", "cifar10")
+    rename = Path.rename
+
+    def late(path: Path, target: Path) -> Path:
+        shutil.copytree(path, target)
+        return rename(path, target)
+
+    monkeypatch.setattr("pathlib.Path.rename", late)
+    assert len(open_data("cifar10", evaluate=True).val.samples) == TESTS
+    there = {path.name for path in (tmp_path / "data").iterdir()}
+    assert there == {"cifar-10-batches-bin", "cifar-10-binary.tar.gz"}
 
 
 def test_the_padded_crop() -> None:

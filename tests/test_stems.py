@@ -181,6 +181,8 @@ def test_weights_are_not_loaded_into_another_stem(
     converted = call("small.pth", "out.pth", "-a", "narrow", *SMALL, script="scripts/convert_checkpoint.py")
     assert converted.returncode == 0, converted.stderr
     assert checkpoint.load("out.pth")["arguments"]["stem"] == "small"
+    to_2019 = call("--published", trained, "2019.pth", script="scripts/convert_checkpoint.py")
+    assert_one_line_error(to_2019, "--published: the published scripts have no network with --stem small")
 
 
 def test_a_stem_that_a_file_cannot_say(tmp_path: Path) -> None:
