@@ -173,7 +173,6 @@ def main() -> None:
     said = {**resumed.saved.get("arguments", {}), "arch": resumed.saved.get("arch")}
     given = {name: getattr(args, name) for name in ("arch", "img_size", "mean", "std")}
     of_data = {} if says_images(resumed.saved) else usual(args.data)
-    of_data.pop("crop_pct", None)  # of validation
     spec = NetworkSpec(**of_data | complete(given, said, resumed.file))
     started = checkpoint.load(args.finetune, "--finetune") if args.finetune and resumed.file is None else {}
     classes = (spec.arch, args.num_classes, args.class_list)

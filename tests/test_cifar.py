@@ -291,6 +291,10 @@ def test_missing_files(call: Run, tmp_path: Path) -> None:
     )
     (tmp_path / "cifar-100-python.tar.gz").touch()
     assert_one_line_error(call("--data", "cifar100", *RUN), "; the pickled form is not read: get")
+    (tmp_path / "cifar100").mkdir()
+    assert_one_line_error(
+        call("--data", "cifar100", *RUN), "(the folder cifar100/ is given as ./cifar100): get"
+    )
     named = call("--data", "elsewhere/cifar-10-binary.tar.gz", *RUN)
     assert_one_line_error(named, "--data elsewhere/cifar-10-binary.tar.gz: no such file")
     assert_one_line_error(call("cifar10", script="scripts/check_data.py"), "cifar10: neither cifar-10-binary")

@@ -237,6 +237,9 @@ def test_a_teacher_and_torch_hub_take_it_from_the_file(
     taught = ("--data", images, "-a", "tiny", *NET[2:], "--epochs", 1, "-c", "taught", "--teacher")
     result = call(*taught, f"narrow:{trained}", script=FAST)
     assert result.returncode == 0, result.stderr
+    torch.save(state(trained), tmp_path / "bare.pth")
+    result = call(*taught, "narrow:bare.pth", "--overwrite", script=FAST)
+    assert result.returncode == 0, result.stderr
     other = ("--mean", 0.5, 0.5, 0.5, "--std", 0.25, 0.25, 0.25, "--overwrite")
     refused = call(*taught, f"narrow:{trained}", *other, script=FAST)
     assert_one_line_error(refused, "was trained with --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225: give")
@@ -244,7 +247,9 @@ def test_a_teacher_and_torch_hub_take_it_from_the_file(
     fields = {"state_dict": net.state_dict(), "arch": "se_resnet18", "arguments": {"stem": "small"}}
     path = tmp_path / "se.pth"
     torch.save(fields, path)
-    for classes in (3, 5):
-        loaded = hubconf.se_resnet18(checkpoint=str(path), num_classes=classes)  # type: ignore[attr-defined]
+    bare = tmp_path / "bare.pth"
+    torch.save(fields["state_dict"], bare)
+    for file, classes in ((path, 3), (path, 5), (bare, 3)):
+        loaded = hubconf.se_resnet18(checkpoint=str(file), num_classes=classes)  # type: ignore[attr-defined]
         assert has_small_stem(loaded.state_dict())
         assert torch.equal(loaded.conv1.weight, net.get_parameter("conv1.weight"))

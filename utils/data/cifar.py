@@ -138,6 +138,7 @@ def cifar_root(data: str, form: Cifar) -> Path:
             return _unpacked(place / form.archive, form)
     pickled = form.archive.replace("binary", "python")
     others = "; the pickled form is not read" * any((at / pickled).exists() for at in PLACES_OF_DATA)
+    others += f" (the folder {data}/ is given as ./{data})" * Path(data).is_dir()
     raise UserError(
         f"--data {data}: neither {form.archive} nor {form.folder}/ is in data/ or in this folder{others}: "
         f"get the binary version of {form.title} from {PAGE} and put the archive into data/"

@@ -1,12 +1,13 @@
 """What flags put into a network in place of the architecture's own: a stem, and gates."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from models import put_small_stem, resolve
+from models.stems import has_small_stem
 from utils.common.errors import UserError
 from utils.networks.gating import GATE_FIELDS, GateSpec, gate_fields, put_gates
 
@@ -45,8 +46,12 @@ def parts_said(saved: Mapping[str, Any]) -> PartSpec:
 
 
 def parts_in(saved: Mapping[str, Any], arch: str) -> PartSpec:
-    """Return what a checkpoint says that flags have put into ``arch``; nothing if it is of another."""
-    return parts_said(saved) if resolve(saved.get("arch", "")) == resolve(arch) else PartSpec()
+    """Return what a checkpoint says that flags have put into ``arch``; nothing if it is of another.
+
+    The small stem is known by the weights, also in a file that says nothing.
+    """
+    said = parts_said(saved) if resolve(saved.get("arch", "")) == resolve(arch) else PartSpec()
+    return replace(said, stem="small") if has_small_stem(saved.get("state_dict", {})) else said
 
 
 def part_fields(spec: PartSpec) -> dict[str, Any]:
