@@ -37,6 +37,7 @@ from utils.networks.building import (
     load_checkpoint,
     new_stem,
     note_stem,
+    scaling_said,
 )
 from utils.networks.gating import gates_in
 from utils.networks.outputs import class_count, outputs_of
@@ -118,6 +119,10 @@ def open_network(args: argparse.Namespace, resumed: Resumed, where: str) -> Open
     if args.freeze and new and new_stem(net, started.get("state_dict", {})):
         raise UserError("--freeze keeps weights that are trained, and the stem is new: leave out --freeze")
     if started:
+        if (theirs := scaling_said(started)) not in (None, spec.scaling):
+            print(
+                f"note: {args.finetune} was trained with {theirs.flags}, this run takes {spec.scaling.flags}"
+            )
         new_gates = spec.gate_start == "identity" and not spec.same_as(gates_in(started, spec.arch))
         finetune(net, started["state_dict"], args.finetune, spec.arch, new_gates)
     if file is not None:

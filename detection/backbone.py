@@ -17,8 +17,9 @@ from models import create_model, is_own, list_models, resolve
 from models.gates import base_of
 from models.stems import has_small_stem
 from utils.common.errors import UserError
+from utils.data.transforms import IMAGENET
 from utils.networks import checkpoint as checkpoints
-from utils.networks.building import complete, load_fitting, start_pretrained
+from utils.networks.building import complete, load_fitting, scaling_said, start_pretrained
 from utils.networks.gating import GateSpec, gate_fields, gates_in, gates_taken, put_gates
 from utils.networks.parts import PartSpec
 from utils.networks.weights import differences, load_weights, of_a_detector, output_count
@@ -142,6 +143,8 @@ def _from_checkpoint(arch: str, path: str, gates: GateSpec) -> Backbone:
             f"--backbone {path} has the small stem (--stem small): a detector takes maps of strides 4 to 32, "
             "give a file with the published stem"
         )
+    if (scaling := scaling_said(saved)) not in (None, IMAGENET):
+        raise UserError(f"--backbone {path} was trained with {scaling.flags}: a detector takes ImageNet's")
     said = gates_in(saved, arch)
     if said.flags:
         taken = gates_taken(gate_fields(gates), saved, f"--backbone {path}")

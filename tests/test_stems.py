@@ -205,9 +205,13 @@ def test_finetuning_a_published_file_and_the_reverse(
         assert new[0].endswith("; the stem is another")
         frozen = call(*base, *flags, "--finetune", file, "--freeze", "backbone")
         assert_one_line_error(frozen, "--freeze keeps weights that are trained, and the stem is new")
+    scaled = ("--mean", 0.5, 0.5, 0.5, "--std", 0.25, 0.25, 0.25, "-c", "scaled")
+    other = call(*base, *SMALL, *scaled, "--finetune", trained).stdout
+    assert f"note: {trained} was trained with --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225, this" in other
     same = call(*base, *SMALL, "--finetune", trained, "--freeze", "backbone", "-c", "again")
     assert same.returncode == 0, same.stderr
     assert "another" not in same.stdout
+    assert "was trained with" not in same.stdout
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "simam_resnet18"])
@@ -229,6 +233,10 @@ def test_detectors_refuse_it(tmp_path: Path) -> None:
     torch.save(net.state_dict(), tmp_path / "small.pth")
     with pytest.raises(UserError, match=r"--backbone .*small.pth has the small stem .*: a detector takes"):
         create_backbone("resnet18", str(tmp_path / "small.pth"), False)
+    said = {"img_size": 32, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+    torch.save({"state_dict": {"a": torch.ones(1)}, "arguments": said}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"was trained with --mean 0.5 0.5 0.5 --std 0.25 0.25 0.25: a detec"):
+        create_backbone("resnet18", str(tmp_path / "other.pth"), False)
 
 
 def test_a_teacher_and_torch_hub_take_it_from_the_file(

@@ -50,6 +50,11 @@ class Scaling(NamedTuple):
         """Return mean and deviation by name, without those that are ImageNet's."""
         return {name: of for name, of in self._asdict().items() if of != IMAGENET._asdict()[name]}
 
+    @property
+    def flags(self) -> str:
+        """The flags that say them."""
+        return " ".join(f"--{name} {' '.join(map(str, of))}" for name, of in self._asdict().items())
+
     def tensors(self, device: torch.device | None = None) -> Tensor:
         """Return mean and deviation as (2, 3, 1, 1), float32."""
         return torch.tensor(tuple(self), device=device).view(2, 3, 1, 1)

@@ -111,6 +111,14 @@ def says_images(saved: Mapping[str, Any]) -> bool:
     return "img_size" in saved.get("arguments", {})
 
 
+def scaling_said(saved: Mapping[str, Any]) -> Scaling | None:
+    """Return the mean and deviation of the images that a checkpoint was trained on; None: it does not say."""
+    if not says_images(saved):
+        return None
+    said = saved["arguments"]
+    return Scaling(tuple(said.get("mean") or MEAN), tuple(said.get("std") or STD))
+
+
 def complete(given: Mapping[str, Any], said: Mapping[str, Any], file: str | None = None) -> dict[str, Any]:
     """Return the values that the command line gives, and those of a checkpoint for what it leaves open.
 

@@ -10,11 +10,10 @@ from torch.nn import functional as F
 from models import create_model
 from utils.common.errors import UserError
 from utils.common.text import plural
-from utils.data.transforms import IMAGENET, MEAN, STD, Scaling
+from utils.data.transforms import IMAGENET, Scaling
 from utils.networks import checkpoint
-from utils.networks.building import check_architecture, imagenet_weights, says_images
+from utils.networks.building import check_architecture, imagenet_weights, scaling_said
 from utils.networks.complexity import count
-from utils.networks.gating import flag_of
 from utils.networks.parts import parts_in, put_parts
 from utils.networks.weights import load_weights
 
@@ -89,13 +88,9 @@ def build_teacher(
 
 def _check_scaling_of_teacher(text: str, saved: Mapping[str, Any], scaling: Scaling) -> None:
     """A teacher that was trained with another mean and deviation would see other images than it knows."""
-    said = saved.get("arguments", {})
-    if saved and not says_images(saved):
-        return  # a published file, say
-    theirs = Scaling(tuple(said.get("mean") or MEAN), tuple(said.get("std") or STD))
-    if theirs != scaling:
-        flags = " ".join(flag_of(name, of) for name, of in theirs._asdict().items())
-        raise UserError(f"--teacher {text} was trained with {flags}: give this run the same")
+    theirs = scaling_said(saved) if saved else IMAGENET  # torchvision's
+    if theirs not in (None, scaling):
+        raise UserError(f"--teacher {text} was trained with {theirs.flags}: give this run the same")
 
 
 def _check_classes_of_teacher(text: str, theirs: Sequence[str], ours: Sequence[str], outputs: int) -> None:
