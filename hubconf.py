@@ -17,7 +17,7 @@ from models import is_own as _is_own
 from models import list_models as _list_models
 from utils.common.errors import UserError as _UserError
 from utils.networks import checkpoint as _checkpoint
-from utils.networks import gating as _gating
+from utils.networks import parts as _parts
 from utils.networks import weights as _weights
 
 dependencies = ["torch", "torchvision", "numpy"]
@@ -30,16 +30,16 @@ def _builder(name: str) -> collections.abc.Callable[..., nn.Module]:
         if checkpoint is None:
             return _create_model(name, **kwargs)
         saved = _checkpoint.load(checkpoint, "checkpoint")
-        outputs, gates = _weights.output_count(saved["state_dict"], name), _gating.gates_in(saved, name)
-        if gates.gate_file:
-            raise _UserError(f"checkpoint {checkpoint}: its gates are of {gates.gate_file}, which is not run")
+        outputs, parts = _weights.output_count(saved["state_dict"], name), _parts.parts_in(saved, name)
+        if parts.gate_file:
+            raise _UserError(f"checkpoint {checkpoint}: its gates are of {parts.gate_file}, which is not run")
         net = _create_model(name, **{**kwargs, "num_classes": outputs})
-        _gating.put_gates(net, gates, name)
-        _weights.load_weights(net, saved, name, checkpoint, "checkpoint", "{arch}", gates)
+        _parts.put_parts(net, parts, name)
+        _weights.load_weights(net, saved, name, checkpoint, "checkpoint", "{arch}", parts)
         if kwargs.get("num_classes", outputs) == outputs:
             return net
         other = _create_model(name, **kwargs)
-        _gating.put_gates(other, gates, name)
+        _parts.put_parts(other, parts, name)
         own = other.state_dict()
         fitting = {key: value for key, value in net.state_dict().items() if value.shape == own[key].shape}
         other.load_state_dict({**own, **fitting})

@@ -10,6 +10,7 @@ import utils.common.early  # noqa: F401  # before torch: signals in the first se
 
 # isort: split
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -21,15 +22,26 @@ from utils.command_line.checks import check
 from utils.command_line.gate_arguments import network_given
 from utils.common.devices import describe, parallelize, select_devices
 from utils.common.distributed import Ranks
+from utils.common.errors import UserError
 from utils.common.launch import refuse_several_processes
 from utils.common.randomness import configure_torch
+from utils.data.cifar import usual
 from utils.data.labels import ends, names_of_all
 from utils.data.loading import Reading, training_loader, validation_loader
 from utils.data.real_labels import real_labels
 from utils.data.splits import Splits, compared_outputs, open_data
 from utils.data.transforms import TrainTransform
 from utils.networks import checkpoint
-from utils.networks.building import NetworkSpec, build_model, choose_network, finetune, load_checkpoint
+from utils.networks.building import (
+    NetworkSpec,
+    build_model,
+    choose_network,
+    finetune,
+    load_checkpoint,
+    new_stem,
+    note_stem,
+    scaling_said,
+)
 from utils.networks.gating import gates_in
 from utils.networks.outputs import class_count, outputs_of
 from utils.runs.provenance import origin
@@ -95,7 +107,7 @@ def open_network(args: argparse.Namespace, resumed: Resumed, where: str) -> Open
         UserError: flags, files, and data do not fit each other.
     """
     saved, file = resumed.saved, resumed.file
-    spec = choose_network(network_given(args), saved, file)
+    spec = choose_network(network_given(args), saved, file, usual=usual(args.data))
     if not (args.evaluate or args.dry_run):
         resumed.check_start(args.epochs, args.overwrite)
     new = file is None  # with --resume auto the flags of a first start stay on the command line
@@ -107,14 +119,36 @@ def open_network(args: argparse.Namespace, resumed: Resumed, where: str) -> Open
     classes = class_count(args.num_classes, outputs, splits.val.classes)
     started_from = (args.pretrained and new, args.zero_gamma and new)
     net, complexity = build_model(spec, classes, *started_from, args.evaluate)
+    if args.freeze and new and new_stem(net, started.get("state_dict", {})):
+        raise UserError("--freeze keeps weights that are trained, and the stem is new: leave out --freeze")
     if started:
+        if (theirs := scaling_said(started)) not in (None, spec.scaling):
+            print(
+                f"note: {args.finetune} was trained with {theirs.flags}, this run takes {spec.scaling.flags}"
+            )
         new_gates = spec.gate_start == "identity" and not spec.same_as(gates_in(started, spec.arch))
         finetune(net, started["state_dict"], args.finetune, spec.arch, new_gates)
     if file is not None:
         load_checkpoint(net, saved, spec, file, args.evaluate)
+    elif usual(args.data) and not args.evaluate:
+        note_stem(net, spec)
     size = f"{complexity} at {spec.val_transform}, {classes} classes ({ends(splits.val.classes)})"
     print(f"{spec.arch}{spec.flags}: {size}, on {where}")
     return Opened(spec, net, classes, splits)
+
+
+def train_transform(
+    args: argparse.Namespace, spec: NetworkSpec, scale: Sequence[float] = CROP_SCALES["large"]
+) -> TrainTransform:
+    """Create what is done to a training image; ``scale`` holds where the command line says no other.
+
+    Raises:
+        UserError: more pixels are to be added than the image has.
+    """
+    if (args.pad or 0) > spec.img_size:
+        raise UserError(f"--pad {args.pad} is more than the {spec.img_size} px of an image")
+    crop = (args.scale or scale, args.hflip, args.auto_augment, args.random_erase, args.pad)
+    return TrainTransform(spec.img_size, *crop, spec.scaling)
 
 
 def create_evaluation(
@@ -171,8 +205,7 @@ def main() -> None:
         evaluation.report()
         return
 
-    scale = args.scale or CROP_SCALES[args.modelsize or "large"]
-    transform = TrainTransform(spec.img_size, scale, args.hflip, args.auto_augment, args.random_erase)
+    transform = train_transform(args, spec, CROP_SCALES[args.modelsize or "large"])
     train_loader = training_loader(splits.train, transform, args.train_batch, seed, reading, ranks)
     schedule = Schedule(args.lr, args.epochs, milestones=args.schedule, gamma=args.gamma)
     print(f"{train_loader}, {evaluation.loader}\n{schedule}")

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
-from imagenet import Opened, create_evaluation, open_network, saving_flags
+from imagenet import Opened, create_evaluation, open_network, saving_flags, train_transform
 from utils.command_line import arguments, cli
 from utils.command_line.checks import check, check_tricks
 from utils.command_line.sameness import compared
@@ -31,7 +31,6 @@ from utils.common.distributed import Ranks
 from utils.common.randomness import configure_torch
 from utils.data.loading import DeviceLoader, Reading, training_loader
 from utils.data.sampling import TrainBatches
-from utils.data.transforms import TrainTransform
 from utils.networks.building import layout, place
 from utils.runs.provenance import origin
 from utils.runs.resume import Resumed, choose_seed, find_checkpoint
@@ -115,7 +114,7 @@ def create_task(
     distillation = None
     if args.teacher:
         spec, _, classes, splits = opened
-        teacher = build_teacher(args.teacher, classes, splits.val.classes, spec.img_size)
+        teacher = build_teacher(args.teacher, classes, splits.val.classes, spec.img_size, spec.scaling)
         predict = partial(precision.forward, precision.prepare(on_device(args, teacher, device)))
         distillation = Distillation(predict, args.distill_alpha, args.distill_temp)
     mixer = Mixer(
@@ -146,8 +145,7 @@ def prepare_training(
     spec, net, _, splits = opened
     assert splits.train is not None
     task = create_task(args, opened, ranks.device, precision)
-    scale = args.scale or (0.08, 1.0)
-    transform = TrainTransform(spec.img_size, scale, args.hflip, args.auto_augment, args.random_erase)
+    transform = train_transform(args, spec)
     reading = Reading(args.workers, args.max_bad, args.decoder, layout(args.channels_last))
     batches = (args.train_batch, seed, reading, ranks, args.accum_steps)
     loader = training_loader(splits.train, transform, *batches)

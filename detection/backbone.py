@@ -15,10 +15,13 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 from models import create_model, is_own, list_models, resolve
 from models.gates import base_of
+from models.stems import has_small_stem
 from utils.common.errors import UserError
+from utils.data.transforms import IMAGENET
 from utils.networks import checkpoint as checkpoints
-from utils.networks.building import complete, load_fitting, start_pretrained
+from utils.networks.building import complete, load_fitting, scaling_said, start_pretrained
 from utils.networks.gating import GateSpec, gate_fields, gates_in, gates_taken, put_gates
+from utils.networks.parts import PartSpec
 from utils.networks.weights import differences, load_weights, of_a_detector, output_count
 
 FROZEN = ("conv1", "bn1", "layer1")  # a deep stem is inside conv1
@@ -135,6 +138,13 @@ def _from_checkpoint(arch: str, path: str, gates: GateSpec) -> Backbone:
     state = saved["state_dict"]
     if detector := of_a_detector(state):
         raise UserError(f"--backbone {path} {detector}, or give the checkpoint of a classification run")
+    if has_small_stem(state):
+        raise UserError(
+            f"--backbone {path} has the small stem (--stem small): a detector takes maps of strides 4 to 32, "
+            "give a file with the published stem"
+        )
+    if (scaling := scaling_said(saved)) not in (None, IMAGENET):
+        raise UserError(f"--backbone {path} was trained with {scaling.flags}: a detector takes ImageNet's")
     said = gates_in(saved, arch)
     if said.flags:
         taken = gates_taken(gate_fields(gates), saved, f"--backbone {path}")
@@ -146,7 +156,8 @@ def _from_checkpoint(arch: str, path: str, gates: GateSpec) -> Backbone:
     if gates.flags and without:
         load_fitting(net, state, name, gates.gate_start == "identity")
         return Backbone(net, gates)
-    load_weights(net, saved, arch, path, "--backbone", "-a {arch}{gates}", gates)
+    parts = PartSpec(**gate_fields(gates))
+    load_weights(net, saved, arch, path, "--backbone", "-a {arch}{parts}", parts)
     backbone = Backbone(net, gates)
     used = backbone.body.state_dict()
     print(f"{name}; not used from the file: {', '.join(key for key in state if key not in used)}")

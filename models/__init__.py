@@ -36,8 +36,18 @@ from models import (
     sknet,
 )
 from models.gates import add_gates, create_gate, list_gates
+from models.stems import put_small_stem
 
-__all__ = ["add_gates", "create_gate", "create_model", "is_own", "list_gates", "list_models", "resolve"]
+__all__ = [
+    "add_gates",
+    "create_gate",
+    "create_model",
+    "is_own",
+    "list_gates",
+    "list_models",
+    "put_small_stem",
+    "resolve",
+]
 
 _FILES = (
     resnet_se,

@@ -38,13 +38,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.lib import published_form
 from scripts.lib.restored import names_of_outputs, restore
 from utils.command_line import arguments, cli
-from utils.command_line.gate_arguments import add_gate_arguments, check_gates, network_given
+from utils.command_line.gate_arguments import add_part_arguments, check_gates, network_given
 from utils.common.checks import check_output
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
 from utils.common.text import plural
 from utils.networks import archive, checkpoint
-from utils.networks.gating import gate_fields
+from utils.networks.parts import part_fields
 
 FIELDS = ("arch", "classes", "epoch", "acc", "seed", "command", "arguments", "versions", "commit")
 SUFFIXES = (".pth", ".safetensors")
@@ -184,9 +184,11 @@ def convert(
     weights = clean(weights, sources[0])
     if any(given.values()) or to_published or class_list:
         restored = restore(sources[0], given, "IN")  # refuses weights that do not fit
+        if to_published and restored.parts.stem == "small":
+            raise UserError("--published: the published scripts have no network with --stem small")
         fields["arch"] = restored.arch
-        if restored.gates.flags:
-            fields["arguments"] = {**fields.get("arguments", {}), **gate_fields(restored.gates)}
+        if restored.parts.flags:
+            fields["arguments"] = {**fields.get("arguments", {}), **part_fields(restored.parts)}
         if class_list:
             fields["classes"] = names_of_outputs(restored, class_list, distinct=True)
     if to_published:
@@ -220,7 +222,7 @@ def create_parser() -> cli.Parser:
     what = "classes to store in OUT, one a line, in the order of the outputs (default: as IN says)"
     parser.add_argument("--class-list", type=cli.name_of_file, metavar="FILE", help=what)
     parser.add_argument("--overwrite", action="store_true", help="replace OUT")
-    add_gate_arguments(parser.add_argument_group("gates to check and store with -a (default: as IN says)"))
+    add_part_arguments(parser, "stem and gates to check and store with -a (default: as IN says)")
     return parser
 
 

@@ -27,11 +27,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.lib.restored import Restored, names_of_outputs, restore
 from utils.command_line import arguments, cli
-from utils.command_line.gate_arguments import add_gate_arguments, check_gates, network_given
+from utils.command_line.gate_arguments import add_part_arguments, check_gates, network_given
 from utils.common.checks import check_libraries, check_output
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
-from utils.data.transforms import MEAN, STD
 
 SUFFIXES = (".onnx", ".pt2")
 NOTES = "network.json"  # the extra file of .pt2
@@ -65,7 +64,7 @@ def notes_of(restored: Restored, classes: list[str]) -> dict[str, str]:
     known = {"arch": restored.name, "img_size": str(restored.img_size), "classes": json.dumps(classes)}
     images = restored.val_transform
     known |= {"crop_pct": str(images.crop_pct), "interpolation": images.interpolation}
-    return {**known, "mean": json.dumps(MEAN), "std": json.dumps(STD)}
+    return {**known, "mean": json.dumps(images.scaling.mean), "std": json.dumps(images.scaling.std)}
 
 
 def to_onnx(program: ExportedProgram, notes: Mapping[str, str]) -> tuple[bytes, Network]:
@@ -158,7 +157,7 @@ def create_parser() -> cli.Parser:
     what = "S, the side of the input in pixels (default: as in training; 224 if the checkpoint does not say)"
     parser.add_argument("--img-size", type=cli.count_of, metavar="S", help=what)
     parser.add_argument("--overwrite", action="store_true", help="replace OUT")
-    add_gate_arguments(parser.add_argument_group("gates (default: what the checkpoint says)"))
+    add_part_arguments(parser, "stem and gates (default: what the checkpoint says)")
     return parser
 
 

@@ -32,7 +32,7 @@ from scripts.lib.data_files import find_images
 from scripts.lib.data_reading import listed
 from scripts.lib.restored import Restored, names_to_show, restore
 from utils.command_line import arguments, cli
-from utils.command_line.gate_arguments import add_gate_arguments, check_gates, network_given
+from utils.command_line.gate_arguments import add_part_arguments, check_gates, network_given
 from utils.common.checks import check_output
 from utils.common.devices import select_devices
 from utils.common.distributed import Ranks
@@ -183,7 +183,7 @@ def create_parser() -> cli.Parser:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
     what = "(default: the fastest that is installed)"
     parser.add_argument("--decoder", type=arguments.decoder, default="auto", help=what)
-    add_gate_arguments(parser.add_argument_group("gates (default: what the checkpoint says)"))
+    add_part_arguments(parser, "stem and gates (default: what the checkpoint says)")
     return parser
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from imagenet import train_transform
 from imagenet_fast import DEFAULTS, create_parser, cutout_size
 from scripts.lib.curves import rendered
 from scripts.lib.pictures import check_picture, picture_file, write_picture
@@ -31,12 +32,13 @@ from utils.common.distributed import Ranks
 from utils.common.errors import UserError
 from utils.common.randomness import derive_seed
 from utils.common.text import drawable, plural
+from utils.data.cifar import usual
 from utils.data.loading import DeviceLoader, Reading, training_loader
 from utils.data.sampling import Position, TrainBatches
 from utils.data.splits import open_data
-from utils.data.transforms import MEAN, STD, TrainTransform
+from utils.data.transforms import IMAGENET, Scaling
 from utils.networks import checkpoint
-from utils.networks.building import NetworkSpec, complete, layout
+from utils.networks.building import NetworkSpec, complete, layout, says_images
 from utils.networks.outputs import outputs_of
 from utils.runs.resume import choose_seed, find_checkpoint
 from utils.training.metrics import Meter
@@ -123,9 +125,9 @@ def batches_of_step(
     return mixed
 
 
-def pixels(images: Tensor) -> Tensor:
+def pixels(images: Tensor, scaling: Scaling = IMAGENET) -> Tensor:
     """Undo the normalisation of images (B, 3, H, W): (B, H, W, 3) in [0, 1]."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    mean, std = scaling.tensors()
     return (images * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
 
 
@@ -169,7 +171,9 @@ def main() -> None:
     resumed = find_checkpoint(args.resume, args.checkpoint)
     seed = choose_seed(args.manualSeed, resumed.saved.get("seed"))
     said = {**resumed.saved.get("arguments", {}), "arch": resumed.saved.get("arch")}
-    spec = NetworkSpec(**complete({"arch": args.arch, "img_size": args.img_size}, said, resumed.file))
+    given = {name: getattr(args, name) for name in ("arch", "img_size", "mean", "std")}
+    of_data = {} if says_images(resumed.saved) else usual(args.data)
+    spec = NetworkSpec(**of_data | complete(given, said, resumed.file))
     started = checkpoint.load(args.finetune, "--finetune") if args.finetune and resumed.file is None else {}
     classes = (spec.arch, args.num_classes, args.class_list)
     outputs = outputs_of(*classes, False, resumed.saved, started, resumed.file)
@@ -177,8 +181,7 @@ def main() -> None:
     resumed.check_archives(splits.archives())
     split = splits.train
     assert split is not None  # it is missing in evaluation only
-    scale = args.scale or (0.08, 1.0)
-    transform = TrainTransform(spec.img_size, scale, args.hflip, args.auto_augment, args.random_erase)
+    transform = train_transform(args, spec)
     memory = layout(args.channels_last)
     reading = Reading(0, args.max_bad, args.decoder, memory)  # data workers would read further batches
     batches = (args.train_batch, seed, reading, ranks, args.accum_steps)
@@ -192,7 +195,7 @@ def main() -> None:
     mixup, cutmix = args.alpha if args.mixup else None, args.cutmix_prob if args.cutmix else None
     mixer = Mixer(mixup, cutmix, cutout_size(args, spec.img_size) if args.cutout else None)
     mixed = batches_of_step(loader, mixer, seed, begin, step)
-    tiles = torch.cat([pixels(batch.images) for batch in mixed])[: args.images]
+    tiles = torch.cat([pixels(batch.images, spec.scaling) for batch in mixed])[: args.images]
     texts = [text for batch in mixed for text in captions(batch, split.classes)][: args.images]
     of = f"process {args.rank} of {args.processes}, " if args.processes > 1 else ""
     title = f"{drawable(args.data)}, {where}, {of}{len(tiles)} of {plural(size, 'image')}"

@@ -29,12 +29,12 @@ from scripts.lib.gates_record import Gate, Recorded, last_of_each_stage, record
 from scripts.lib.pictures import Entry, make_folder, picture_name, write_page, write_picture
 from scripts.lib.restored import names_to_show, open_network
 from utils.command_line import arguments, cli
-from utils.command_line.gate_arguments import add_gate_arguments, check_gates, network_given
+from utils.command_line.gate_arguments import add_part_arguments, check_gates, network_given
 from utils.common.checks import check_libraries
 from utils.common.errors import UserError
 from utils.common.text import drawable, plural
 from utils.data.decoding import decode
-from utils.data.transforms import MEAN, STD, ValTransform
+from utils.data.transforms import IMAGENET, Scaling, ValTransform
 
 TOP = 3  # predictions that are shown
 
@@ -55,9 +55,9 @@ def pixels_of(path: str, transform: ValTransform) -> Tensor:
     return transform(image, transform.box(image.height, image.width)) / 255
 
 
-def normalised(pixels: Tensor) -> Tensor:
+def normalised(pixels: Tensor, scaling: Scaling = IMAGENET) -> Tensor:
     """Normalise an image (3, S, S) for the network: (1, 3, S, S)."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    mean, std = scaling.tensors()
     return ((pixels - mean) / std)[None]
 
 
@@ -94,7 +94,7 @@ def create_parser() -> cli.Parser:
     parser.add_argument("--all-blocks", action="store_true", help=what)
     what = "folder of the pictures; made if missing, files of the same names are replaced (default: gates)"
     parser.add_argument("-o", dest="output", type=cli.name_of_file, default="gates", metavar="DIR", help=what)
-    add_gate_arguments(parser.add_argument_group("gates (default: what the checkpoint says)"))
+    add_part_arguments(parser, "stem and gates (default: what the checkpoint says)")
     return parser
 
 
@@ -115,7 +115,7 @@ def main() -> None:
     entries = []
     for number, path in enumerate(tqdm(args.images, "drawing", unit="image", leave=False, disable=None), 1):
         pixels = pixels_of(path, opened.val_transform)
-        recorded = record(opened.net, normalised(pixels))
+        recorded = record(opened.net, normalised(pixels, opened.val_transform.scaling))
         likeliest = predictions(recorded.logits, names)
         title = drawable(f"{called}: {Path(path).name}")
         text = "\n".join(["predicted:", *likeliest])

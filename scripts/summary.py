@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.lib.restored import open_network
 from utils.command_line import arguments, cli
 from utils.command_line.checks import check_decay
-from utils.command_line.gate_arguments import add_gate_arguments, check_gates, network_given
+from utils.command_line.gate_arguments import add_part_arguments, check_gates, network_given
 from utils.networks.complexity import count, parts_of, trace
 from utils.training.freezing import freeze
 from utils.training.optim import (
@@ -129,7 +129,7 @@ def create_parser() -> cli.Parser:
         "--cardinality", type=cli.count_of, metavar="N", help="groups of the 3x3 convolutions"
     )
     parser.add_argument("--base-width", type=cli.count_of, metavar="N", help="width of each group")
-    add_gate_arguments(parser.add_argument_group("gates (default: what the checkpoint says)"))
+    add_part_arguments(parser, "stem and gates (default: what the checkpoint says)")
     group = parser.add_argument_group("weight decay")
     group.add_argument("--weight-decay", "--wd", type=cli.non_negative, default=1e-4, help="(default: 1e-4)")
     arguments.add_decay_arguments(group)

@@ -44,6 +44,14 @@ ELSEWHERE = {
     "--outputs of-data": "test_evaluation.py::test_a_part_of_the_outputs",
     "python imagenet_fast.py -a sge_resnet101 --data /path/to/imagenet1k/ -e --resume sge_resnet101.pth.tar "
     "--real real.json": "test_evaluation.py::test_real_labels",
+    "python imagenet_fast.py -a sge_resnet18 --data cifar10 --stem small --train-batch 128 --lr 0.2 "
+    "--wd 5e-4 --cos --epochs 200 -c checkpoints/cifar10/sge_resnet18": (
+        "test_cifar.py::test_what_a_run_takes_and_its_checkpoint_says"
+    ),
+    "python imagenet_fast.py -e --data cifar10 --resume "
+    "checkpoints/cifar10/sge_resnet18/model_best.pth.tar": (
+        "test_cifar.py::test_what_a_run_takes_and_its_checkpoint_says"
+    ),
     "bash scripts/demo.sh": "test_shell.py::test_demo",
     "bash scripts/test.sh": "test_shell.py::test_lint_types_and_tests",
     "bash scripts/test.sh --gpu": "test_shell.py::test_lint_types_and_tests",

@@ -17,6 +17,7 @@ from utils.common.errors import UserError
 from utils.networks import building, checkpoint, weights
 from utils.networks.building import NetworkSpec, build_model, choose_network
 from utils.networks.gating import GateSpec, gate_fields, gates_taken, put_gates
+from utils.networks.parts import PartSpec
 from utils.training.distillation import build_teacher
 
 FAST = "imagenet_fast.py"
@@ -293,7 +294,7 @@ def test_a_file_with_other_gates_is_refused(
     path = str(save_net(tmp_path / "net.pth", gated(held), ARCH if named else None, **held))
     saved = checkpoint.load(path)
     with pytest.raises(UserError, match=told.format(arch=ARCH)):
-        weights.load_weights(gated(asked), saved, ARCH, path, gates=GateSpec(**asked))
+        weights.load_weights(gated(asked), saved, ARCH, path, parts=PartSpec(**asked))
 
 
 def test_the_same_gates_in_other_words() -> None:

@@ -155,6 +155,16 @@ def test_a_study_without_its_baseline(tables: Callable[[], str], record: Record)
     assert "7 training images" in two  # other studies are others: nothing is compared
 
 
+def test_a_small_stem_is_a_part_of_the_net(tables: Callable[[], str], record: Record) -> None:
+    """It stands in the row and counts in its size; nets without it are in the same table."""
+    record("resnet18", 1, 50.0, arch="resnet18", flags="--stem small")
+    record("other", 1, 60.0)
+    table = tables()
+    assert "| resnet18 | resnet18 --stem small | 11.17M | 1 | 1 | 50.00 | 40.00 | baseline |\n" in table
+    assert "| other | mobilenetv1 | 3.22M | 1 | 1 | 60.00 | 50.00 | +10.00 |\n" in table
+    assert "--stem" not in table.partition("| net |")[0]
+
+
 def test_no_study_yet(tables: Callable[[], str], tmp_path: Path) -> None:
     (tmp_path / "logs" / "published.csv").write_text("")
     (tmp_path / "logs" / "empty").mkdir()

@@ -121,18 +121,20 @@ def test_what_a_study_starts(copy: Path) -> None:
     for line, recorded in zip(training, records, strict=True):
         seed = line[line.index("--manualSeed") + 1]
         run = line[line.index("-c") + 1]
-        assert run.startswith("checkpoints/study/digits/")
+        assert run.startswith("checkpoints/study/digits_small_stem/")
         assert run.endswith(f"-{seed}")
         assert line[line.index("--epochs") + 1] == "9"
-        assert recorded[1:] == [run, "--study", "digits"]
+        assert recorded[1:] == [run, "--study", "digits_small_stem"]
+        own = ("shufflenet", "mobilenet")  # stems
+        assert ("--stem" in line) is not line[line.index("-a") + 1].startswith(own)
     assert [line[line.index("--manualSeed") + 1] for line in training] == ["3"] * 17 + ["5"] * 17
 
-    log = copy / "pretrain_log" / "photos" / "resnet18-1.log.txt"
+    log = copy / "pretrain_log" / "photos_small_stem" / "resnet18-1.log.txt"
     log.parent.mkdir(parents=True)
     log.write_text("")
     result = shell(copy, "study.sh", "/data/photos/", "resnet18", "mobilenetv1", SEEDS="1")
     assert result.stdout.startswith(
-        "photos, resnet18, seed 1: is in pretrain_log/\nphotos, mobilenetv1, seed 1:\n"
+        "photos_small_stem, resnet18, seed 1: is in pretrain_log/\nphotos_small_stem, mobilenetv1, seed 1:\n"
     )
     assert "-a mobilenetv1 --data /data/photos/ --img-size 64" in result.stdout
     assert "old_resnet18" not in result.stdout
@@ -149,12 +151,12 @@ def test_a_study_of_one_net(copy: Path) -> None:
         subprocess.run(["git", *words], cwd=copy, check=True)
     result = shell(copy, "study.sh", "digits", "shufflenetv2_1x", EPOCHS="1", SEEDS="1")
     assert result.returncode == 0, result.stdout + result.stderr
-    log = copy / "pretrain_log" / "digits" / "shufflenetv2_1x-1.log.txt"
+    log = copy / "pretrain_log" / "digits_small_stem" / "shufflenetv2_1x-1.log.txt"
     assert len(log.read_text().splitlines()) == 2
     facts = json.loads(log.with_name("shufflenetv2_1x-1.json").read_text())
     assert (facts["arch"], facts["seed"], facts["training_images"]) == ("shufflenetv2_1x", 1, 1437)
     again = shell(copy, "study.sh", "digits", "shufflenetv2_1x", EPOCHS="1", SEEDS="1")
-    assert again.stdout == "digits, shufflenetv2_1x, seed 1: is in pretrain_log/\n"
+    assert again.stdout == "digits_small_stem, shufflenetv2_1x, seed 1: is in pretrain_log/\n"
     page = copy / "page.md"
     page.write_text("<!-- results studies -->\n<!-- end studies -->\n")
     files = ("--readme", REPOSITORY / "README.md", "--results", page, "--logs", copy / "pretrain_log")

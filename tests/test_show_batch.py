@@ -19,7 +19,7 @@ from utils.common.distributed import Ranks
 from utils.data.loading import Reading, training_loader
 from utils.data.sampling import Position
 from utils.data.splits import Splits, open_data
-from utils.data.transforms import TrainTransform
+from utils.data.transforms import MEAN, STD, TrainTransform
 from utils.networks.building import NetworkSpec
 from utils.runs.folder import save
 from utils.runs.resume import Resumed
@@ -136,7 +136,7 @@ def test_the_picture_and_its_labels(tmp_path: Path, show: Run) -> None:
     with Image.open(tmp_path / "three.png") as image:
         assert image.width > 500
     values = torch.rand(2, 3, 4, 4)
-    mean, std = (torch.tensor(of).view(3, 1, 1) for of in (show_batch.MEAN, show_batch.STD))
+    mean, std = (torch.tensor(of).view(3, 1, 1) for of in (MEAN, STD))
     assert torch.allclose(show_batch.pixels((values - mean) / std), values.permute(0, 2, 3, 1), atol=1e-6)
     labels, partners = torch.tensor([0, 1]), torch.tensor([1, 1])
     batch = MixedBatch(values, labels, partners, 0.25)

@@ -1,6 +1,6 @@
-"""Networks that take milliseconds a step, as ``-a tiny``, ``tiny_gated`` and ``tiny_resnet``.
+"""Networks that take milliseconds a step, as ``-a tiny``, ``tiny_gated``, ``tiny_resnet`` and ``narrow``.
 
-For what scripts do with any network, with one that has gates, and with any residual one. They are no part of
+For what scripts do with any network, with one that has gates, and with residual ones. They are no part of
 the package: :func:`conftest.call` and :func:`forks.play` put them into the registry of their processes.
 """
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
+from torchvision.models.resnet import BasicBlock, ResNet
 
 import models
 from models.gates import add_gates
@@ -75,9 +75,21 @@ def half(inplanes: int, planes: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inplanes, planes, 1, 2, bias=False), nn.BatchNorm2d(planes))
 
 
+class Narrow(ResNet):
+    """torchvision's ResNet with one block in each stage and an eighth of the channels, for its stem."""
+
+    def __init__(self, num_classes: int = 1000, **kwargs: Any) -> None:
+        super().__init__(BasicBlock, [1, 1, 1, 1], **kwargs)
+        self.fc = nn.Linear(64, num_classes)
+
+    def _make_layer(self, block: Any, planes: int, *args: Any, **kwargs: Any) -> nn.Sequential:
+        return super()._make_layer(block, planes // 8, *args, **kwargs)
+
+
 WITH_TINY: dict[str, Callable[..., nn.Module]] = {
     **models._OWN,
     "tiny": TinyNet,
     "tiny_gated": tiny_gated,
     "tiny_resnet": TinyResNet,
+    "narrow": Narrow,
 }

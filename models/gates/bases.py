@@ -7,6 +7,7 @@ import torchvision
 from torch import Tensor, nn
 
 from models.gates.registry import gates_of, list_gates
+from models.stems import of_stem
 
 _OTHER_NAMES = MappingProxyType({"mobilenetv2": "mobilenet_v2"})  # ours and torchvision's
 
@@ -26,8 +27,8 @@ def renamed(net: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights of the plain network under the names that they have in a network with gates.
 
     Where a gate stands in a sequence with a layer, the layer has another name: SimAM's ``conv2.0.weight`` is
-    the plain ``conv2.weight``. Names that both networks have for the same shape stay; what is left has the
-    same order in both, whatever the number of classes.
+    the plain ``conv2.weight``. Names that both networks have for the same shape stay, and that of the stem,
+    which may be another; what is left has the same order in both, whatever the number of classes.
 
     Args:
         net: the network with gates.
@@ -38,7 +39,7 @@ def renamed(net: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     inside = tuple(f"{name}." for name in gates_of(net))
     own = {key: value.shape for key, value in net.state_dict().items() if not key.startswith(inside)}
-    same = {key for key, value in state.items() if own.get(key) == value.shape}
+    same = {key for key, value in state.items() if own.get(key) == value.shape or of_stem(key)}
     ours, theirs = ([key for key in keys if key not in same] for keys in (own, state))
     if [own[key][1:] for key in ours] != [state[key].shape[1:] for key in theirs]:
         return dict(state)

@@ -6,7 +6,7 @@
 
 A training step is the forward and the backward pass, without the optimizer. A name may be a shell pattern.
 timm:NAME is a network of timm (which must be installed), torchvision:NAME one of torchvision. The gates of
---gate are put into the networks that are named, not into the baseline.
+--gate and the stem of --stem are put into the networks that are named, not into the baseline.
 """
 
 import argparse
@@ -30,12 +30,12 @@ from scripts.lib.benchmark_gpus import peak_of
 from scripts.lib.benchmark_report import Result, Table
 from scripts.lib.restored import restore
 from utils.command_line import cli
-from utils.command_line.gate_arguments import add_gate_arguments, check_gates
+from utils.command_line.gate_arguments import add_part_arguments, check_gates
 from utils.common.checks import check_libraries
 from utils.common.errors import UserError
 from utils.networks.compilation import compile_blocks
 from utils.networks.complexity import Complexity, count
-from utils.networks.gating import GATE_FIELDS, GateSpec, gate_fields, put_gates
+from utils.networks.parts import PART_FIELDS, SMALL_STEM, PartSpec, part_fields, put_parts
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -55,7 +55,7 @@ def add_arguments(parser: cli.Parser) -> None:
     parser.add_argument("--compile", action="store_true", help="compile the blocks with torch.compile")
     text = "steps that each measurement runs (default: 1 on a CPU, 10 on CUDA)"
     parser.add_argument("--steps", type=cli.count_of, metavar="N", help=text)
-    add_gate_arguments(parser.add_argument_group("gates of the networks that are named"))
+    add_part_arguments(parser, "stem and gates of the networks that are named")
     measure.add_round_arguments(parser, rounds=7)
     measure.add_device_arguments(parser)
 
@@ -113,13 +113,13 @@ def expand(pattern: str) -> list[str]:
     return [source + colon + name for name in found]
 
 
-def build(name: str, gates: GateSpec) -> nn.Module:
-    """Create a network of 1000 classes with new weights and these gates."""
+def build(name: str, parts: PartSpec) -> nn.Module:
+    """Create a network of 1000 classes with new weights, this stem and these gates."""
     source, _, short = name.rpartition(":")
     timm = source == "timm"
     # The registry has torchvision's networks too.
     net = importlib.import_module("timm").create_model(short) if timm else create_model(short)
-    put_gates(net, gates, name)
+    put_parts(net, parts, name)
     return net
 
 
@@ -143,14 +143,15 @@ def candidates(args: argparse.Namespace) -> list[Candidate]:
         raise UserError(f"--baseline {args.baseline}: {len(baseline)} networks; name one")
     if not args.names and not args.resume:
         raise UserError("which network? Give NAME, or --resume FILE")
-    gates = GateSpec(**{field: getattr(args, field) for field in GATE_FIELDS})
-    named = [(name, GateSpec()) for name in baseline]
-    named += [(name, gates) for pattern in args.names for name in expand(pattern)]
+    parts = PartSpec(**{field: getattr(args, field) for field in PART_FIELDS})
+    named = [(name, PartSpec()) for name in baseline]
+    named += [(name, parts) for pattern in args.names for name in expand(pattern)]
     found = [Candidate(f"{name}{of.flags}", partial(build, name, of)) for name, of in named]
-    if args.resume:  # without names the flags are of its gates
-        restored = restore(args.resume, {} if args.names else gate_fields(gates))
-        added = f" with {restored.gates.name}" if restored.gates.name else ""
-        name = f"{Path(args.resume).name}: {restored.arch}{added}"
+    if args.resume:  # without names the flags are of its stem and gates
+        restored = restore(args.resume, {} if args.names else part_fields(parts))
+        added = f" with {restored.parts.name}" if restored.parts.name else ""
+        stem = SMALL_STEM * (restored.parts.stem == "small")
+        name = f"{Path(args.resume).name}: {restored.arch}{stem}{added}"
         found.append(Candidate(name, lambda: restored.net, restored.outputs))
     return list({one.name: one for one in found}.values())
 

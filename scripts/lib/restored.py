@@ -11,7 +11,7 @@ from utils.data import labels
 from utils.data.transforms import ValTransform
 from utils.networks import checkpoint, weights
 from utils.networks.building import NETWORK_FIELDS, build_model, choose_network
-from utils.networks.gating import GateSpec
+from utils.networks.parts import PartSpec
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class Restored:
     saved: Mapping[str, Any]  # the content of the checkpoint
     img_size: int  # side of the square input in pixels
     outputs: int
-    gates: GateSpec  # what flags put into it
+    parts: PartSpec  # what flags put into it
     val_transform: ValTransform  # how its images are resized and cropped
 
     @property
     def name(self) -> str:
-        """The architecture, with the flags of its gates."""
-        return f"{self.arch}{self.gates.flags}"
+        """The architecture, with the flags of its stem and gates."""
+        return f"{self.arch}{self.parts.flags}"
 
 
 def restore(path: str, given: Mapping[str, Any], flag: str = "--resume") -> Restored:
@@ -49,7 +49,7 @@ def restore(path: str, given: Mapping[str, Any], flag: str = "--resume") -> Rest
     spec = choose_network(given, saved, path, flag, quiet=True)
     outputs = weights.output_count(saved["state_dict"], spec.arch)
     net, _ = build_model(spec, outputs)
-    weights.load_weights(net, saved, spec.arch, path, flag, "-a {arch}{gates}", spec)
+    weights.load_weights(net, saved, spec.arch, path, flag, "-a {arch}{parts}", spec)
     return Restored(net.eval(), spec.arch, saved, spec.img_size, outputs, spec, spec.val_transform)
 
 

@@ -22,6 +22,7 @@ from models import create_model, list_models
 from scripts.lib.curves import RunCurves, read_curves
 from utils.common.errors import UserError
 from utils.common.text import plural
+from utils.networks.parts import PartSpec, put_parts
 
 BASELINE = "resnet18"
 LOG = ".log.txt"
@@ -32,8 +33,8 @@ OF_THE_RUN = frozenset({
     "-a", "--arch", "--manualSeed", "-c", "--checkpoint", "-j", "--workers", "--resume", "--overwrite",
     "--save-every", "--keep", "-p", "--print-freq", "--print-always", "--no-cache", "--test-batch",
 })  # fmt: skip
-# The e-shifted L2 regularizer counts as a part of the net: nets with and without it are compared.
-OF_THE_NET = frozenset({"--el2", "--mineps", "--lam", "--nowd-conv"})
+# The e-shifted L2 regularizer and the stem count as parts of the net: nets with and without are compared.
+OF_THE_NET = frozenset({"--el2", "--mineps", "--lam", "--nowd-conv", "--stem"})
 
 
 @dataclass(frozen=True)
@@ -166,10 +167,12 @@ def read_study(folder: Path) -> dict[str, list[Recorded]]:
 
 
 @cache
-def parameters(arch: str, classes: int) -> int:
+def parameters(arch: str, classes: int, stem: str | None = None) -> int:
     """Return the number of parameters of a network."""
     with torch.device("meta"):
-        return sum(value.numel() for value in create_model(arch, num_classes=classes).parameters())
+        net = create_model(arch, num_classes=classes)
+        put_parts(net, PartSpec(stem=stem), arch)
+    return sum(value.numel() for value in net.parameters())
 
 
 def with_error(values: Sequence[float], sign: str = "") -> str:
@@ -195,7 +198,8 @@ def study(rows: Mapping[str, Sequence[Recorded]]) -> Iterator[Sequence[str]]:
     yield (*head, f"valid top-1, difference to {BASELINE}") if baseline else head
     for net, row in rows.items():
         first = row[0]
-        size = f"{parameters(first.facts['arch'], first.facts['classes']) / 1e6:.2f}M"
+        net_of = (first.facts["arch"], first.facts["classes"], first.recipe.get("--stem"))
+        size = f"{parameters(*net_of) / 1e6:.2f}M"
         top1 = (with_error([run.last(name) for run in row]) for name in ("Valid Acc.", "Train Acc."))
         cells = (net, first.settings, size, str(first.curves.epochs), str(len(row)), *top1)
         if baseline:

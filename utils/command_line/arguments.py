@@ -22,14 +22,15 @@ from utils.command_line.cli import (
     seed,
     whole,
 )
-from utils.command_line.gate_arguments import add_gate_arguments
+from utils.command_line.gate_arguments import add_gate_arguments, add_stem
 from utils.common.distributed import TIMEOUT
 from utils.common.errors import UserError
 from utils.data.decoding import DECODERS, choose_decoder
-from utils.data.transforms import AUTO_AUGMENT, INTERPOLATIONS, LEAST_CROP
+from utils.data.transforms import AUTO_AUGMENT, INTERPOLATIONS, LEAST_CROP, LEAST_STD
 from utils.networks.building import check_architecture
 
 Group = argparse._ArgumentGroup
+deviation = number(float, lambda value: LEAST_STD <= value <= 1, f"a number from {LEAST_STD} to 1")
 crop_share = number(float, lambda value: LEAST_CROP <= value <= 1, f"a number from {LEAST_CROP} to 1")
 
 
@@ -80,7 +81,8 @@ def add_data_arguments(parser: Parser) -> None:
     """Add where the images are and how they are read."""
     group = parser.add_argument_group("data")
     text = "folder with train/ and val/ (or valf/, valid/, validation/), in each a folder per class; "
-    text += "'digits' is embedded: 1,797 handwritten digits, written to data/digits on first use"
+    text += "'digits' is embedded: 1,797 handwritten digits, written to data/digits on first use; 'cifar10' "
+    text += "and 'cifar100' are their binary archives, or what these unpack to, in data/ or this folder"
     group.add_argument("-d", "--data", required=True, type=name_of_file, metavar="PATH", help=text)
     add_reading_arguments(group)
     text = "list the images at every start; else the list is kept in ~/.cache/pytorch-insight"
@@ -105,11 +107,20 @@ def add_image_arguments(parser: Parser) -> Group:
     text = "pil resizes as published, the others within one level of it (default: simplejpeg if installed)"
     names = "{" + ",".join(DECODERS) + "}"
     group.add_argument("--decoder", type=decoder, metavar=names, default="auto", help=text)
-    text = "side of the square input in pixels (default: 224; with --resume as the checkpoint was trained)"
+    text = (
+        "side of the square input in pixels (default: 224, of CIFAR 32; with --resume as the checkpoint was "
+    )
+    text += "trained)"
     group.add_argument("--img-size", type=count_of, help=text)
     add_validation_images(group)
+    add_scaling(group)
     text = "share of the image's area that a training crop covers (default: 0.08 1)"
     group.add_argument("--scale", type=fraction, nargs=2, metavar=("LEAST", "MOST"), help=text)
+    text = (
+        "in place of --scale: the shorter side is resized to --img-size, N black pixels are added on every "
+    )
+    text += "side, and a square is cut out at random (default: not; of CIFAR 4)"
+    group.add_argument("--pad", type=whole, metavar="N", help=text)
     add_flip(group)
     text = "ra: RandAugment, ta: TrivialAugment, imagenet: AutoAugment's policy for ImageNet"
     group.add_argument("--auto-augment", choices=AUTO_AUGMENT, help=text)
@@ -118,9 +129,19 @@ def add_image_arguments(parser: Parser) -> Group:
     return group
 
 
+def add_scaling(group: Group) -> None:
+    """Add how pixels become the network's input."""
+    colours = ("RED", "GREEN", "BLUE")
+    text = "is subtracted from pixels in [0, 1] (default: ImageNet's, of CIFAR its own, or as the checkpoint)"
+    group.add_argument("--mean", type=fraction, nargs=3, metavar=colours, help=text)
+    text = "they are divided by it (default: as of --mean)"
+    group.add_argument("--std", type=deviation, nargs=3, metavar=colours, help=text)
+
+
 def add_validation_images(group: Group) -> None:
     """Add how images are resized and cropped for validation."""
-    text = "validation resizes the shorter side to --img-size / SHARE (default: 0.875, or as the checkpoint)"
+    text = "validation resizes the shorter side to --img-size / SHARE (default: 0.875, of CIFAR 1, or as the "
+    text += "checkpoint)"
     group.add_argument("--crop-pct", type=crop_share, metavar="SHARE", help=text)
     text = "by which validation resizes (default: bilinear, or as the checkpoint)"
     group.add_argument("--interpolation", choices=INTERPOLATIONS, help=text)
@@ -156,6 +177,7 @@ def add_model_arguments(parser: Parser) -> None:
     text = "outputs of the network (default: the number of class folders)"
     group.add_argument("--num-classes", type=count_of, help=text)
     group.add_argument("--zero-gamma", action="store_true", help="residual branches start at 0")
+    add_stem(group)
     add_gate_arguments(group)
     group = parser.add_argument_group("start")
     text = "start from torchvision's ImageNet weights, a network with gates from those of its plain network"

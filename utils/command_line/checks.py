@@ -6,14 +6,14 @@ from types import MappingProxyType
 
 from utils.command_line.cli import Parser
 from utils.command_line.gate_arguments import check_gates
+from utils.data.cifar import usual_pad
 
 
 def check(parser: Parser, args: argparse.Namespace) -> None:
     """Refuse combinations of flags that make no sense."""
     if args.evaluate and not (args.resume or args.pretrained):
         parser.error("-e evaluates a checkpoint: give --resume FILE, or --pretrained")
-    if args.scale and not 0 < args.scale[0] <= args.scale[1]:
-        parser.error("--scale takes the least share of the area, above 0, and then the largest")
+    check_images(parser, args)
     check_gates(parser, args)
     check_run(parser, args)
     check_evaluation(parser, args)
@@ -26,6 +26,19 @@ def check(parser: Parser, args: argparse.Namespace) -> None:
         parser.error("--zero-gamma is for new weights: without --resume FILE and --pretrained")
     if args.freeze and not (file or args.finetune or args.pretrained):
         parser.error("--freeze keeps weights that are trained: give --finetune FILE or --pretrained")
+
+
+def check_images(parser: Parser, args: argparse.Namespace) -> None:
+    """Refuse contradictions about what is made of an image, and fill in the ``--pad`` of the data set."""
+    if args.scale and not 0 < args.scale[0] <= args.scale[1]:
+        parser.error("--scale takes the least share of the area, above 0, and then the largest")
+    other = "--scale" if args.scale else "--modelsize" if getattr(args, "modelsize", None) else None
+    if other and args.pad is not None:
+        parser.error(f"{other} and --pad are two ways to crop: give one of them")
+    if (args.mean is None) != (args.std is None):
+        parser.error("--mean and --std go together: give both")
+    if args.pad is None and not other:
+        args.pad = usual_pad(args.data)
 
 
 def check_evaluation(parser: Parser, args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The flags of the gates that are put into a network."""
+"""The flags of the stem and the gates that are put into a network."""
 
 import argparse
 import difflib
@@ -8,6 +8,7 @@ from models.gates import POSITIONS, list_gates
 from utils.command_line.cli import Parser, count_of
 from utils.networks.building import NETWORK_FIELDS
 from utils.networks.gating import STARTS, knob
+from utils.networks.parts import STEMS
 
 Group = argparse._ArgumentGroup
 
@@ -38,6 +39,13 @@ def file_and_class(text: str) -> str:
     return text
 
 
+def add_stem(group: Group | Parser) -> None:
+    """Add which stem the network has."""
+    text = "small: a 3x3 convolution of stride 1 without pooling in place of the 7x7 one of ResNets and "
+    text += "DenseNets, for small images (default: published, or as the checkpoint)"
+    group.add_argument("--stem", choices=STEMS, help=text)
+
+
 def add_gate_arguments(group: Group | Parser) -> None:
     """Add which gates are put into the network."""
     text = f"put this gate into every residual block: {', '.join(list_gates())}"
@@ -53,6 +61,13 @@ def add_gate_arguments(group: Group | Parser) -> None:
     text = "identity: the gates, also those of an architecture, start so that the network computes what it "
     text += "computes without them (default: published)"
     group.add_argument("--gate-start", choices=STARTS, help=text)
+
+
+def add_part_arguments(parser: Parser, title: str) -> None:
+    """Add a group of flags that say the stem and the gates of a network."""
+    group = parser.add_argument_group(title)
+    add_stem(group)
+    add_gate_arguments(group)
 
 
 def check_gates(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.common.text import plural
-from utils.data.content import Archive, Member
+from utils.data.content import Archive, Member, Record
 from utils.data.index import Index
 
 # The arrays that say where an image lies: its archive, its first byte there, its number of bytes.
@@ -56,6 +56,8 @@ class ArchiveIndex(Index):
         ValueError: as of :class:`Index`.
     """
 
+    member = Member  # what an image is
+
     def __init__(
         self,
         contents: Contents,
@@ -82,14 +84,20 @@ class ArchiveIndex(Index):
         archive = contents.archives[number]
         way = "" if contents.before is None else f"{contents.before}{label}{contents.after}"
         place = f"{self.split.name}/{label}/{name}"
-        return Member(f"{archive.path}:{way}{name}", archive, start, size, place)
+        return self.member(f"{archive.path}:{way}{name}", archive, start, size, place)
 
     def relabelled(self, classes: Sequence[str]) -> "ArchiveIndex":
         """Return the same images with the labels that ``classes`` gives; all of their classes are in it."""
         label = {name: i for i, name in enumerate(classes)}
         own = np.array([label[name] for name in self.contents.classes], np.int32)
-        return ArchiveIndex(self.contents, self.names, own[self.labels], self.places, classes)
+        return type(self)(self.contents, self.names, own[self.labels], self.places, classes)
 
     def notes(self) -> str:
         """Say what of the archives is not read, or nothing."""
         return ", ".join(plural(count, kind) for kind, count in sorted(self.contents.left_out.items()))
+
+
+class RecordIndex(ArchiveIndex):
+    """The images of CIFAR's binary files."""
+
+    member = Record

@@ -23,7 +23,7 @@ from utils.common.text import plural
 from utils.data.decoding import read_image
 from utils.data.sampling import EvalBatches, SampleKey, TrainBatches
 from utils.data.splits import ImageSplit
-from utils.data.transforms import MEAN, STD, TrainTransform, Transform, ValTransform
+from utils.data.transforms import IMAGENET, Scaling, TrainTransform, Transform, ValTransform
 
 _WORKER = 2**16  # bytes of shared memory for the locks of a data worker
 SUBSTITUTES = 100  # files drawn in place of one that cannot be decoded
@@ -177,6 +177,7 @@ class DeviceLoader(Generic[Batches]):
         collate: makes a batch of samples.
         reading: how the files are read.
         device: where the batches go.
+        scaling: of the pixels.
 
     Raises:
         UserError: the workers find no shared memory to begin with.
@@ -190,10 +191,10 @@ class DeviceLoader(Generic[Batches]):
     collate: Callable[[list[Sample]], Batch]
     reading: Reading
     device: torch.device
+    scaling: Scaling = IMAGENET
 
     def __post_init__(self) -> None:
-        mean, std = torch.tensor((MEAN, STD), device=self.device).mul_(255).view(2, 1, 3, 1, 1)
-        self.mean, self.std = mean, std
+        self.mean, self.std = self.scaling.tensors(self.device).mul_(255).unsqueeze(1)
         self.most_bad = self.reading.max_bad * len(self.dataset)
         self.read, self.broken, self.named = 0, set[Broken](), set[str]()
         check_shared_memory(self.reading.workers)
@@ -290,7 +291,7 @@ def training_loader(
     dataset = ImageDataset(split, transform, seed, substitute=True, decoder=reading.decoder)
     batches = TrainBatches(len(dataset), batch, seed, parts, ranks.rank, ranks.size)
     to_batch = partial(stack, size=transform.size)
-    return DeviceLoader(dataset, batches, to_batch, reading, ranks.device)
+    return DeviceLoader(dataset, batches, to_batch, reading, ranks.device, transform.scaling)
 
 
 def validation_loader(
@@ -311,4 +312,4 @@ def validation_loader(
     dataset = kind(split, transform, 0, decoder=reading.decoder, upright=upright)
     batches = EvalBatches(len(dataset), batch, ranks.rank, ranks.size)
     to_batch = partial(stack, size=transform.size)
-    return DeviceLoader(dataset, batches, to_batch, reading, ranks.device)
+    return DeviceLoader(dataset, batches, to_batch, reading, ranks.device, transform.scaling)

@@ -12,6 +12,7 @@ from utils.common.errors import UserError
 from utils.common.text import plural, shown
 from utils.data.archive_index import ArchiveIndex
 from utils.data.archives import find_archives, read_archives
+from utils.data.cifar import cifar_in, cifar_of, cifar_root, read_cifar
 from utils.data.digits import write_digits
 from utils.data.folders import is_image
 from utils.data.index import read_index
@@ -29,8 +30,18 @@ class ImageSplit(NamedTuple):
 
 
 def data_root(name: str) -> Path:
-    """Return the folder of ``--data``; ``digits`` is the embedded data, written to ``data/digits`` once."""
-    return write_digits(Path("data") / "digits") if name == "digits" else Path(name)
+    """Return the folder of ``--data``.
+
+    ``digits`` is the embedded data, written to ``data/digits`` once; ``cifar10`` and ``cifar100`` are the
+    binary files in ``data/`` or the working folder, unpacked once.
+
+    Raises:
+        UserError: there are no such files.
+    """
+    if name == "digits":
+        return write_digits(Path("data") / "digits")
+    form = cifar_of(name)
+    return cifar_root(name, form) if form else Path(name)
 
 
 class MissingSplitError(UserError):
@@ -52,7 +63,10 @@ def find_split(root: Path, names: Sequence[str], use_cache: bool = True) -> Path
     """
     if not root.is_dir():
         what = "not a folder" if root.exists() else "no such folder"
-        raise UserError(f"--data {root}: {what}; give an ImageNet folder (train/ and val/), or 'digits'")
+        known = "an ImageNet folder (train/ and val/), or 'digits', 'cifar10', 'cifar100'"
+        raise UserError(f"--data {root}: {what}; give {known}")
+    if form := cifar_in(root):
+        return read_cifar(root, form, names[0])
     there = [root / name for name in names if (root / name).is_dir()]
     has_classes = any(path.is_dir() for folder in there for path in folder.iterdir())
     if not has_classes and (archives := find_archives(root, names)):
@@ -86,8 +100,12 @@ def find_evaluated(root: Path, outputs: Outputs, use_cache: bool) -> Path | Arch
 
 
 def has_split(root: Path, names: Sequence[str]) -> bool:
-    """Whether there is a folder or archive of the split."""
-    return any((root / name).is_dir() for name in names) or bool(find_archives(root, names))
+    """Whether there is a folder or archive of the split, or both splits in CIFAR's binary files."""
+    return (
+        cifar_in(root) is not None
+        or any((root / name).is_dir() for name in names)
+        or bool(find_archives(root, names))
+    )
 
 
 def class_names(split: Path | ArchiveIndex) -> tuple[str, ...]:
@@ -192,7 +210,7 @@ def open_data(name: str, evaluate: bool, outputs: Outputs = NOTHING_KNOWN, use_c
     is no training split, or if ``outputs`` lists the classes.
 
     Args:
-        name: the folder, or ``digits``.
+        name: the folder, ``digits``, ``cifar10`` or ``cifar100``.
         evaluate: whether to leave out the training split.
         outputs: what is known of the network's outputs, and so of the order of the classes.
         use_cache: whether to use the index of an earlier run.

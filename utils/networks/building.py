@@ -1,8 +1,10 @@
 """Choosing and building a network, loading the weights that it starts from, placing it on a device."""
 
 import difflib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,17 +12,19 @@ from torch import Tensor, nn
 
 from models import create_model, is_own, list_models, resolve
 from models.gates import base_of, gates_of, renamed
+from models.stems import has_published_stem, has_small_stem
 from utils.common.errors import UserError
-from utils.data.transforms import CROP_PCT, INTERPOLATION, ValTransform
+from utils.data.transforms import CROP_PCT, INTERPOLATION, MEAN, STD, Scaling, ValTransform
 from utils.networks import weights
 from utils.networks.compilation import compile_blocks
 from utils.networks.complexity import Complexity, count
-from utils.networks.gating import GATE_FIELDS, GateSpec, flag_of, gates_taken, put_gates
+from utils.networks.gating import flag_of, gates_taken
+from utils.networks.parts import PART_FIELDS, SMALL_STEM, PartSpec, put_parts
 
 
 @dataclass(frozen=True)
-class NetworkSpec(GateSpec):
-    """Which network, for which images; the fields of :class:`GateSpec` say its gates.
+class NetworkSpec(PartSpec):
+    """Which network, for which images; the fields of :class:`PartSpec` say its stem and gates.
 
     Args:
         arch: a registered architecture.
@@ -29,6 +33,8 @@ class NetworkSpec(GateSpec):
         base_width: width of each group; None: the architecture's own.
         crop_pct: of :class:`ValTransform`; None: as published.
         interpolation: of :class:`ValTransform`; None: as published.
+        mean: of the images' red, green and blue in [0, 1], that is subtracted; None: ImageNet's.
+        std: what they are divided by; None: ImageNet's.
     """
 
     arch: str = "resnet18"
@@ -37,17 +43,26 @@ class NetworkSpec(GateSpec):
     base_width: int | None = None
     crop_pct: float | None = None
     interpolation: str | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+
+    @property
+    def scaling(self) -> Scaling:
+        """How pixels become the network's input."""
+        return Scaling(tuple(self.mean or MEAN), tuple(self.std or STD))
 
     @property
     def val_transform(self) -> ValTransform:
         """How an image is resized and cropped for validation."""
-        return ValTransform(self.img_size, self.crop_pct or CROP_PCT, self.interpolation or INTERPOLATION)
+        crop = (self.crop_pct or CROP_PCT, self.interpolation or INTERPOLATION)
+        return ValTransform(self.img_size, *crop, self.scaling)
 
 
+SMALL_IMAGES = 64  # pixels
 _REFUSALS = (TypeError, ValueError, NotImplementedError, RuntimeError, AssertionError)  # by a builder
 _WIDTHS = ("cardinality", "base_width")
-_IMAGES = ("img_size", "crop_pct", "interpolation")
-NETWORK_FIELDS = ("arch", *_IMAGES, *_WIDTHS, *GATE_FIELDS)
+_IMAGES = ("img_size", "crop_pct", "interpolation", "mean", "std")
+NETWORK_FIELDS = ("arch", *_IMAGES, *_WIDTHS, *PART_FIELDS)
 
 
 def choose_network(
@@ -56,6 +71,7 @@ def choose_network(
     file: str | None,
     flag: str = "--resume",
     quiet: bool = False,
+    usual: Mapping[str, Any] = MappingProxyType({}),
 ) -> NetworkSpec:
     """Complete what the command line says of a network by what a checkpoint says, or else by the defaults.
 
@@ -65,13 +81,14 @@ def choose_network(
         file: its path.
         flag: what named the file, for messages.
         quiet: do not print what is taken from the checkpoint.
+        usual: defaults of the data set, for a new network and one of a file that says nothing of the images.
 
     Raises:
         UserError: neither the command line nor the checkpoint says the architecture, or the gates are of a
             user's file that the command line does not name.
     """
     if not saved:
-        return NetworkSpec(**complete(given, {}))
+        return NetworkSpec(**complete(given, usual))
     arch, says = given["arch"], saved.get("arch")
     if arch is None and says not in list_models():
         source = f"{flag} {file}"
@@ -80,8 +97,26 @@ def choose_network(
     said = {name: arguments.get(name) for name in _IMAGES}
     if arch is None or resolve(arch) == resolve(says or ""):  # else its widths and gates are of another net
         said |= {name: arguments.get(name) for name in _WIDTHS}
-        said |= {"arch": says, **gates_taken(given, saved, f"{flag} {file}")}
-    return NetworkSpec(**complete(given, said, None if quiet else file))
+        said |= {"arch": says, "stem": arguments.get("stem")}
+        said |= gates_taken(given, saved, f"{flag} {file}")
+    spec = complete(given, said, None if quiet else file)
+    return NetworkSpec(**({} if says_images(saved) else dict(usual)) | spec)
+
+
+def says_images(saved: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint says what its network takes: all that runs of this code write do.
+
+    What it does not mention of the images is then as published.
+    """
+    return "img_size" in saved.get("arguments", {})
+
+
+def scaling_said(saved: Mapping[str, Any]) -> Scaling | None:
+    """Return the mean and deviation of the images that a checkpoint was trained on; None: it does not say."""
+    if not says_images(saved):
+        return None
+    said = saved["arguments"]
+    return Scaling(tuple(said.get("mean") or MEAN), tuple(said.get("std") or STD))
 
 
 def complete(given: Mapping[str, Any], said: Mapping[str, Any], file: str | None = None) -> dict[str, Any]:
@@ -103,7 +138,8 @@ def _how_to_name(state: Mapping[str, Tensor], source: str) -> str:
     if detector := weights.of_a_detector(state):
         return detector
     print(f"{source} names no registered architecture; looking for the one that it fits", flush=True)
-    known = [f"-a {name}" for name in weights.fitting_architectures(state)] or ["-a ARCH"]
+    stem = SMALL_STEM * has_small_stem(state)
+    known = [f"-a {name}{stem}" for name in weights.fitting_architectures(state)] or [f"-a ARCH{stem}"]
     return f"does not say which architecture it holds: give {weights.alternatives(known)}"
 
 
@@ -128,13 +164,13 @@ def build_model(
     zero_gamma: bool = False,
     evaluate: bool = False,
 ) -> tuple[nn.Module, Complexity]:
-    """Build a network with its gates; return it with its size and its cost for one image.
+    """Build a network with its stem and gates; return it with its size and its cost for one image.
 
     Args:
         spec: the network.
         classes: outputs.
-        pretrained: start from torchvision's ImageNet weights, those of the plain network if it has gates. In
-            evaluation they must be the whole network; otherwise it is printed what is new.
+        pretrained: start from torchvision's ImageNet weights, those of the plain network if it has gates or
+            another stem. In evaluation they must be the whole network; otherwise it is printed what is new.
         zero_gamma: start residual branches at 0.
         evaluate: whether the network is only evaluated.
 
@@ -152,7 +188,7 @@ def build_model(
         else:
             zeros = {"zero_init_residual": True} if zero_gamma else {}
             model = create_model(spec.arch, num_classes=classes, **kwargs, **zeros)
-            put_gates(model, spec, spec.arch)
+            put_parts(model, spec, spec.arch)
         if pretrained and not evaluate:
             start_pretrained(model, spec.arch, kwargs, instead)
         return model, count(model, (3, spec.img_size, spec.img_size))
@@ -191,7 +227,7 @@ def imagenet_weights(
 
 
 def start_pretrained(net: nn.Module, arch: str, widths: Mapping[str, Any], instead: str) -> None:
-    """Load torchvision's ImageNet weights of a network without its gates; print which tensors are new.
+    """Load torchvision's ImageNet weights of a network without its gates and small stem; print what is new.
 
     Args:
         net: the network, with any number of classes.
@@ -259,9 +295,23 @@ def load_fitting(
         raise UserError(f"{source or doing}: no layer of this network has its name and shape there")
     net.load_state_dict(fitting, strict=False)
     print(f"{doing}: {len(fitting)} of {len(own)} tensors are from it")
-    why = "; the gates start as the identity" * new_gates
+    why = "; the stem is another" * new_stem(net, state)
+    why += "; the gates start as the identity" * new_gates
     for what, keys, end in (("new", new, why), ("not used from the file", unused, "")):
         print(f"  {what}: {len(keys)} ({weights.first(keys, 4)}){end}" if keys else f"  {what}: none")
+
+
+def new_stem(net: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    """Whether one of a network and the weights that it starts from has the small stem, and the other not."""
+    return has_small_stem(net.state_dict()) != has_small_stem(state)
+
+
+def note_stem(net: nn.Module, spec: NetworkSpec) -> None:
+    """Print what the small stem would do for a network of small images, if nothing says which it has."""
+    if spec.stem is None and has_published_stem(net) and spec.img_size <= SMALL_IMAGES:
+        sides = (math.ceil(spec.img_size / stride) for stride in (32, 8))
+        left = "behind the published stem the last maps are {0}x{0}, with --stem small {1}x{1}".format(*sides)
+        print(f"note: of {spec.img_size} px images, {left}")
 
 
 def load_checkpoint(
@@ -274,10 +324,10 @@ def load_checkpoint(
     Raises:
         UserError: they do not fit.
     """
-    weights.load_weights(net, saved, spec.arch, file, gates=spec)
+    weights.load_weights(net, saved, spec.arch, file, parts=spec)
     if not evaluate and "training_state_dict" in saved:
         trained = {**saved, "state_dict": saved["training_state_dict"]}
-        weights.load_weights(net, trained, spec.arch, file, gates=spec)
+        weights.load_weights(net, trained, spec.arch, file, parts=spec)
 
 
 def place(

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
-from utils.data.transforms import INTERPOLATIONS, LEAST_CROP
+from utils.data.transforms import INTERPOLATIONS, LEAST_CROP, LEAST_STD
 from utils.networks import archive, gating
+from utils.networks.parts import STEMS
 
 VERSION = 1  # of the format
 
@@ -93,6 +94,13 @@ def _number(value: object) -> bool:
     return isinstance(number, int | float) and math.isfinite(number)
 
 
+def _colours(value: Any, least: float) -> bool:
+    """Three numbers from ``least`` to 1, or None."""
+    return value is None or (
+        _matches(value, [_number]) and len(value) == 3 and least <= min(value) <= max(value) <= 1
+    )
+
+
 def _text(value: object) -> bool:
     return isinstance(value, str) and "\n" not in value
 
@@ -141,6 +149,8 @@ def _arguments(value: Any) -> bool:
     crop, interpolation = value.get("crop_pct"), value.get("interpolation")
     images = crop is None or (_number(crop) and LEAST_CROP <= crop <= 1)
     images = images and (interpolation is None or interpolation in list(INTERPOLATIONS))
+    images = images and _colours(value.get("mean"), 0) and _colours(value.get("std"), LEAST_STD)
+    images = images and value.get("stem") in (None, *STEMS)
     return images and all(_count(size) and size > 0 for size in sizes) and gating.plausible(value)
 
 

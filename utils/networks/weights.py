@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,11 +13,13 @@ from torch.overrides import TorchFunctionMode
 from models import create_model, list_models, resolve
 from models.gates import gates_of, list_gates
 from models.gates.registry import kind_of
+from models.stems import has_small_stem, of_stem
 from utils.common.errors import UserError
 from utils.common.text import plural
 from utils.networks.gating import GateSpec, gates_said
+from utils.networks.parts import SMALL_STEM, PartSpec, parts_said
 
-CHOICE = "-a {arch}{groups}{gates}{classes}"  # how the training scripts choose a network
+CHOICE = "-a {arch}{groups}{parts}{classes}"  # how the training scripts choose a network
 Shapes = Mapping[str, tuple[int, ...]]  # by the key of a state dict
 _FILLING = frozenset({Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_, Tensor.erfinv_})
 
@@ -28,7 +31,7 @@ def load_weights(
     path: str,
     flag: str = "--resume",
     choice: str = CHOICE,
-    gates: GateSpec | None = None,
+    parts: PartSpec | None = None,
 ) -> None:
     """Load a checkpoint's weights, which must fit exactly; nothing is filled in or dropped.
 
@@ -38,42 +41,45 @@ def load_weights(
         arch: name of the architecture.
         path: of the checkpoint, for messages.
         flag: the flag that named it, for messages.
-        choice: how a user chooses the network: ``{arch}``, and further flags, ``{groups}``, ``{gates}`` and
+        choice: how a user chooses the network: ``{arch}``, and further flags, ``{groups}``, ``{parts}`` and
             ``{classes}``.
-        gates: those that flags have put into the network; None: none.
+        parts: what flags have put into the network; None: nothing.
 
     Raises:
         UserError: it does not fit; the message counts the differences and says what would fit.
     """
-    gates = gates or GateSpec()
-    name = f"{arch}{gates.flags}"
+    parts = parts or PartSpec()
+    name = f"{arch}{parts.flags}"
     if problems := differences(model, saved["state_dict"]):
-        remedy = _remedy(model, saved, arch, gates, path, choice)
+        remedy = _remedy(model, saved, arch, parts, path, choice)
         raise UserError(f"{flag} {path} does not fit {name}: {problems}; {remedy}")
-    if _is_other(saved, arch, gates):
-        holds, widths = f"{saved['arch']}{gates_said(saved).flags}", _group_flags(saved)
-        instead = choice.format(arch=saved["arch"], groups=widths, gates=_gate_flags(saved), classes="")
+    if _is_other(saved, arch, parts):
+        said = parts_said(saved).flags
+        holds, widths = f"{saved['arch']}{said}", _group_flags(saved)
+        instead = choice.format(arch=saved["arch"], groups=widths, parts=said, classes="")
         raise UserError(f"{flag} {path} holds {holds}, not {name}; give {instead}")
     model.load_state_dict(saved["state_dict"])
 
 
-def _is_other(saved: Mapping[str, Any], arch: str, gates: GateSpec) -> bool:
-    """Whether a checkpoint names another registered architecture, or other gates of this one."""
+def _is_other(saved: Mapping[str, Any], arch: str, parts: PartSpec) -> bool:
+    """Whether a checkpoint names another registered architecture, or another stem or gates of this one."""
     says = saved.get("arch")
     if says not in list_models():
         return False
-    return resolve(says) != resolve(arch) or ("arguments" in saved and not gates_said(saved).same_as(gates))
+    return resolve(says) != resolve(arch) or (
+        "arguments" in saved and not parts_said(saved).same_parts_as(parts)
+    )
 
 
 def _remedy(
-    model: nn.Module, saved: Mapping[str, Any], arch: str, gates: GateSpec, path: str, choice: str
+    model: nn.Module, saved: Mapping[str, Any], arch: str, parts: PartSpec, path: str, choice: str
 ) -> str:
-    """Say what to give if a checkpoint does not fit a network, built as ``arch`` with ``gates``."""
+    """Say what to give if a checkpoint does not fit a network, built as ``arch`` with ``parts``."""
     expected, state, says = _shapes(model.state_dict()), saved["state_dict"], saved.get("arch")
     if detector := of_a_detector(state):
         return f"it {detector}"
-    ours, groups, said = _outputs(expected, expected) or 0, _group_flags(saved), _gate_flags(saved)
-    if _fits(expected, _shapes(state)) and not _is_other(saved, arch, gates):
+    ours, groups, said = _outputs(expected, expected) or 0, _group_flags(saved), parts_said(saved).flags
+    if _fits(expected, _shapes(state)) and not _is_other(saved, arch, parts):
         theirs = output_count(state, arch)
         return f"it has {plural(theirs, 'output')}, not {ours:,}: give{_class_flag(theirs, ours)}"
     if says in list_models():
@@ -84,10 +90,14 @@ def _remedy(
     if not fits:
         return _remedy_without_a_name(model, state)
     classes = _class_flag(output_count(state, fits[0]), ours)
-    if not groups and not said and resolve(arch) in map(resolve, fits):  # as built by default
-        fits, groups = [arch], "" if gates.flags else " without --cardinality and --base-width"
-        said = f" without{gates.flags}" if gates.flags else ""
-    known = [choice.format(arch=name, groups=groups, gates=said, classes=classes) for name in fits]
+    if not groups and not said:
+        small = has_small_stem(state)
+        said = SMALL_STEM * small
+        if resolve(arch) in map(resolve, fits):  # as built by default
+            too_many = replace(parts, stem=None).flags if small else parts.flags
+            said += f" without{too_many}" if too_many else ""
+            fits, groups = [arch], "" if said else " without --cardinality and --base-width"
+    known = [choice.format(arch=name, groups=groups, parts=said, classes=classes) for name in fits]
     return f"the file fits {alternatives(known)}"
 
 
@@ -96,6 +106,8 @@ def _remedy_without_a_name(model: nn.Module, state: Mapping[str, Tensor]) -> str
     expected = model.state_dict()
     if expected.keys() == state.keys():
         other = [key for key, value in expected.items() if value.shape != state[key].shape]
+        if all(map(of_stem, other)):
+            return f"it has another stem: give --stem {'small' if has_small_stem(state) else 'published'}"
         if all(key.startswith(tuple(f"{name}." for name in gates_of(model))) for key in other):
             return "its gates have other arguments: give --gate-args as it was trained"
         return "its layers have other widths: give --cardinality and --base-width as it was trained"
@@ -116,11 +128,6 @@ def _group_flags(saved: Mapping[str, Any]) -> str:
     """The run's flags that change the widths of its network."""
     given = saved.get("arguments", {})
     return width_flags(given.get("cardinality"), given.get("base_width"))
-
-
-def _gate_flags(saved: Mapping[str, Any]) -> str:
-    """The run's flags of gates."""
-    return gates_said(saved).flags
 
 
 def width_flags(cardinality: int | None, base_width: int | None) -> str:
@@ -206,15 +213,16 @@ def fitting_architectures(state: Mapping[str, Tensor]) -> list[str]:
     """List the registered architectures with the keys and shapes of ``state``, for any number of outputs.
 
     Several can fit: a net and its weight-standardised form. They are in alphabetical order, which puts the
-    plain net first, without aliases.
+    plain net first, without aliases. A network with the small stem fits its architecture.
     """
-    shapes = _shapes(state)
+    compared = _without_stem if has_small_stem(state) else dict
+    shapes = compared(_shapes(state))
     fits: list[str] = []
     for name in list_models():
         if resolve(name) != name:
             continue
         with suppress(NotImplementedError):  # RegNets, which would take minutes
-            if _fits(_shapes_of(name), shapes):
+            if _fits(compared(_shapes_of(name)), shapes):
                 fits.append(name)
     return sorted(fits)
 
@@ -262,6 +270,10 @@ def _shapes_of(arch: str, device: str = "meta") -> dict[str, tuple[int, ...]]:
         warnings.simplefilter("ignore")
         model = create_model(arch)
     return _shapes(model.state_dict())
+
+
+def _without_stem(shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    return {key: shape for key, shape in shapes.items() if not of_stem(key)}
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -72,14 +72,16 @@ class Resumed:
             now: a digest for each split that is read from archives. Other splits are not compared.
 
         Raises:
-            UserError: names, classes, sizes or times of the images have changed.
+            UserError: names, classes, sizes, times or bytes of the images have changed.
         """
         then = self.saved.get("archives", {})
         for split in sorted(then.keys() & now.keys()):
             if then[split] != now[split]:
                 what = f"--resume {self.file}: {split} is read from another archive than in that run"
                 remedy = "give the same, or start a run with --finetune"
-                raise UserError(f"{what} (names, classes, sizes or times of its images differ): {remedy}")
+                raise UserError(
+                    f"{what} (names, classes, sizes, times or bytes of its images differ): {remedy}"
+                )
 
     def position(self, start_epoch: int, count: int, ranks: Ranks) -> Position:
         """Return where training goes on.
