@@ -6,7 +6,6 @@ published fields; ``images`` of the next epoch are done beside them. ``checksum`
 """
 
 import math
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,8 +20,6 @@ from utils.common.files import write_atomically
 from utils.data.transforms import INTERPOLATIONS, LEAST_CROP
 from utils.networks import archive, gating
 
-VERSION = 1  # of the format
-
 # Arguments in which an evaluation takes a checkpoint at its word.
 _SIZES = ("img_size", "min_size", "max_size", "cardinality", "base_width")
 
@@ -36,7 +33,7 @@ def write(state: Mapping[str, Any], path: Path, zipped: bool = True) -> None:
 
     Without ``zipped`` it is in torch's older format, which the versions before 1.6 need.
     """
-    content = {**state, "version": VERSION}
+    content = {**state, "version": archive.VERSION}
     content["checksum"] = archive.checksum(content)
     write_atomically(path, lambda file: torch.save(content, file, _use_new_zipfile_serialization=zipped))
 
@@ -63,12 +60,14 @@ def load(path: str, flag: str = "--resume") -> dict[str, Any]:
         raise
     except PermissionError:
         raise UserError(f"{flag} {path}: no permission to read it") from None
-    except Exception as error:  # damage shows up as nearly any: EOFError, RuntimeError, KeyError, ...
-        refused = isinstance(error, pickle.UnpicklingError)
-        what = "not a checkpoint of tensors and numbers" if refused else "damaged or not a checkpoint"
+    except archive.NewerError as error:
+        raise UserError(f"{flag} {path}: {error}") from None
+    except archive.ForeignError as error:
+        raise UserError(f"{flag} {path}: not a checkpoint of tensors and numbers ({error})") from None
+    except Exception as error:  # of safetensors nearly any
         sentence = " ".join(str(error).split()).split(". ")[0][:120]
         why = sentence if " " in sentence else f"{type(error).__name__} {sentence}".strip()
-        raise UserError(f"{flag} {path}: {what} ({why})") from None
+        raise UserError(f"{flag} {path}: damaged or not a checkpoint ({why})") from None
 
 
 def _normalize(content: object, source: str) -> dict[str, Any]:
