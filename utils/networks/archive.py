@@ -25,9 +25,9 @@ VERSION = 1  # of the format
 NOTES, CHECKSUM = "checkpoint", "checksum"  # keys in the metadata of safetensors: the other fields as JSON
 _BEFORE_CHECKSUMS = frozenset({"format", NOTES})  # the keys in files of November 2026 and before
 _LENGTH = struct.Struct("<Q")  # of that header, at its beginning
-_HEADER = 2**22  # bytes of the header of safetensors; a file of 10,000 tensors has a megabyte
+_HEADER = 2**21  # bytes of the header of safetensors; a file of 10,000 tensors has a megabyte
 _DEPTH = 32  # of containers in each other; checkpoints have 5
-_MOST_PARTS = 1_000_000  # values and containers in a file; checkpoints of the largest nets have some 10,000
+_MOST_PARTS = 500_000  # values and containers in a file; checkpoints of the largest nets have some 10,000
 _SMALL = 1_000_000  # bytes
 _PLAIN = (dict, list, tuple, str, bytes, int, float, bool, type(None))
 _TAR = slice(257, 262)  # where a tar archive says so
@@ -67,7 +67,7 @@ def read(path: str) -> Any:
     if begin[_TAR] == b"ustar":
         what = "a tar archive, as torch wrote before 0.2, would have to be read by running code from it"
         raise ForeignError(f'{what}: if you trust it, convert it: python -c "{_UPGRADE}"')
-    raise ForeignError("it does not begin as a file of torch does")
+    raise DamagedError("it does not begin as a file of torch does")
 
 
 def _read_safetensors(path: str) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def _read_safetensors(path: str) -> dict[str, Any]:
 
 
 def metadata(fields: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return the metadata of safetensors: a checkpoint's other fields, and a checksum over them and the weights.
+    """Return the metadata of safetensors: a checkpoint's other fields, and a checksum over all.
 
     The fields must be numbers, strings, lists and dicts with strings as keys.
     """

@@ -33,7 +33,7 @@ _COUNT = struct.Struct("<q")  # before a storage of the older format
 
 def steps_for(size: int) -> int:
     """Return how many parts a file of so many bytes may have: far more than any network's."""
-    return 400_000 + size // 300
+    return 300_000 + size // 300
 
 
 class TensorFile:
