@@ -59,9 +59,8 @@ def load(path: str, flag: str = "--resume") -> dict[str, Any]:
         if Path(path).is_dir():
             raise UserError(f"{flag} {path}: is a folder: give a file in it")
         if not Path(path).is_file():
-            raise UserError(
-                f"{flag} {path}: {'is no regular file' if Path(path).exists() else 'no such file'}"
-            )
+            what = "is a pipe or a device" if Path(path).exists() else "no such file"
+            raise UserError(f"{flag} {path}: {what}")
         return _normalize(archive.read(path), f"{flag} {path}")
     except UserError:
         raise
