@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Run, assert_one_line_error, write_images
+from conftest import Run, assert_one_line_error, write_images, write_no_files
 from PIL import Image
 from test_decoding import photograph, write_held
 from timm_block import BasicBlock
@@ -436,9 +436,12 @@ def test_bad_input(tmp_path: Path, show: Run) -> None:
     write_images(tmp_path / "in", 1)
     (tmp_path / "text.JPEG").write_text("no image")
     (tmp_path / "file").write_text("")
+    no_files = write_no_files(tmp_path)
     net = ("-a", "se_resnet18", "--img-size", "32")
     assert_one_line_error(show(*net, "none.JPEG"), "none.JPEG: No such file")
     assert_one_line_error(show(*net, "text.JPEG"), "text.JPEG: no image")
+    for name in no_files:
+        assert_one_line_error(show(*net, name), f"{name}: no image")
     assert_one_line_error(show(*net, "in"), "in is a folder: name images")
     assert_one_line_error(show(*net, "in/0.JPEG", "-o", "file"), "-o file: File exists")
     assert_one_line_error(show("-a", "resnet18", "in/0.JPEG"), "no attention to draw", "--gate", "is_gate")
