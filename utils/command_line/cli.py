@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from utils.common.errors import SHARED_MEMORY, UserError
 from utils.common.launch import is_main_process, leave_quietly
+from utils.common.text import shown
 
 # The published README has such lines.
 _BLANK = (
@@ -116,7 +117,7 @@ def run(main: Callable[[], None]) -> NoReturn:
 
 
 def _complain(message: str) -> None:
-    print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: error: {shown(' '.join(message.split()))}", file=sys.stderr)
 
 
 def _explain(error: BaseException | None) -> str | None:
