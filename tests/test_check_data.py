@@ -240,6 +240,12 @@ def test_many_broken_files_are_listed_in_part(check: Run, images: Path, tmp_path
     assert sum(line.startswith("  train/cat/b") for line in lines) == 20
     assert lines[-2:] == ["  ... and 12 more", "1 trouble found"]
     assert len((tmp_path / "broken.txt").read_text().splitlines()) == 32
+    (tmp_path / "broken.txt").write_text("mine")
+    refused = check("--list", "broken.txt")
+    assert_one_line_error(refused, "--list broken.txt is there already: give another name, or --overwrite")
+    assert (tmp_path / "broken.txt").read_text() == "mine"
+    assert len(troubles(check("--list", "broken.txt", "--overwrite"))) == 1
+    assert len((tmp_path / "broken.txt").read_text().splitlines()) == 32
 
 
 def test_names_that_are_no_text(run: Run, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,8 +323,8 @@ def test_a_complete_imagenet(check: Run, images: Path, monkeypatch: pytest.Monke
         (("nowhere",), ("error: nowhere: no such folder", "'digits'")),
         (("images/train/cat/0.JPEG",), ("0.JPEG: not a folder",)),
         (("images/train",), ("error: images/train: looked for train/ in it and found cat/, dog/, owl/",)),
-        (("images", "--list", "nowhere/list.txt"), ("--list nowhere/list.txt: No such file",)),
-        (("images", "--list", "images"), ("--list images: Is a directory",)),
+        (("images", "--list", "nowhere/list.txt"), ("--list nowhere/list.txt: its folder is not there",)),
+        (("images", "--list", "images"), ("--list images: is a folder",)),
         (("images", "--list", "list.txt", "--quick"), ("without --quick",)),
         (("images", "-j", "-1"), ("--workers", "at least 0")),
         (("images", "--quik"), ("did you mean --quick?",)),

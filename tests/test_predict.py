@@ -82,6 +82,8 @@ def test_files_csv_and_json(predict: Run, images: Path, tmp_path: Path) -> None:
     assert_one_line_error(predict(*arguments), "predict.py: error: --csv a.csv is there", "--overwrite")
     assert (tmp_path / "a.csv").read_bytes() == before
     assert predict(*arguments, "--overwrite").returncode == 0
+    for flags in (("--csv", "one", "--json", "one"), ("--csv", "one", "--json", "./one", "--overwrite")):
+        assert_one_line_error(predict("no suffix", *flags), "--csv and --json are both one: give each")
 
 
 def test_files_that_cannot_be_decoded_are_named(predict: Run, images: Path) -> None:

@@ -134,6 +134,9 @@ def test_pictures_and_a_page_over_them(tmp_path: Path, call: Run) -> None:
     for name in ("broken.jpg", *no_files):
         assert f"note: cannot decode photos/{name}" in result.stdout
     assert "wrote out/: 3 pictures, index.html" in result.stdout
+    again = ("--resume", "net.pth.tar", "photos/in/0.JPEG", "-o", "out")
+    refused = call(*again, script=SCRIPT)
+    assert_one_line_error(refused, "-o out is not empty: give another folder, or --overwrite")
     links = Links()
     links.feed((tmp_path / "out" / "index.html").read_text())
     assert links.pictures == sorted(path.name for path in (tmp_path / "out").glob("*.png"))
