@@ -3,6 +3,8 @@
 import os
 import resource
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from itertools import islice
@@ -237,6 +239,31 @@ def test_a_killed_data_worker(start: Callable[..., Job], images: Path, tmp_path:
     assert len(errors.strip().splitlines()) == 1
     assert "a process that decodes images was killed" in errors
     assert load(str(tmp_path / "out" / "checkpoint.pth.tar"))["epoch"] >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["worker", "run"])
+def test_no_temporary_folder_is_left(images: Path, tmp_path: Path, victim: str) -> None:
+    """By a new interpreter: forks of the tests' server share its folder."""
+    (tmp_path / "temporary").mkdir()
+    flags = (*SMALL, "--data", images, "--epochs", 500, "-c", "out", "-j", 2)
+    command = [sys.executable, REPOSITORY / "imagenet.py", *flags]
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
+    with (tmp_path / "said").open("w") as said:
+        job = subprocess.Popen(
+            list(map(str, command)), cwd=tmp_path, env=environment, stdout=said, stderr=said
+        )
+    folders, children = tmp_path / "temporary", Path(f"/proc/{job.pid}/task/{job.pid}/children")
+    while not (tmp_path / "out" / "log.txt").exists() or not list(folders.glob("pymp-*")):
+        assert job.poll() is None, (tmp_path / "said").read_text()
+        time.sleep(0.1)
+    workers = [int(child) for child in children.read_text().split()]
+    os.kill(workers[0] if victim == "worker" else job.pid, signal.SIGKILL)
+    job.wait(60)
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        time.sleep(0.1)
+    assert not list(folders.glob("pymp-*"))
+    assert "Traceback" not in (tmp_path / "said").read_text()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(call: Run, images: Path, tmp_path: Path) -> None:
