@@ -55,7 +55,7 @@ def create_parser(description: str | None) -> cli.Parser:
     group.add_argument("--backbone", type=cli.name_of_file, metavar="FILE", help=text)
     text = "the backbone starts from torchvision's ImageNet weights"
     group.add_argument("--pretrained", action="store_true", help=text)
-    text = "with -e: write the detections to this file, in COCO's result format"
+    text = "with -e: write the detections to this file, in COCO's result format (--overwrite replaces it)"
     group.add_argument("--detections", type=cli.name_of_file, metavar="FILE", help=text)
     group = parser.add_recorded_group("images and detector")
     of_file = "with --resume as the checkpoint was trained"

@@ -34,6 +34,7 @@ from imagenet import saving_flags
 from utils.command_line import cli
 from utils.command_line.sameness import compared
 from utils.common import distributed
+from utils.common.checks import check_output
 from utils.common.distributed import Ranks
 from utils.common.randomness import configure_torch
 from utils.common.text import plural
@@ -132,6 +133,8 @@ def main() -> None:
         level = args.opt_level or ("O1" if ranks.device.type == "cuda" else "O0")
 
         with ranks.agree() as same:  # what one process refuses ends all of them, in one line
+            if args.detections and ranks.main:
+                check_output(Path(args.detections), "--detections", args.overwrite)
             precision = choose_precision(level, ranks.device.type, args.amp_dtype, args.loss_scale)
             spec, net, val = opened = open_detector(args, resumed, ranks, precision)
             same["--data for evaluation"] = str(val)

@@ -20,7 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.lib.data_contents import Split, open_splits, troubles_of
 from scripts.lib.data_reading import broken_file, by_workers, listed, say
 from utils.command_line import cli
+from utils.common.checks import check_output
 from utils.common.errors import UserError
+from utils.common.files import write_atomically
 from utils.common.text import plural, shown
 from utils.data.decoding import decode
 from utils.data.labels import read_class_list
@@ -46,7 +48,7 @@ def write_list(name: str, broken: Sequence[Broken]) -> None:
     """
     paths = [os.fsencode(file.path).replace(b"\n", b"\\n") + b"\n" for file in broken]
     try:
-        Path(name).write_bytes(b"".join(paths))
+        write_atomically(Path(name), lambda file: file.write(b"".join(paths)))
     except OSError as error:
         raise UserError(f"--list {shown(name)}: {error.strerror}") from error
 
@@ -91,6 +93,7 @@ def create_parser() -> cli.Parser:
     parser.add_argument(
         "--list", type=cli.name_of_file, metavar="FILE", help="write the paths of broken files"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of --list")
     workers = min(32, os.cpu_count() or 1)
     what = "processes that decode (default: one per core, at most 32)"
     parser.add_argument("-j", "--workers", type=cli.whole, default=workers, metavar="N", help=what)
@@ -103,10 +106,10 @@ def main() -> None:
         raise UserError("--list names files that do not decode: give it without --quick")
     # PIL warns of odd metadata, torch of more workers than cores; forked workers inherit the filter.
     warnings.simplefilter("ignore")
+    if args.list:
+        check_output(Path(args.list), "--list", args.overwrite)
     splits, missing = open_splits(args.path)
     classes = read_class_list(args.class_list) if args.class_list else ()
-    if args.list:
-        write_list(args.list, [])  # an error must show now, not after hours of decoding
     paths = sorted(path for split in splits for path in split.scan())
     troubles = check_folders(splits, missing, args.imagenet, classes)
     broken = [] if args.quick else decode_all(paths, args.workers, splits[0].folder.parent)

@@ -24,7 +24,6 @@ repeat an unfinished epoch from its start.
 
 import argparse
 import hashlib
-import json
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -138,7 +137,7 @@ def write(out: Path, fields: Mapping[str, Any], weights: dict[str, Tensor], zipp
         else:
             from safetensors.torch import save  # needed for .safetensors files only
 
-            data = save(weights, {"format": "pt", archive.NOTES: json.dumps(fields)})
+            data = save(weights, archive.metadata(fields, weights))
             write_atomically(out, lambda file: file.write(data))
     except OSError as error:
         raise UserError(f"{out}: {error.strerror}") from error

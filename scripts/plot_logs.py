@@ -82,6 +82,7 @@ def main() -> None:
     parser.add_argument(
         "-o", dest="output", type=picture_file, default=Path(CURVES), metavar="FILE", help=what
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE")
     what = "the part of a run's name that is its seed; '': draw each run alone (default: %(default)s)"
     parser.add_argument("--seeds", type=expression, default=SEEDS, metavar="REGEX", help=what)
     what = (
@@ -89,7 +90,7 @@ def main() -> None:
     )
     parser.add_argument("--band", choices=BANDS, default=BANDS[0], help=what)
     args = parser.parse_args()
-    check_picture(args.output)
+    check_picture(args.output, args.overwrite)
     groups = grouped(read_runs(args.runs), args.seeds, args.band)
     say(groups)
     write_picture(args.output, rendered(draw(groups), args.output.suffix[1:].lower()))

@@ -149,8 +149,10 @@ def check_outputs(csv_file: str | None, json_file: str | None, overwrite: bool) 
     """Refuse, before hours of work, files of results that cannot be written.
 
     Raises:
-        UserError: a file exists and may not be replaced, or its folder is missing.
+        UserError: a file exists and may not be replaced, its folder is missing, or both are one file.
     """
+    if csv_file and json_file and Path(csv_file).resolve() == Path(json_file).resolve():
+        raise UserError(f"--csv and --json are both {shown(csv_file)}: give each a file of its own")
     for flag, name in (("--csv", csv_file), ("--json", json_file)):
         if name:
             check_output(Path(name), flag, overwrite)

@@ -63,7 +63,7 @@ def parse_arguments() -> argparse.Namespace:
     group.add_argument("--processes", type=cli.count_of, default=1, metavar="N", help=what)
     what = "process whose batch is drawn, from 0 (default: 0)"
     group.add_argument("--rank", type=cli.whole, default=0, metavar="R", help=what)
-    what = "the picture, .png or .svg (default: batch.png)"
+    what = "the picture, .png or .svg; --overwrite replaces it (default: batch.png)"
     group.add_argument(
         "-o", dest="output", type=picture_file, default=Path("batch.png"), metavar="FILE", help=what
     )
@@ -166,7 +166,7 @@ def draw(tiles: Tensor, texts: Sequence[str], title: str) -> Any:
 
 def main() -> None:
     args = parse_arguments()
-    check_picture(args.output)
+    check_picture(args.output, args.overwrite)
     ranks = Ranks(args.rank, args.processes)
     resumed = find_checkpoint(args.resume, args.checkpoint)
     seed = choose_seed(args.manualSeed, resumed.saved.get("seed"))

@@ -30,7 +30,7 @@ from scripts.lib.detections_draw import Found, drawn
 from scripts.lib.pictures import Entry, make_folder, picture_name, write_page, write_picture
 from utils.command_line import cli
 from utils.command_line.gate_arguments import file_and_class
-from utils.common.checks import check_libraries
+from utils.common.checks import check_folder_of_output, check_libraries
 from utils.common.devices import select_devices
 from utils.common.errors import UserError
 from utils.common.text import drawable, plural, shown
@@ -91,12 +91,12 @@ def create_parser() -> cli.Parser:
     parser.add_argument("--gate-file", type=file_and_class, metavar="FILE:CLASS", help=what)
     what = "least score of a detection that is drawn (default: 0.5)"
     parser.add_argument("--threshold", type=cli.fraction, default=0.5, metavar="SCORE", help=what)
-    what = (
-        "folder of the pictures; made if missing, files of the same names are replaced (default: detections)"
-    )
+    what = "folder of the pictures; made if missing (default: detections)"
     parser.add_argument(
         "-o", dest="output", type=cli.name_of_file, default="detections", metavar="DIR", help=what
     )
+    what = "write into DIR although it is not empty; files of the same names are replaced"
+    parser.add_argument("--overwrite", action="store_true", help=what)
     what = "auto: CUDA if there is one"
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help=what)
     return parser
@@ -105,6 +105,7 @@ def create_parser() -> cli.Parser:
 def main() -> None:
     args = create_parser().parse_args()
     check_libraries("pictures", "matplotlib")
+    check_folder_of_output(Path(args.output), "-o", args.overwrite)
     images, dead = find_images(args.images)
     device, _ = select_devices(args.device, "0")
     net, name, classes = restore(args.resume, args.gate_file)

@@ -30,7 +30,7 @@ from scripts.lib.pictures import Entry, make_folder, picture_name, write_page, w
 from scripts.lib.restored import names_to_show, open_network
 from utils.command_line import arguments, cli
 from utils.command_line.gate_arguments import add_part_arguments, check_gates, network_given
-from utils.common.checks import check_libraries
+from utils.common.checks import check_folder_of_output, check_libraries
 from utils.common.errors import UserError
 from utils.common.text import drawable, plural
 from utils.data.decoding import decode
@@ -92,8 +92,10 @@ def create_parser() -> cli.Parser:
     parser.add_argument("--sort", action="store_true", help="sort the channels by their gate")
     what = "draw every block (default: the last of each stage)"
     parser.add_argument("--all-blocks", action="store_true", help=what)
-    what = "folder of the pictures; made if missing, files of the same names are replaced (default: gates)"
+    what = "folder of the pictures; made if missing (default: gates)"
     parser.add_argument("-o", dest="output", type=cli.name_of_file, default="gates", metavar="DIR", help=what)
+    what = "write into DIR although it is not empty; files of the same names are replaced"
+    parser.add_argument("--overwrite", action="store_true", help=what)
     add_part_arguments(parser, "stem and gates (default: what the checkpoint says)")
     return parser
 
@@ -104,6 +106,7 @@ def main() -> None:
     check_gates(parser, args)
     check_libraries("pictures", "matplotlib")
     folder = Path(args.output)
+    check_folder_of_output(folder, "-o", args.overwrite)
     if not args.resume and args.arch:
         print("note: without --resume FILE the weights are random, and so is what is drawn")
         torch.manual_seed(0)

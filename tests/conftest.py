@@ -186,6 +186,19 @@ def images(tmp_path: Path) -> Path:
     return write_classes(tmp_path / "images", 8, "valf")
 
 
+def write_no_files(folder: Path) -> list[str]:
+    """Names of images that are none: a pipe, a link to an endless device, a file of 8 GB of holes.
+
+    Whoever opens the first waits for ever, and whoever reads the others fills the memory.
+    """
+    os.mkfifo(folder / "pipe.JPEG")
+    (folder / "endless.JPEG").symlink_to("/dev/zero")
+    with (folder / "sparse.JPEG").open("wb") as file:
+        file.write(b"\xff\xd8")
+        file.truncate(8 * 10**9)
+    return ["endless.JPEG", "pipe.JPEG", "sparse.JPEG"]
+
+
 def assert_one_line_error(result: subprocess.CompletedProcess[str], *fragments: str) -> None:
     """The command ended as a user's mistake must: code 2, one line on stderr that holds the fragments."""
     assert result.returncode == 2, result.stderr

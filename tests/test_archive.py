@@ -186,7 +186,7 @@ def huge_zip(path: Path, stride: int) -> None:
 
 
 def compressed(path: Path) -> None:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as target:
         target.writestr("x/data.pkl", b"\0" * 300_000_000)
         target.writestr("x/version", "3")
 
@@ -222,6 +222,204 @@ def repeated(path: Path) -> None:
     torch.save({"state_dict": {"w": tensor}, "checksum": "", "x": [tensor] * 2000}, path)
 
 
+def name(module: str, of: str) -> bytes:
+    """The instruction that names a function."""
+    return b"c%s\n%s\n" % (module.encode(), of.encode())
+
+
+def text(value: str) -> bytes:
+    """The instruction that puts a text onto the stack."""
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def zip_of(path: Path, program: bytes, **records: bytes) -> None:
+    """A file whose structure is a pickle that no honest program writes."""
+    with zipfile.ZipFile(path, "w") as target:
+        target.writestr("x/data.pkl", b"\x80\x02" + program + b".")
+        for record, data in records.items():
+            target.writestr(f"x/data/{record.strip('_')}", data)
+
+
+def legacy_of(path: Path, program: bytes) -> None:
+    torch.save({}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes().replace(b"\x80\x02}q\x00.", b"\x80\x02" + program + b".", 1))
+
+
+def bytes_by_a_call(path: Path) -> None:
+    """Five gigabytes of zeros: 1,407 bytes took 5.6 GB, and were read."""
+    zip_of(
+        path, name("__builtin__", "bytearray") + b"\x8a\x05" + (5 * 10**9).to_bytes(5, "little") + b"\x85R"
+    )
+
+
+def encoded(path: Path) -> None:
+    """Thirty times the hexadecimal digits of the bytes before."""
+    encode, again = name("_codecs", "encode"), text("hex") + b"\x86R"
+    zip_of(path, encode * 31 + text("a" * 8) + text("latin1") + b"\x86R" + again * 30)
+
+
+# A tuple of the same tuple twice, sixty deep: its hash takes 2^60 steps, as a key or as a storage's name.
+SHARED = b")q\0" + b"".join(b"h%c\x86q%c" % (i, i + 1) for i in range(60))
+AS_STORAGE = b"(" + text("storage") + name("torch", "FloatStorage") + SHARED + text("cpu") + b"K\x01NtQ"
+
+
+def twice(path: Path, other: str) -> None:
+    """Two entries of the directory for one record, in place of one for each."""
+    zip_of(path, b"}", _0=b"\0" * 64, _1=b"\0" * 64)
+    with zipfile.ZipFile(path) as source:
+        first, second = (source.getinfo(f"x/data/{i}").header_offset for i in (0, 1))
+    data = bytearray(path.read_bytes())
+    directory = data.index(b"PK\1\2")
+    at = directory + data[directory:].index(b"x/data/1")
+    data[at - 4 : at] = struct.pack("<I", first)
+    data[at : at + 8] = other.encode()
+    assert second > first
+    path.write_bytes(data)
+
+
+def of_one_name(path: Path) -> None:
+    zip_of(path, b"}", _0=b"\0" * 64, _1=b"\0" * 64)
+    path.write_bytes(path.read_bytes().replace(b"x/data/1", b"x/data/0"))
+
+
+def longer_than_its_record(path: Path) -> None:
+    """A storage of eight numbers in a record of seven; the next record follows."""
+    torch.save({"w": torch.zeros(7), "x": torch.zeros(7)}, path)
+    with zipfile.ZipFile(path) as source:
+        entries = {info.filename: source.read(info) for info in source.infolist()}
+    with zipfile.ZipFile(path, "w") as target:
+        for entry, data in entries.items():
+            target.writestr(entry, data.replace(b"K\x07tq", b"K\x08tq") if entry.endswith(".pkl") else data)
+
+
+def deep(path: Path) -> None:
+    zip_of(path, b"]" + b"\x85" * 1000)
+
+
+def copied(path: Path) -> None:
+    """A list of a thousand items, a thousand times made into a dict."""
+    items = b"](" + b"".join(b"](" + text(str(i)) + b"Ne" for i in range(1000)) + b"eq\0\x85q\1"
+    zip_of(path, items + b"](" + (name("collections", "OrderedDict") + b"h\1R") * 1000 + b"e")
+
+
+def instructions(path: Path) -> None:
+    """More of them than a file of 8 MB may have."""
+    zip_of(path, b"](" + b"]" * 8_000_000 + b"e")
+
+
+def header_of_safetensors(path: Path) -> None:
+    """A header of 3 MB, of a million lists."""
+    header = b'{"__metadata__":{"checkpoint":"' + b"[" * 3_000_000 + b'"}}'
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+
+
+HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "bytes by a call": (bytes_by_a_call, "it holds __builtin__.bytearray"),
+    "encoded": (encoded, "its encode is damaged"),
+    "shared key": (lambda path: zip_of(path, b"}" + SHARED + b"Ns"), "it has a tuple as a key"),
+    "shared key, legacy": (lambda path: legacy_of(path, b"}" + SHARED + b"Ns"), "it has a tuple as a key"),
+    "shared storage": (lambda path: legacy_of(path, AS_STORAGE), "its storage is damaged"),
+    "shared storage, zip": (
+        lambda path: zip_of(path, AS_STORAGE.replace(b"NtQ", b"tQ")),
+        "its storage is damaged",
+    ),
+    "one record twice": (lambda path: twice(path, "x/data/1"), "an entry is damaged"),
+    "one record and name twice": (lambda path: twice(path, "x/data/0"), "its entries overlap"),
+    "one name twice": (of_one_name, "two entries of one name"),
+    "longer than its record": (longer_than_its_record, "a storage is larger than its record"),
+    "deep": (deep, "too many parts"),
+    "copied": (copied, "too many parts"),
+    "instructions": (instructions, "too many parts"),
+    "header.safetensors": (header_of_safetensors, "its header takes more than"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_what_no_honest_program_writes_is_refused(tmp_path: Path, case: str) -> None:
+    """Each took gigabytes or did not end, or could be read in two ways."""
+    make, why = HOSTILE[case]
+    path = tmp_path / case.replace(" ", "_")
+    make(path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert why in outcome(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kilobytes
+
+
+def test_files_of_other_programs_are_read_as_torch_reads_them(tmp_path: Path) -> None:
+    weights = torch.randn(4, 5)
+    content = {
+        "views": [weights, weights.t(), weights[1:3, ::2], weights.flatten()[3:3]],
+        "parameter": torch.nn.Parameter(weights),
+        "kinds": [weights.to(kind) for kind in (torch.half, torch.bfloat16, torch.double, torch.cfloat)],
+        "counters": [torch.arange(3, dtype=kind) for kind in (torch.uint8, torch.int8, torch.int64)],
+        "bool": torch.tensor([True, False]),
+        "channels_last": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
+        "scalar": torch.tensor(3.5),
+        "plain": [2**70, -(2**40), 300, 70_000, 1e300, None, True, "\udce9", (1, (2, 3)), {"a": {7: ()}}],
+        "state": torch.nn.BatchNorm1d(3).state_dict(),  # with the versions of modules
+    }
+    newer = {"newer": [weights.to(torch.float8_e5m2), torch.zeros(3, dtype=torch.uint16)]}
+    for zipped, more in ((True, newer), (False, {})):
+        torch.save({**content, **more}, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+        expected, found = (
+            torch.load(tmp_path / "x.pth", weights_only=True),
+            archive.read(str(tmp_path / "x.pth")),
+        )
+        assert archive.checksum(found) == archive.checksum(expected)
+        assert found["views"][1].data_ptr() == found["views"][0].data_ptr()  # one storage
+
+
+def test_a_file_of_a_later_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as later:
+        later.setattr(archive, "VERSION", 2)
+        path = saved(tmp_path)
+        notes = archive.metadata({"epoch": 3}, {"w": torch.zeros(3)})
+        save_file({"w": torch.zeros(3)}, tmp_path / "x.safetensors", notes)
+    for name in (path, tmp_path / "x.safetensors"):
+        assert "by a later version of this code (format 2, this one reads 1)" in outcome(name)
+
+
+def test_keys_do_not_reach_the_terminal_unescaped(tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    torch.save({"w\x1b[31m": torch.zeros(3)}, path)
+    assert "damaged ('w\\x1b[31m' is no name of a weight)" in outcome(path)
+    torch.save({"state_dict": {"w": torch.zeros(3)}, "\x1b]0;title\x07": 3}, path)
+    assert "damaged (fields not of the kind expected)" in outcome(path)
+    torch.save({"module.w": torch.zeros(3), "w": torch.ones(3)}, path)
+    assert "two weights w, one of them as module.w" in outcome(path)
+
+
+def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.pth")
+    for path in (tmp_path / "pipe.pth", Path("/dev/zero")):
+        assert "is a pipe or a device" in outcome(path)
+    (tmp_path / "empty.pth").touch()
+    assert "it is empty" in outcome(tmp_path / "empty.pth")
+
+
+def test_torchs_first_format_is_refused_with_the_command_that_converts_it(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.pth", "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(tarfile.TarInfo("sys_info"))
+    assert 'convert it: python -c "import torch; torch.save(' in outcome(tmp_path / "x.pth")
+
+
+def test_our_safetensors_have_a_checksum(tmp_path: Path) -> None:
+    path, weights = tmp_path / "x.safetensors", {"b": torch.randn(30, 40), "a": torch.randn(3)}
+    save_file(weights, path, archive.metadata({"epoch": 3, "classes": ["cat", "\udce9"]}, weights))
+    whole, expected = path.read_bytes(), outcome(path)
+    assert len(expected) == 64
+    choose, noticed = random.Random(0), 0
+    for position in choose.sample(range(len(whole)), 100):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << choose.randrange(8)
+        path.write_bytes(damaged)
+        noticed += (found := outcome(path)) != expected
+        assert found == expected or "damaged" in found, position
+    assert noticed > 90  # the others are blanks, or in the word "format"
+    save_file(weights, path, {"format": "pt", "checkpoint": '{"epoch": 3}'})  # as written before
+    assert checkpoint.load(str(path))["epoch"] == 3
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -245,13 +443,19 @@ def test_memory_stays_bounded(tmp_path: Path, make: Callable[[Path], None]) -> N
 
 
 def test_tensors_of_other_kinds_are_refused(tmp_path: Path) -> None:
-    for name, tensor in (
-        ("meta", torch.empty(3, device="meta")),
-        ("sparse", torch.eye(3).to_sparse()),
-        ("complex", torch.zeros(3, dtype=torch.complex64)),
+    with_attribute = torch.nn.Parameter(torch.zeros(3))
+    with_attribute.detach = "no function"  # type: ignore[assignment, method-assign]
+    for name, tensor, why in (
+        ("meta", torch.empty(3, device="meta"), "it holds torch._utils._rebuild_meta_tensor_no_storage"),
+        ("sparse", torch.eye(3).to_sparse(), "it holds torch"),
+        ("attribute", with_attribute, "it holds torch._utils._rebuild_parameter_with_state"),
+        ("complex", torch.zeros(3, dtype=torch.complex64), "w is complex64"),
+        ("float8", torch.zeros(3).to(torch.float8_e4m3fn), "w is float8_e4m3fn"),
     ):
         torch.save({"w": tensor}, tmp_path / name)
-        assert "damaged or not a checkpoint" in outcome(tmp_path / name), name
+        assert why in outcome(tmp_path / name), name
+    save_file({"w": torch.zeros(3, dtype=torch.complex64)}, tmp_path / "complex.safetensors")
+    assert "w is complex64" in outcome(tmp_path / "complex.safetensors")
 
 
 def test_safetensors(tmp_path: Path) -> None:

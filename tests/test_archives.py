@@ -28,7 +28,8 @@ from PIL import Image
 
 from utils.common.errors import UserError
 from utils.data.archive_index import ArchiveIndex
-from utils.data.content import Member, _Opened, content, readable
+from utils.data.archives import read_archives
+from utils.data.content import Archive, Member, _Opened, content, readable
 from utils.data.decoding import DECODERS, Box, available, read_image
 from utils.data.splits import open_data
 
@@ -396,6 +397,16 @@ def test_an_image_of_no_bytes_is_a_broken_image(folders: Path, tmp_path: Path, c
         reason = f"UnidentifiedImageError: cannot identify image file '{where}{name}.JPEG'"
         assert f"note: cannot decode {where}{name}.JPEG ({reason})" in result.stdout
     assert data.exists()
+
+
+def test_a_member_that_is_no_image_is_not_read(folders: Path, tmp_path: Path) -> None:
+    """One of 101 MB is a broken image, and a pipe with the name of a shard no archive."""
+    archive = Archive("none.tar", 0, 0)
+    with pytest.raises(OSError, match="101,000,000 bytes, more than the 100,000,000 that an image may have"):
+        content(Member("none.tar:x.jpg", archive, 0, 101_000_000, "train/cat/x.jpg"))
+    os.mkfifo(tmp_path / "train-0000.tar")
+    with pytest.raises(UserError, match=r"train-0000.tar: is no file: remove it"):
+        read_archives(tmp_path / "train", [tmp_path / "train-0000.tar"], False)
 
 
 def test_all_decoders_read_members(folders: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Every mistake of the user ends in one line that names the fix, code 2, and nothing written."""
 
+import io
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from forks import Job
 from tiny_net import TinyNet
 
 from models import create_model
+from utils.common.text import shown
+from utils.runs.provenance import changes
 
 
 @pytest.mark.parametrize(
@@ -392,3 +395,40 @@ def test_a_folder_that_cannot_be_made(call: Run, images: Path, tmp_path: Path) -
     (tmp_path / "file").touch()
     result = call("--data", images, "-a", "resnet18", "--img-size", 64, "-c", "file/out")
     assert_one_line_error(result, "-c file/out", "cannot make this folder")
+
+
+def test_a_folder_with_a_log_alone(call: Run, images: Path, tmp_path: Path) -> None:
+    """--resume auto finds nothing to go on from there, and does not replace the log."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "log.txt").write_text("Learning Rate\tTrain Loss\n0.1\t2.0\n0.1\t1.9\n")
+    flags = ("-a", "tiny", "--img-size", 64, "--train-batch", 8, "--data", images, "--epochs", 1, "-c", "out")
+    for resume in ((), ("--resume", "auto")):
+        refused = call(*flags, *resume)
+        what = "-c out holds the log.txt of a run of 2 epochs, but no checkpoint to go on from"
+        assert_one_line_error(refused, what, "give --overwrite (without --resume auto) to replace it")
+    assert call(*flags, "--overwrite").returncode == 0
+
+
+def test_a_folder_that_is_removed_in_mid_run(
+    call: Run, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it can be resumed, and that is said."""
+
+    def remove(*_: object) -> None:
+        shutil.rmtree(tmp_path / "out")
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr("utils.runs.folder.save", remove)
+
+    result = call(
+        "-a", "tiny", "--img-size", 64, "--train-batch", 8, "--data", images, "--epochs", 1, "-c", "out"
+    )
+    assert_one_line_error(result, "-c out was removed while the run wrote to it", "start again")
+
+
+def test_what_a_file_says_is_escaped_on_the_terminal(call: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert changes({"lr": "\x1b[31m"}, {"lr": 1}) == ["--lr \\x1b[31m -> 1"]
+    result = call("--data", "\x1b[31m", "--epochs", 1)
+    assert_one_line_error(result, "\\x1b[31m")
+    monkeypatch.setattr(sys, "stdout", io.StringIO())  # has no encoding
+    assert shown("caf\N{LATIN SMALL LETTER E WITH ACUTE}") == "café"

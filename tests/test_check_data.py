@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, Run, assert_one_line_error, write_images
+from conftest import REPOSITORY, Run, assert_one_line_error, write_images, write_no_files
 from forks import Job
 from PIL import Image
 
@@ -209,23 +209,26 @@ def test_files_that_cannot_be_decoded(
     Image.new("1", (100, 100)).save(folder / "giga.png")
     Image.new("1", (90, 70)).save(folder / "half_giga.png")  # PIL warns, and reads it
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4900)
+    write_no_files(images / "valf" / "owl")
     result = check("--list", "broken.txt")
-    assert troubles(result) == ["4 files cannot be decoded: replace or remove them"]
-    head, *files = result.stdout.splitlines()[3:-1]
-    assert head.startswith("trouble: 4 files")
+    links = "valf/ has 2 dead links (valf/owl/endless.JPEG, valf/owl/pipe.JPEG)"
+    remedy = "let each lead to a file, or to a folder elsewhere, or remove it"
+    assert troubles(result) == [f"{links}: {remedy}", "5 files cannot be decoded: replace or remove them"]
+    head, *files = result.stdout.splitlines()[4:-1]
+    assert head.startswith("trouble: 5 files")
     assert [line.split(": ")[0] for line in files] == [
         "  train/cat/0.JPEG",
         "  train/cat/1.JPEG",
         "  train/cat/giga.png",
         "  valf/owl/0.JPEG",
+        "  valf/owl/sparse.JPEG",
     ]
-    for line, reason in zip(
-        files, ("truncated", "cannot identify", "exceeds limit", "identify"), strict=True
-    ):
+    reasons = ("truncated", "cannot identify", "exceeds limit", "identify", "more than the 100,000,000")
+    for line, reason in zip(files, reasons, strict=True):
         assert reason in line
     names = [line.split(": ")[0].strip() for line in files]
     assert (tmp_path / "broken.txt").read_text().splitlines() == [f"images/{name}" for name in names]
-    assert not troubles(check("--quick"))
+    assert len(troubles(check("--quick"))) == 1
 
 
 def test_many_broken_files_are_listed_in_part(check: Run, images: Path, tmp_path: Path) -> None:
@@ -236,6 +239,12 @@ def test_many_broken_files_are_listed_in_part(check: Run, images: Path, tmp_path
     lines = result.stdout.splitlines()
     assert sum(line.startswith("  train/cat/b") for line in lines) == 20
     assert lines[-2:] == ["  ... and 12 more", "1 trouble found"]
+    assert len((tmp_path / "broken.txt").read_text().splitlines()) == 32
+    (tmp_path / "broken.txt").write_text("mine")
+    refused = check("--list", "broken.txt")
+    assert_one_line_error(refused, "--list broken.txt is there already: give another name, or --overwrite")
+    assert (tmp_path / "broken.txt").read_text() == "mine"
+    assert len(troubles(check("--list", "broken.txt", "--overwrite"))) == 1
     assert len((tmp_path / "broken.txt").read_text().splitlines()) == 32
 
 
@@ -314,8 +323,8 @@ def test_a_complete_imagenet(check: Run, images: Path, monkeypatch: pytest.Monke
         (("nowhere",), ("error: nowhere: no such folder", "'digits'")),
         (("images/train/cat/0.JPEG",), ("0.JPEG: not a folder",)),
         (("images/train",), ("error: images/train: looked for train/ in it and found cat/, dog/, owl/",)),
-        (("images", "--list", "nowhere/list.txt"), ("--list nowhere/list.txt: No such file",)),
-        (("images", "--list", "images"), ("--list images: Is a directory",)),
+        (("images", "--list", "nowhere/list.txt"), ("--list nowhere/list.txt: its folder is not there",)),
+        (("images", "--list", "images"), ("--list images: is a folder",)),
         (("images", "--list", "list.txt", "--quick"), ("without --quick",)),
         (("images", "-j", "-1"), ("--workers", "at least 0")),
         (("images", "--quik"), ("did you mean --quick?",)),

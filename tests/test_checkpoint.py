@@ -164,3 +164,35 @@ def test_no_registered_net_has_a_wrapper_part_in_its_keys() -> None:
         with torch.device("meta"):
             keys = create_model(name).state_dict()
         assert not [key for key in keys if {"module", "_orig_mod"} & set(key.split("."))]
+
+
+def test_a_checkpoint_whose_name_contradicts_it_is_not_the_newest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And it is not removed: it is no damaged file of the run."""
+    save(3, tmp_path, is_best=True)
+    ours, copied = (tmp_path / f"checkpoint-000{epoch}-0000000.pth.tar" for epoch in (3, 9))
+    copied.write_bytes(ours.read_bytes())
+    damaged = tmp_path / "checkpoint-0008-0000000.pth.tar"
+    damaged.write_bytes(b"")
+    assert newest(tmp_path) == str(ours)
+    said = capsys.readouterr().out
+    assert f"{copied}: its name is not that of what it holds, epochs and images (3, 0)" in said
+    run = run_folder.RunFolder(tmp_path, True, False, 2)
+    run.repair(ours, ["Rate"], False)
+    run.close()
+    assert copied.exists()
+    assert not damaged.exists()
+
+
+def test_a_file_system_that_cannot_flush_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flush = os.fsync
+
+    def only_files(descriptor: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):  # noqa: PTH112
+            raise OSError(errno.EINVAL, "Invalid argument")
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", only_files)
+    save(1, tmp_path, is_best=True)
+    assert checkpoint.load(str(tmp_path / LAST))["epoch"] == 1

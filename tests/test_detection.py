@@ -147,6 +147,10 @@ def test_an_evaluation_is_that_of_pycocotools_whatever_the_processes(
     assert result.stdout.startswith(
         f"as in {saved}: {said}\nmask_rcnn on resnet18 at 32 px, long sides at most 48"
     )
+    before = (coco.parent / "one.json").read_bytes()
+    refused = call("--data", "coco", *evaluate, "one.json", script=SCRIPT)
+    assert_one_line_error(refused, "--detections one.json is there already", "--overwrite")
+    assert (coco.parent / "one.json").read_bytes() == before
     for kind, name in (("bbox", "box"), ("segm", "mask")):
         (line,) = (line for line in result.stdout.splitlines() if line.startswith(f"{name:<4}  "))
         figures = [float(word) for word in line.split()[2::2]]

@@ -120,6 +120,11 @@ def test_the_command(tmp_path: Path, plot: Run) -> None:
         assert image.width > 1000
     assert plot("se", "-o", "one.svg").returncode == 0
     assert "<svg" in (tmp_path / "one.svg").read_text()
+    (tmp_path / "one.svg").write_text("mine")
+    assert_one_line_error(plot("se", "-o", "one.svg"), "-o one.svg is there already", "--overwrite")
+    assert (tmp_path / "one.svg").read_text() == "mine"
+    assert plot("se", "-o", "one.svg", "--overwrite").returncode == 0
+    assert "<svg" in (tmp_path / "one.svg").read_text()
 
 
 def test_logs_that_have_names_of_their_own(tmp_path: Path, plot: Run) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Run, assert_one_line_error
+from conftest import Run, assert_one_line_error, write_no_files
 from small_checkpoint import ARCH, CLASSES, SIZE, calibrated, write_checkpoint
 from test_decoding import photograph, write_held
 from torch import Tensor
@@ -82,6 +82,8 @@ def test_files_csv_and_json(predict: Run, images: Path, tmp_path: Path) -> None:
     assert_one_line_error(predict(*arguments), "predict.py: error: --csv a.csv is there", "--overwrite")
     assert (tmp_path / "a.csv").read_bytes() == before
     assert predict(*arguments, "--overwrite").returncode == 0
+    for flags in (("--csv", "one", "--json", "one"), ("--csv", "one", "--json", "./one", "--overwrite")):
+        assert_one_line_error(predict("no suffix", *flags), "--csv and --json are both one: give each")
 
 
 def test_files_that_cannot_be_decoded_are_named(predict: Run, images: Path) -> None:
@@ -90,18 +92,21 @@ def test_files_that_cannot_be_decoded_are_named(predict: Run, images: Path) -> N
     (folder / "link.jpg").symlink_to("nowhere.jpg")
     (folder / "up").symlink_to("..")
     (folder / "note.txt").touch()
+    no_files = write_no_files(folder)
     result = predict("images/valf/cat", "--json", "a.json")
     lines = result.stderr.splitlines()
     assert (result.returncode, lines[0]) == (
         1,
-        "trouble: 3 files cannot be decoded: no predictions for",
+        "trouble: 6 files cannot be decoded: no predictions for",
     )
-    assert sorted(line.split(":")[0] for line in lines[1:]) == [
-        f"  images/valf/cat/{name}" for name in ("3.JPEG", "link.jpg", "up")
-    ]
+    assert {line.split(":")[0] for line in lines[1:]} == {
+        f"  images/valf/cat/{name}" for name in ("3.JPEG", *no_files, "link.jpg", "up")
+    }
     content = json.loads((images.parent / "a.json").read_text())
     assert len(content["images"]) == 6
-    assert len(content["undecodable"]) == 3
+    assert len(content["undecodable"]) == 6
+    alone = predict("images/valf/cat/pipe.JPEG")
+    assert (alone.returncode, "pipe.JPEG: OSError: a pipe" in alone.stderr) == (1, True)
 
 
 def test_a_safetensors_file(predict: Run, call: Run, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, Run, assert_one_line_error, write_images
+from conftest import REPOSITORY, Run, assert_one_line_error, write_images, write_no_files
 from forks import Job
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -130,13 +130,18 @@ def test_trouble_in_the_source(resize: Run, large: Path, tmp_path: Path) -> None
     (large / "valf" / "owl" / "0.JPEG").write_bytes(b"<html>404</html>")  # as it is: nothing is decoded
     (folder / "dead.jpg").symlink_to("nowhere.jpg")
     (folder / "note.txt").touch()
+    write_no_files(large / "valf" / "cat")
     for how in ("7 resized, 36 copied, 0 there before", "0 resized, 0 copied, 43 there before"):
         result = resize()
         assert last_line(result, code=1).startswith(f"43 images: {how};")
-        first, second, *broken = result.stdout.splitlines()[:-1]
+        first, links, second, *broken = result.stdout.splitlines()[:-1]
         assert first.startswith("trouble: train/ has 1 dead link (train/cat/dead.jpg)")
-        assert second == "trouble: 2 files cannot be decoded: not copied"
-        assert [line.split(": ")[0] for line in broken] == ["  train/cat/0.JPEG", "  train/owl/0.JPEG"]
+        assert "2 dead links (valf/cat/endless.JPEG, valf/cat/pipe.JPEG)" in links
+        assert second == "trouble: 3 files cannot be decoded: not copied"
+        names = [line.split(": ")[0].strip() for line in broken]
+        assert names == ["train/cat/0.JPEG", "train/owl/0.JPEG", "valf/cat/sparse.JPEG"]
+    for name in ("endless", "pipe", "sparse"):
+        (large / "valf" / "cat" / f"{name}.JPEG").unlink()
     left_out = {"train/cat/0.JPEG", "train/owl/0.JPEG", "train/cat/note.txt"}
     assert files(tmp_path / "copy").keys() == files(large).keys() - left_out
 

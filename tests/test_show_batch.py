@@ -105,7 +105,7 @@ def test_it_is_what_the_network_sees(
     steps = len(seen) // args.accum_steps
     assert steps >= 2
     for step in range(1, steps + 1):
-        result = show(*flags, "--show-step", step)
+        result = show(*flags, "--show-step", step, "-o", f"{step}.png")
         assert result.returncode == 0, result.stderr
     assert len(shown) == len(seen)
     for batch, given in zip(shown, seen, strict=True):
@@ -122,10 +122,12 @@ def test_a_resumed_run_goes_on_in_the_middle_of_an_epoch(
     args = parsed(monkeypatch, "--data", images, *FLAGS, "--mixup")
     seen = trained_on(args, Position(1, 7))
     assert show("--mixup", "--resume", saved).returncode == 0
-    assert show("--mixup", "--resume", saved, "--show-step", 3).returncode == 0
+    assert show("--mixup", "--resume", saved, "--show-step", 3, "-o", "3.png").returncode == 0
     assert torch.equal(shown[0].images, seen[0])
     assert torch.equal(shown[1].images, seen[1])
-    assert_one_line_error(show("--resume", saved, "--show-step", 1), "epoch 2 has steps 2 to 4")
+    assert_one_line_error(
+        show("--resume", saved, "--show-step", 1, "-o", "1.png"), "epoch 2 has steps 2 to 4"
+    )
 
 
 def test_the_picture_and_its_labels(tmp_path: Path, show: Run) -> None:
@@ -133,6 +135,11 @@ def test_the_picture_and_its_labels(tmp_path: Path, show: Run) -> None:
     assert result.returncode == 0, result.stderr
     assert "epoch 1, step 1 of 4, seed 5: reading 5 images" in result.stdout
     assert "wrote three.png: 3 images" in result.stdout
+    (tmp_path / "mine.png").write_text("mine")
+    assert_one_line_error(show("-o", "mine.png"), "-o mine.png is there already", "--overwrite")
+    assert (tmp_path / "mine.png").read_text() == "mine"
+    assert show("--images", 1, "-o", "mine.png", "--overwrite").returncode == 0
+    assert (tmp_path / "mine.png").read_bytes().startswith(b"\x89PNG")
     with Image.open(tmp_path / "three.png") as image:
         assert image.width > 500
     values = torch.rand(2, 3, 4, 4)

@@ -6,7 +6,7 @@ from urllib.parse import unquote
 
 import pytest
 import torch
-from conftest import Run, assert_one_line_error, write_images
+from conftest import Run, assert_one_line_error, write_images, write_no_files
 from PIL import Image
 from small_checkpoint import write_checkpoint
 from small_coco import NAMES, write_detector
@@ -128,10 +128,15 @@ def test_pictures_and_a_page_over_them(tmp_path: Path, call: Run) -> None:
     write_images(tmp_path / "photos" / "in", 2)
     (tmp_path / "photos" / "broken.jpg").write_bytes(b"no picture")
     Image.new("RGB", (30, 20)).save(tmp_path / "photos" / "turned.jpg", exif=turned())
+    no_files = write_no_files(tmp_path / "photos")
     result = call("--resume", "net.pth.tar", "photos", "-o", "out", "--threshold", 0, script=SCRIPT)
     assert result.returncode == 0, result.stderr
-    assert "note: cannot decode photos/broken.jpg" in result.stdout
+    for name in ("broken.jpg", *no_files):
+        assert f"note: cannot decode photos/{name}" in result.stdout
     assert "wrote out/: 3 pictures, index.html" in result.stdout
+    again = ("--resume", "net.pth.tar", "photos/in/0.JPEG", "-o", "out")
+    refused = call(*again, script=SCRIPT)
+    assert_one_line_error(refused, "-o out is not empty: give another folder, or --overwrite")
     links = Links()
     links.feed((tmp_path / "out" / "index.html").read_text())
     assert links.pictures == sorted(path.name for path in (tmp_path / "out").glob("*.png"))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Run, assert_one_line_error, write_images
+from conftest import Run, assert_one_line_error, write_images, write_no_files
 from PIL import Image
 from test_decoding import photograph, write_held
 from timm_block import BasicBlock
@@ -405,7 +405,11 @@ def test_a_checkpoint_says_what_it_holds(tmp_path: Path, show: Run, monkeypatch:
 
     monkeypatch.setattr(show_gates, "record", spy)
     assert show("--resume", saved, "in/0.JPEG").returncode == 0
-    assert show("--resume", saved, "--img-size", 96, "in/0.JPEG").returncode == 0
+    (tmp_path / "gates" / "index.html").write_text("mine")
+    again = ("--resume", saved, "--img-size", 96, "in/0.JPEG")
+    assert_one_line_error(show(*again), "-o gates is not empty: give another folder, or --overwrite")
+    assert (tmp_path / "gates" / "index.html").read_text() == "mine"
+    assert show(*again, "--overwrite").returncode == 0
     assert sizes == [64, 96]
     assert show("-a", "se_resnet18", "--num-classes", 2, "in/0.JPEG", "-o", "two").returncode == 0
     assert sizes[-1] == 224
@@ -436,11 +440,14 @@ def test_bad_input(tmp_path: Path, show: Run) -> None:
     write_images(tmp_path / "in", 1)
     (tmp_path / "text.JPEG").write_text("no image")
     (tmp_path / "file").write_text("")
+    no_files = write_no_files(tmp_path)
     net = ("-a", "se_resnet18", "--img-size", "32")
     assert_one_line_error(show(*net, "none.JPEG"), "none.JPEG: No such file")
     assert_one_line_error(show(*net, "text.JPEG"), "text.JPEG: no image")
+    for name in no_files:
+        assert_one_line_error(show(*net, name), f"{name}: no image")
     assert_one_line_error(show(*net, "in"), "in is a folder: name images")
-    assert_one_line_error(show(*net, "in/0.JPEG", "-o", "file"), "-o file: File exists")
+    assert_one_line_error(show(*net, "in/0.JPEG", "-o", "file"), "-o file: Not a directory")
     assert_one_line_error(show("-a", "resnet18", "in/0.JPEG"), "no attention to draw", "--gate", "is_gate")
     assert_one_line_error(show("in/0.JPEG"), "Give --resume FILE, or -a ARCH")
     assert_one_line_error(show(*net, "in/0.JPEG", "--resume", "text.JPEG"), "--resume text.JPEG")

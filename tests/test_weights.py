@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 from test_optim import optimizer_of
+from tiny_net import TinyNet
 from torch import nn
 
 from models import create_model, list_models
 from utils.common.errors import UserError
 from utils.networks import weights as fitting
+from utils.networks.building import finetune
 from utils.networks.optimizer_state import load_optimizer
 
 _known = functools.cache(fitting._shapes_of)
@@ -228,3 +230,20 @@ def test_momentum_that_cannot_be_told_apart_is_refused() -> None:
     for saved in (None, swapped, scalar, {"state": {}, "param_groups": [{"params": [0, 1, 2]}]}):
         with pytest.raises(UserError, match="--fresh-optimizer"):
             load_optimizer(optimizer, saved, net, "x")
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.bool, torch.int64])
+def test_weights_of_another_kind_of_number_are_refused_by_name(kind: torch.dtype) -> None:
+    """Quantized ones have the shapes of the others, and would be cast into other numbers."""
+    net = TinyNet(num_classes=3)
+    state = {**net.state_dict(), "fc.weight": torch.ones(3, 16).to(kind)}
+    why = f"fc.weight is {str(kind).removeprefix('torch.')}, in the network float32"
+    with pytest.raises(UserError, match=f"--resume x.pth: {why}: give weights of float32"):
+        fitting.load_weights(net, {"state_dict": state}, "resnet18", "x.pth")
+    with pytest.raises(UserError, match=f"--finetune x.pth: {why}"):
+        finetune(net, state, "x.pth")
+    half = {key: value.half() for key, value in net.state_dict().items()}  # counters too
+    finetune(net, half, "x.pth")
+    half["stem.0.1.num_batches_tracked"] = torch.tensor(0.5)
+    with pytest.raises(UserError, match=r"num_batches_tracked is float32, in the network int64"):
+        finetune(net, half, "x.pth")

@@ -12,7 +12,7 @@ from utils.data.loading import Broken
 
 
 def kind_of(entry: "os.DirEntry[str]") -> str:
-    """Return what an entry that is no folder is: ``image``, ``other`` (file) or ``dead link``."""
+    """Return what an entry that is no folder is: ``image``, ``other`` (file) or ``dead link`` (or a pipe)."""
     try:
         if entry.is_file():
             return "image" if is_image(entry.name) else "other"
@@ -34,7 +34,7 @@ def find_images(names: Iterable[str]) -> tuple[list[str], list[Broken]]:
             found, lost = _search(name)
             images += found
             dead += lost
-        elif Path(name).is_file():
+        elif Path(name).exists():
             images.append(name)
         else:
             raise UserError(f"{shown(name)}: no such file or folder")

@@ -50,13 +50,17 @@ def picture_file(text: str) -> Path:
     return path
 
 
-def check_picture(path: Path) -> None:
+def check_picture(path: Path, overwrite: bool) -> None:
     """Refuse before the work a picture that cannot be written after it.
 
+    Args:
+        path: the file of ``-o``.
+        overwrite: whether it may be there already.
+
     Raises:
-        UserError: the file of ``-o`` cannot be written, or matplotlib is missing.
+        UserError: it cannot be written, or may not, or matplotlib is missing.
     """
-    check_output(path, "-o")
+    check_output(path, "-o", overwrite)
     check_libraries("pictures", "matplotlib")
 
 

@@ -16,6 +16,7 @@ from utils.common import early
 from utils.common.distributed import tell_mistake
 from utils.common.errors import SHARED_MEMORY, UserError
 from utils.common.launch import is_first_of_machine, is_main_process, leave_quietly
+from utils.common.text import shown
 
 # The published README has such lines.
 _BLANK = (
@@ -122,7 +123,7 @@ def run(main: Callable[[], None]) -> NoReturn:
 
 
 def _complain(message: str) -> None:
-    print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: error: {shown(' '.join(message.split()))}", file=sys.stderr)
 
 
 def _explain(error: BaseException | None) -> str | None:

@@ -31,6 +31,25 @@ def check_output(path: Path, flag: str = "", overwrite: bool = True) -> None:
         raise UserError(f"{name}: no permission to write in {shown(str(path.parent))}")
 
 
+def check_folder_of_output(path: Path, flag: str, overwrite: bool) -> None:
+    """Check before the work that an output folder, which may not be there yet, holds nothing of others.
+
+    Args:
+        path: the folder.
+        flag: what named it, for messages.
+        overwrite: whether files in it may be replaced.
+
+    Raises:
+        UserError: it is a file, cannot be read, or holds something and nothing may be replaced.
+    """
+    name = f"{flag} {shown(str(path))}"
+    try:
+        if not overwrite and path.exists() and any(path.iterdir()):
+            raise UserError(f"{name} is not empty: give another folder, or --overwrite")
+    except OSError as error:
+        raise UserError(f"{name}: {error.strerror}; give another folder") from None
+
+
 def check_libraries(what: str, *names: str) -> None:
     """Check before the work that the libraries of ``what`` are installed.
 

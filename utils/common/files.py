@@ -1,5 +1,6 @@
 """Files that a crash cannot leave half written."""
 
+import errno
 import os
 import shutil
 import uuid
@@ -8,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+# What file systems answer that cannot open or flush a folder: of networks, of FUSE, of other systems.
+_NO_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM, errno.EISDIR)
 _MARK = ".unfinished-"  # in the name of a temporary file
 
 
@@ -53,9 +56,18 @@ def _replacing(path: Path) -> Iterator[Path]:
         yield temporary
         _flush(temporary)
         os.replace(temporary, path)
-        _flush(path.parent)  # so that the renaming survives a power cut
+        _flush_folder(path.parent)  # so that the renaming survives a power cut
     finally:
         temporary.unlink(missing_ok=True)  # renaming does nothing if both are names of one file
+
+
+def _flush_folder(path: Path) -> None:
+    """Wait until a folder's list of files is on the disk, if its file system can say that."""
+    try:
+        _flush(path)
+    except OSError as error:
+        if error.errno not in _NO_FLUSH:
+            raise
 
 
 def _flush(path: Path) -> None:

@@ -16,5 +16,5 @@ def drawable(name: str) -> str:
 
 def shown(text: str) -> str:
     """Return a file name for the terminal: invalid UTF-8 as ``\\xff``, and only what stdout can encode."""
-    encoding = sys.stdout.encoding
+    encoding = sys.stdout.encoding or "utf-8"  # a stream of a program that embeds this one may have none
     return drawable(text).replace("\\udc", "\\x").encode(encoding, "backslashreplace").decode(encoding)

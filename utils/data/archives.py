@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import stat
 import time
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
@@ -90,6 +91,8 @@ def _archive(path: Path) -> Archive:
         status = path.stat()
     except OSError as error:
         raise UserError(f"{shown(str(path))}: {error.strerror}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{shown(str(path))}: is no file: remove it, or put an archive in its place")
     return Archive(str(path), status.st_size, status.st_mtime_ns)
 
 

@@ -50,6 +50,10 @@ def decode(path: str, upright: bool = False) -> Image.Image:
     Args:
         path: the file, or a member of an archive.
         upright: rotate the image to its EXIF orientation, for users' photos.
+
+    Raises:
+        Exception: of almost any type, by PIL's readers for a damaged file; OSError for what is no file, or
+            larger than an image may be.
     """
     with Image.open(readable(path)) as image:
         if upright and orientation(image) != 1:

@@ -6,8 +6,11 @@ Samples stay uint8 until they are on the device; there they are cast and normali
 import atexit
 import os
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.util import Finalize, get_temp_dir
+from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -145,6 +148,18 @@ def check_shared_memory(workers: int) -> None:
         raise UserError(SHARED_MEMORY)
 
 
+def _begin_worker(_: int) -> None:
+    ignore_signals()
+    Finalize(None, _remove_left_behind, (os.getppid(), get_temp_dir()), exitpriority=-200)
+
+
+def _remove_left_behind(parent: int, folder: str) -> None:
+    """Remove the folder of a process that was killed; its last data worker to end finds it empty."""
+    if os.getppid() != parent:
+        with suppress(OSError):
+            Path(folder).rmdir()
+
+
 Batches = TypeVar("Batches", TrainBatches, EvalBatches)
 
 
@@ -199,6 +214,8 @@ class DeviceLoader(Generic[Batches]):
         self.read, self.broken, self.named = 0, set[Broken](), set[str]()
         check_shared_memory(self.reading.workers)
         atexit.register(end_workers)
+        if self.reading.workers:
+            get_temp_dir()  # makes one that the workers share: one that is killed leaves none of its own
         self.loader: DataLoader[Any] = DataLoader(
             self.dataset,
             batch_sampler=self.batches,
@@ -206,7 +223,7 @@ class DeviceLoader(Generic[Batches]):
             collate_fn=self.collate,
             pin_memory=self.device.type == "cuda",
             persistent_workers=self.reading.workers > 0,
-            worker_init_fn=ignore_signals,
+            worker_init_fn=_begin_worker,
         )
 
     def __len__(self) -> int:

@@ -284,6 +284,7 @@ def load_fitting(
         UserError: no layer fits.
     """
     own = net.state_dict()
+    weights.check_types(net, state, source or doing)
     gates = tuple(f"{name}." for name in gates_of(net)) if new_gates else ()
     fitting = {
         key: value

@@ -6,7 +6,6 @@ published fields; ``images`` of the next epoch are done beside them. ``checksum`
 """
 
 import math
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,10 +21,12 @@ from utils.data.transforms import INTERPOLATIONS, LEAST_CROP, LEAST_STD
 from utils.networks import archive, gating
 from utils.networks.parts import STEMS
 
-VERSION = 1  # of the format
-
 # Arguments in which an evaluation takes a checkpoint at its word.
 _SIZES = ("img_size", "min_size", "max_size", "cardinality", "base_width")
+
+# Numbers that weights may be stored as; others would be cast into something else.
+FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+_COUNTERS = frozenset({torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
 
 # Parts that wrappers add to a parameter's name: DataParallel and DDP (published files have it),
 # torch.compile.
@@ -37,7 +38,7 @@ def write(state: Mapping[str, Any], path: Path, zipped: bool = True) -> None:
 
     Without ``zipped`` it is in torch's older format, which the versions before 1.6 need.
     """
-    content = {**state, "version": VERSION}
+    content = {**state, "version": archive.VERSION}
     content["checksum"] = archive.checksum(content)
     write_atomically(path, lambda file: torch.save(content, file, _use_new_zipfile_serialization=zipped))
 
@@ -56,20 +57,24 @@ def load(path: str, flag: str = "--resume") -> dict[str, Any]:
         UserError: the file is missing, unreadable, damaged, or holds something else.
     """
     try:
+        if Path(path).is_dir():
+            raise UserError(f"{flag} {path}: is a folder: give a file in it")
         if not Path(path).is_file():
-            what = "is a folder: give a file in it" if Path(path).is_dir() else "no such file"
+            what = "is a pipe or a device" if Path(path).exists() else "no such file"
             raise UserError(f"{flag} {path}: {what}")
         return _normalize(archive.read(path), f"{flag} {path}")
     except UserError:
         raise
     except PermissionError:
         raise UserError(f"{flag} {path}: no permission to read it") from None
-    except Exception as error:  # damage shows up as nearly any: EOFError, RuntimeError, KeyError, ...
-        refused = isinstance(error, pickle.UnpicklingError)
-        what = "not a checkpoint of tensors and numbers" if refused else "damaged or not a checkpoint"
+    except archive.NewerError as error:
+        raise UserError(f"{flag} {path}: {error}") from None
+    except archive.ForeignError as error:
+        raise UserError(f"{flag} {path}: not a checkpoint of tensors and numbers ({error})") from None
+    except Exception as error:  # of safetensors nearly any
         sentence = " ".join(str(error).split()).split(". ")[0][:120]
         why = sentence if " " in sentence else f"{type(error).__name__} {sentence}".strip()
-        raise UserError(f"{flag} {path}: {what} ({why})") from None
+        raise UserError(f"{flag} {path}: damaged or not a checkpoint ({why})") from None
 
 
 def _normalize(content: object, source: str) -> dict[str, Any]:
@@ -78,10 +83,30 @@ def _normalize(content: object, source: str) -> dict[str, Any]:
     if not isinstance(content, dict) or not _matches(content, {"state_dict": {str: Tensor}}):
         raise UserError(f"{source}: it holds no network weights ('state_dict')")
     wrong = [key for key, kind in _SCHEMA.items() if key in content and not _matches(content[key], kind)]
-    if wrong:
-        raise UserError(f"{source}: damaged ({' and '.join(wrong)} not of the kind expected)")
-    weights = {_plain_key(key): value for key, value in content["state_dict"].items()}
+    if wrong or not _matches(content, {_printable: object}):
+        raise UserError(f"{source}: damaged ({' and '.join(wrong) or 'fields'} not of the kind expected)")
+    weights = _plain_weights(content["state_dict"], source)
+    if "training_state_dict" in content:
+        _plain_weights(content["training_state_dict"], source)
     return {**content, "state_dict": weights}
+
+
+def _plain_weights(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Return weights by the names that they have in a network without wrappers.
+
+    Raises:
+        UserError: a name is none, two are of one weight, or weights are of a type that no network here has.
+    """
+    if wrong := [key for key in state if not key.isprintable()]:
+        raise UserError(f"{source}: damaged ({wrong[0]!a} is no name of a weight)")
+    if other := [key for key, value in state.items() if value.dtype not in FLOATS | _COUNTERS]:
+        kind = str(state[other[0]].dtype).removeprefix("torch.")
+        raise UserError(f"{source}: {other[0]} is {kind}, not float16, bfloat16, float32 or float64")
+    weights = {_plain_key(key): value for key, value in state.items()}
+    if len(weights) < len(state):
+        first = next(key for key in state if key != _plain_key(key) and _plain_key(key) in state)
+        raise UserError(f"{source}: it holds two weights {_plain_key(first)}, one of them as {first}")
+    return weights
 
 
 def _count(value: object) -> bool:
@@ -99,6 +124,16 @@ def _colours(value: Any, least: float) -> bool:
     return value is None or (
         _matches(value, [_number]) and len(value) == 3 and least <= min(value) <= max(value) <= 1
     )
+
+
+def _printable(value: object) -> bool:
+    return isinstance(value, str) and value.isprintable()
+
+
+def _momentum(value: object) -> bool:
+    """What an optimizer keeps of a parameter."""
+    tensors = (one for one in value.values() if isinstance(one, Tensor)) if isinstance(value, dict) else ()
+    return isinstance(value, dict) and all(one.dtype in FLOATS for one in tensors)
 
 
 def _text(value: object) -> bool:
@@ -162,10 +197,10 @@ _SCHEMA: Mapping[str, Any] = MappingProxyType(
         **dict.fromkeys(("acc", "best_acc"), _number),
         "classes": [_text],
         "rows": [_text],
-        "arch": str,
+        "arch": _printable,
         "sums": [[_number]],
         "training_state_dict": {str: Tensor},
-        "optimizer": {"state": {object: dict}, "param_groups": [_group]},
+        "optimizer": {"state": {object: _momentum}, "param_groups": [_group]},
         "precision": dict,
         "versions": {object: _plain},
         "archives": {str: str},

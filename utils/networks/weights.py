@@ -16,6 +16,7 @@ from models.gates.registry import kind_of
 from models.stems import has_small_stem, of_stem
 from utils.common.errors import UserError
 from utils.common.text import plural
+from utils.networks.checkpoint import FLOATS
 from utils.networks.gating import GateSpec, gates_said
 from utils.networks.parts import SMALL_STEM, PartSpec, parts_said
 
@@ -50,6 +51,7 @@ def load_weights(
     """
     parts = parts or PartSpec()
     name = f"{arch}{parts.flags}"
+    check_types(model, saved["state_dict"], f"{flag} {path}")
     if problems := differences(model, saved["state_dict"]):
         remedy = _remedy(model, saved, arch, parts, path, choice)
         raise UserError(f"{flag} {path} does not fit {name}: {problems}; {remedy}")
@@ -182,6 +184,7 @@ def load_other(
     holds = saved.get("arch", "a network without a name")
     if holds != name or ("arguments" in saved and not said.same_as(gates)):
         raise UserError(f"{flag} {path} holds {holds}{said.flags}, not {name}{gates.flags}; {remedy}")
+    check_types(model, saved["state_dict"], f"{flag} {path}")
     if problems := differences(model, saved["state_dict"]):
         raise UserError(f"{flag} {path} does not fit {name}: {problems}")
     model.load_state_dict(saved["state_dict"])
@@ -202,6 +205,33 @@ def differences(model: nn.Module, state: Mapping[str, Tensor]) -> str:
         for what, items in (("missing", missing), ("unexpected", extra), ("of another shape", shapes))
         if items
     )
+
+
+def check_types(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Check that a state dict has numbers of the network's kind wherever it has its shapes.
+
+    Quantized weights, for example, have the shapes of the others, and would be cast into other numbers.
+
+    Args:
+        model: the network.
+        state: by the names of its weights; others are not looked at.
+        source: the flag and the file, for messages.
+
+    Raises:
+        UserError: they are not.
+    """
+    for key, own in model.state_dict().items():
+        value = state.get(key)
+        if value is not None and value.shape == own.shape and not _fits_type(value, own):
+            theirs, ours = (str(of.dtype).removeprefix("torch.") for of in (value, own))
+            raise UserError(f"{source}: {key} is {theirs}, in the network {ours}: give weights of {ours}")
+
+
+def _fits_type(value: Tensor, own: Tensor) -> bool:
+    """Whether numbers can be cast: any floating point to any other, and to counters what is equal to them."""
+    if own.is_floating_point():
+        return value.dtype in FLOATS
+    return torch.equal(value.to(own.dtype).to(value.dtype), value)
 
 
 def first(items: Sequence[str], most: int) -> str:

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from utils.common.errors import UserError
 from utils.common.files import copy_atomically, remove_leftovers
+from utils.common.text import plural, shown
 from utils.networks import checkpoint
 from utils.runs.log import CURVES, LOG, read_rows, write_log
 
@@ -43,7 +45,8 @@ def candidates(folder: Path) -> list[Path]:
 def newest(folder: Path) -> str | None:
     """Return the newest checkpoint of a folder that can be read; None in a folder without any.
 
-    A damaged one is named in a note, and the one before it is tried.
+    One that is damaged, or is not of the position that its name says, is named in a note, and the one before
+    it is tried.
 
     Raises:
         UserError: there are some, and none can be read.
@@ -51,14 +54,33 @@ def newest(folder: Path) -> str | None:
     found = candidates(folder)
     for path in found:
         try:
-            checkpoint.load(str(path), "--resume auto:")
+            check_position(path)
             return str(path)
         except UserError as error:
-            print(f"note: {error}; trying the one before it", flush=True)
+            print(f"note: {shown(str(error))}; trying the one before it", flush=True)
     if found:
         text = f"none of the {len(found)} checkpoints in {folder} can be read"
         raise UserError(f"--resume auto: {text}; start anew in another folder with -c")
     return None
+
+
+def check_position(path: Path) -> None:
+    """Check that a checkpoint can be read, and is of the position that its name says, if it says one.
+
+    Raises:
+        UserError: it cannot, or is not: somebody has renamed or copied it.
+    """
+    flag = "--resume auto:"
+    saved, named = checkpoint.load(str(path), flag), position_of(path)
+    position = (saved.get("epoch"), saved.get("images", 0))
+    if named not in (None, position):
+        raise MisnamedError(
+            f"{flag} {path}: its name is not that of what it holds, epochs and images {position}"
+        )
+
+
+class MisnamedError(UserError):
+    """A checkpoint whose name says another position."""
 
 
 def save(content: Mapping[str, Any], folder: Path) -> Path:
@@ -100,8 +122,7 @@ def check_folder(folder: Path, goes_on: bool, overwrite: bool) -> None:
     """
     try:
         if holds_run(folder) and not goes_on and not overwrite:
-            remedy = "choose another folder with -c, or give --overwrite"
-            raise UserError(f"-c {folder} holds a run already: go on with --resume {folder / LAST}, {remedy}")
+            raise UserError(f"-c {folder} holds {_what_is_there(folder)}")
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     except OSError as error:
         raise UserError(f"-c {folder}: {error.strerror}") from None
@@ -109,6 +130,16 @@ def check_folder(folder: Path, goes_on: bool, overwrite: bool) -> None:
         raise UserError(f"-c {folder}: cannot make this folder ({existing} is a file)")
     if not os.access(existing, os.W_OK):
         raise UserError(f"-c {folder}: no permission to write there")
+
+
+def _what_is_there(folder: Path) -> str:
+    """Say what a folder holds of a run, and what to do."""
+    remedy = "choose another folder with -c, or give --overwrite"
+    if candidates(folder):
+        return f"a run already: go on with --resume {folder / LAST}, {remedy}"
+    epochs = plural(len(read_rows(folder / LOG)), "epoch")
+    what = f"the {LOG} of a run of {epochs}, but no checkpoint to go on from"
+    return f"{what}: {remedy} (without --resume auto) to replace it"
 
 
 class RunFolder:
@@ -197,7 +228,8 @@ class RunFolder:
         for newer in kept(self.path):
             if newer == path:
                 break
-            newer.unlink()  # damaged, and it would be kept in place of whole ones
+            with suppress(MisnamedError):  # whole: not ours to remove
+                _unlink_damaged(newer)
         write_log(self.path, rows)
         publish(path, is_best, self.keep)
 
@@ -208,6 +240,20 @@ class RunFolder:
             self.old_files = [path for path in self.old_files if path.name != BEST]
         for path in self.old_files:
             path.unlink(missing_ok=True)
+
+
+def _unlink_damaged(path: Path) -> None:
+    """Remove a damaged checkpoint, which would be kept in place of whole ones.
+
+    Raises:
+        MisnamedError: it is whole, but not of the position that its name says.
+    """
+    try:
+        check_position(path)
+    except MisnamedError:
+        raise
+    except UserError:
+        path.unlink()
 
 
 def _files_of_a_run(folder: Path) -> tuple[list[Path], list[Path]]:

@@ -15,6 +15,8 @@ import numpy
 import torch
 import torchvision
 
+from utils.common.text import shown
+
 _ROOT = Path(__file__).parents[2]
 _FLAGS = MappingProxyType({"wdall": "wd-all"})  # where an argument has another name than its flag
 
@@ -59,7 +61,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _text(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return shown(" ".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
 def commit() -> str:

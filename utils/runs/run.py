@@ -204,6 +204,9 @@ def _one_line(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if not folder.is_dir():
+            text = "was removed while the run wrote to it, and with it what the run could go on from"
+            raise UserError(f"-c {folder} {text}: start again") from None
         remedy = "what it held before can still be resumed: mend that and go on with --resume auto"
         raise UserError(f"cannot write to {folder} ({error.strerror or error}); {remedy}") from None
 
