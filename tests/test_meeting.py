@@ -220,10 +220,13 @@ def test_a_lost_process_is_one_line(monkeypatch: pytest.MonkeyPatch, message: st
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGUSR1, 0), (signal.SIGTERM, -signal.SIGTERM)]
-)
-@pytest.mark.parametrize(
-    "script", ["imagenet.py", "imagenet_fast.py", "imagenet_mobile.py", "detection/train.py"]
+    ("script", "number", "code"),
+    [
+        ("imagenet_fast.py", signal.SIGINT, 130),
+        ("imagenet_fast.py", signal.SIGTERM, -signal.SIGTERM),
+        *((name, signal.SIGUSR1, 0) for name in ("imagenet.py", "imagenet_fast.py", "imagenet_mobile.py")),
+        ("detection/train.py", signal.SIGUSR1, 0),
+    ],
 )
 def test_a_signal_while_torch_is_imported(
     tmp_path: Path, script: str, number: signal.Signals, code: int
