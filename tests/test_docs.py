@@ -55,6 +55,7 @@ ELSEWHERE = {
     "bash scripts/demo.sh": "test_shell.py::test_demo",
     "bash scripts/test.sh": "test_shell.py::test_lint_types_and_tests",
     "bash scripts/test.sh --gpu": "test_shell.py::test_lint_types_and_tests",
+    "bash scripts/gpu_check.sh": "test_gpu_check.py::test_it_goes_on_after_a_failure_and_names_it",
     "bash scripts/study.sh digits": "test_shell.py::test_what_a_study_starts",
     "bash scripts/study.sh FOLDER sge_resnet18 resnet18": "test_shell.py::test_what_a_study_starts",
 }

@@ -231,7 +231,7 @@ def _fits_type(value: Tensor, own: Tensor) -> bool:
     """Whether numbers can be cast: any floating point to any other, and to counters what is equal to them."""
     if own.is_floating_point():
         return value.dtype in FLOATS
-    return torch.equal(value.to(own.dtype).to(value.dtype), value)
+    return value.dtype == own.dtype or torch.equal(value.to(own.dtype).to(value.dtype), value)
 
 
 def first(items: Sequence[str], most: int) -> str:
