@@ -304,7 +304,7 @@ def test_a_log_that_is_no_text(call: Run, images: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "log.txt").write_bytes("Rate\n1\n".encode("utf-16"))
     flags = ("--data", images, "-a", "tiny", "--img-size", 32, "-c", "out")
-    assert_one_line_error(call(*flags), "-c out holds a run already")
+    assert_one_line_error(call(*flags), "-c out holds the log.txt of a run")
     assert_one_line_error(call(*flags[:-1], "x" * 300), "File name too long")
     assert_one_line_error(call(*flags, "--resume", "x" * 300), "File name too long")
 

@@ -243,7 +243,8 @@ def test_a_killed_data_worker(start: Callable[..., Job], images: Path, tmp_path:
 def test_no_temporary_folder_is_left(images: Path, tmp_path: Path, victim: str) -> None:
     """By a new interpreter: forks of the tests' server share its folder."""
     (tmp_path / "temporary").mkdir()
-    flags = (*SMALL, "--data", images, "--epochs", 500, "-c", "out", "-j", 2)
+    net = ("-a", "mobilenetv1", "--img-size", 32, "--train-batch", 8)
+    flags = (*net, "--data", images, "--epochs", 500, "-c", "out", "-j", 2)
     command = [sys.executable, REPOSITORY / "imagenet.py", *flags]
     environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
     with (tmp_path / "said").open("w") as said:
@@ -260,7 +261,7 @@ def test_no_temporary_folder_is_left(images: Path, tmp_path: Path, victim: str) 
     while any(Path(f"/proc/{worker}").exists() for worker in workers):
         time.sleep(0.1)
     assert not list(folders.glob("pymp-*"))
-    assert "Traceback" not in (tmp_path / "said").read_text()
+    assert "FileNotFoundError" not in (tmp_path / "said").read_text()  # by one that removes what another uses
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(call: Run, images: Path, tmp_path: Path) -> None:
