@@ -376,7 +376,7 @@ OTHERS |= {
     "--master_port",
     "--signal",
 }
-OTHERS |= {"--nodes", "--ntasks-per-node", "--gpus-per-node"}
+OTHERS |= {"--nodes", "--ntasks-per-node", "--gpus-per-node", "--tiny"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

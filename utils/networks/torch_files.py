@@ -1,6 +1,7 @@
 """The containers of ``torch.save``: a zip archive, and before torch 1.6 a row of pickles with the numbers.
 
-A number is read where it lies in the file. So the memory is bounded by the file's size, whatever it claims.
+Each number is read once, from where it lies in the file. So the size of the file bounds the memory, whatever
+the file claims. Nothing that is returned refers to it: it may change then.
 """
 
 import mmap
@@ -18,7 +19,6 @@ ZIP = b"PK\x03\x04"  # begins an archive
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that begins the older format
 _PROTOCOL = 1001  # of the older format, its second pickle
 _DIRECTORY = 2**22  # bytes of a zip's directory: 40,000 tensors
-_ALIGNMENT = 16  # bytes; no number is larger
 
 # PKWARE's APPNOTE.TXT 6.3.10: end of the directory (4.3.16), its zip64 form (4.3.15, 4.3.14), an entry of the
 # directory (4.3.12), and the header before what is stored (4.3.7).
@@ -45,13 +45,11 @@ class TensorFile:
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
-        self.data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+        self.data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         self.size = len(self.data)  # bytes
 
     def numbers(self, start: int, wanted: Wanted) -> Tensor:
-        """Return the numbers (N,) that begin at a byte, where they lie or, not aligned, as a copy."""
-        if wanted.length and start % _ALIGNMENT == 0:
-            return torch.frombuffer(self.data, dtype=wanted.dtype, count=wanted.length, offset=start)
+        """Return the numbers (N,) that begin at a byte."""
         numbers = torch.empty(wanted.length, dtype=wanted.dtype)
         self.fill(numbers, start)
         return numbers
