@@ -1,5 +1,6 @@
 """What a result can be traced back to: the command, the versions, the commit."""
 
+import hashlib
 import platform
 import shlex
 import subprocess
@@ -22,13 +23,20 @@ def origin(arguments: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         arguments: what the command line says of the computation, by the names of the arguments.
     """
+    gate_file = (arguments.get("gate_file") or "").rpartition(":")[0]
     packages = {of.__name__: str(of.__version__) for of in (torch, torchvision, numpy)}
     return {
         "command": shlex.join(sys.argv),
         "arguments": {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()},
         "versions": {"python": platform.python_version(), **packages, "cuda": torch.version.cuda or ""},
         "commit": commit(),
+        **({"gate_code": _digest(gate_file)} if gate_file else {}),
     }
+
+
+def _digest(file: str) -> str:
+    """Return the SHA-256 of a user's file, which no commit of this code says."""
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
