@@ -162,8 +162,8 @@ def _of_the_test(results: Results) -> list[str]:
     if found:
         text += (
             f" The differences of a typical row's seeds have a standard deviation of {deviation:.2f} points: "
-            f"with {plural(seeds, 'seed')} the test at {100 * LEVEL:.0f} % finds a true difference of {found:.1f} "
-            f"points with a probability of {100 * POWER:.0f} %."
+            f"with {plural(seeds, 'seed')} the test at {100 * LEVEL:.0f} % finds a true difference of "
+            f"{found:.1f} points with a probability of {100 * POWER:.0f} %."
         )
     return [text]
 

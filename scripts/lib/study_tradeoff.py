@@ -1,7 +1,6 @@
 """The trade-off plot of a study: top-1 against what a row costs, every point with its name."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -20,7 +19,8 @@ AXES: Mapping[str, str] = MappingProxyType(
 )
 _SIZE = 8  # points of the names
 _GAP = 5  # points between a point and its name
-_LINE = 0.16  # inches of a line of names in the margin
+_LINE = 0.17  # inches of a line of names in the margin
+_BELOW, _ABOVE = 0.6, 0.5  # inches of the picture below and above the axes
 
 
 class Point(NamedTuple):
@@ -59,9 +59,9 @@ def draw(results: Results, axis: str) -> Any:
     from matplotlib.figure import Figure
 
     points = points_of(results, axis)
-    figure = Figure(figsize=(8, max(4.5, 1.2 + _LINE * len(points))))
+    figure = Figure(figsize=(8, max(4.5, _LINE * len(points) + _BELOW + _ABOVE)))
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.1, 0.13, 0.86, 0.76))
+    axes = figure.add_axes(_area(figure, 0.86))
     for point in points:
         colour, marker = ("black", "D") if point.baseline else ("tab:blue", "o")
         axes.errorbar(
@@ -81,6 +81,12 @@ def draw(results: Results, axis: str) -> Any:
     return figure
 
 
+def _area(figure: Any, width: float) -> tuple[float, float, float, float]:
+    """Return the place of axes of a width that is a share of the picture's."""
+    height = figure.get_figheight()
+    return 0.1, _BELOW / height, width, 1 - (_BELOW + _ABOVE) / height
+
+
 def _decorate(figure: Any, axes: Any, results: Results, points: Sequence[Point], axis: str) -> None:
     log = spans_decades(np.array([point.cost for point in points]))
     if log:
@@ -96,7 +102,7 @@ def _decorate(figure: Any, axes: Any, results: Results, points: Sequence[Point],
     seeds = {len(runs) for runs in results.rows.values() if runs}
     of = plural(max(seeds), "seed") if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)} seeds"
     text = f"{results.study.name}: mean of {of}, bars: ± standard error; diamond and dotted line: baseline"
-    figure.suptitle(text, fontsize=9, parse_math=False)
+    figure.suptitle(text, fontsize=9, parse_math=False, y=1 - 0.15 / figure.get_figheight())
 
 
 def _label(axes: Any, point: Point, **place: Any) -> Any:
@@ -154,24 +160,27 @@ def _place_in_margin(figure: Any, axes: Any, points: Sequence[Point]) -> None:
     """Write all names in a column beside the axes, in the order of their points, with lines to these."""
     longest = max(len(point.name) for point in points)
     share = min(0.5, 0.03 + longest * _SIZE * 0.6 / 72 / figure.get_figwidth())
-    axes.set_position((0.1, 0.13, 0.82 - share, 0.76))
-    figure.draw_without_rendering()
+    axes.set_position(_area(figure, 0.82 - share))
     low, high = axes.get_ylim()
     order = sorted(points, key=lambda point: point.top1)
-    heights = list(
-        _apart([(point.top1 - low) / (high - low) for point in order], _LINE / 0.76 / figure.get_figheight())
-    )
+    wanted = [(point.top1 - low) / (high - low) for point in order]
+    heights = apart(wanted, _LINE / (figure.get_figheight() - _BELOW - _ABOVE))
     for point, height in zip(order, heights, strict=True):
-        line = {"arrowstyle": "-", "color": "0.7", "lw": 0.6, "shrinkA": 1, "shrinkB": 3, "zorder": 0}
-        _label(axes, point, xytext=(1.06, height), textcoords="axes fraction", va="center", arrowprops=line)
+        line = {"arrowstyle": "-", "color": "0.7", "lw": 0.6, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)}
+        place = {"xytext": (1.06, height), "textcoords": "axes fraction", "va": "center"}
+        _label(axes, point, **place, arrowprops=line, zorder=0)
 
 
-def _apart(wanted: Sequence[float], gap: float) -> Iterator[float]:
-    """Yield ascending places near the wanted ones, at least a gap from each other, around their middle."""
-    places: list[float] = []
-    for place in wanted:
-        places.append(max(place, places[-1] + gap) if places else place)
-    surplus = (places[-1] - wanted[-1]) / 2 if places else 0.0
-    places = [place - surplus for place in places]
-    assert all(after - before >= gap - 1e-9 for before, after in pairwise(places))
-    yield from places
+def apart(wanted: Sequence[float], gap: float) -> list[float]:
+    """Return places near the ascending ones that are wanted, at least a gap from each other, from 0 to 1.
+
+    There must be room for all of them.
+    """
+    places = list(wanted)
+    for i in range(1, len(places)):
+        places[i] = max(places[i], places[i - 1] + gap)
+    limit = 1.0
+    for i in range(len(places) - 1, -1, -1):  # what was pushed above 1 pushes the others down
+        places[i] = min(places[i], limit)
+        limit = places[i] - gap
+    return places
