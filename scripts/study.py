@@ -24,7 +24,7 @@ from scripts.lib.pictures import write_picture
 from scripts.lib.results_study import Results, as_latex, read_results, section
 from scripts.lib.study_file import Study, read_study
 from scripts.lib.study_networks import check_rows
-from scripts.lib.study_runs import Runner, check_code, missing, only_one
+from scripts.lib.study_runs import Runner, check_code, missing, only_one, start_process
 from scripts.lib.study_speed import write_speed
 from scripts.lib.study_tradeoff import AXES, points_of
 from scripts.lib.study_tradeoff import draw as draw_tradeoff
@@ -61,7 +61,7 @@ def train(study: Study, runs: Path, jobs: int) -> int:
         return 0
     check_code(study)
     check_rows(study)
-    runner = Runner(study, todo, jobs, visible_gpus(), recorded=lambda: write_tables(study))
+    runner = Runner(study, todo, jobs, visible_gpus(), start_process, lambda: write_tables(study))
     if number := runner.run():
         print(f"stopped by {signal.Signals(number).name}: the same command goes on", flush=True)
         return EXIT_CODES[signal.Signals(number)] or 1

@@ -87,7 +87,7 @@ def test_what_is_kept(record: Run, finished: Callable[..., Path], tmp_path: Path
 
 
 def test_commits_of_the_same_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A commit of pages is the same code, one of a model is other code; one that git does not know is itself."""
+    """A commit of pages is the same code, one of a model is other code; an unknown one stands for itself."""
 
     def git(*words: str) -> str:
         person = ("-c", "user.name=a", "-c", "user.email=a@b")

@@ -174,9 +174,9 @@ class Runner:
         study: Study,
         todo: Sequence[Todo],
         jobs: int,
-        gpus: Sequence[str] = (),
-        start: Start = start_process,
-        recorded: Callable[[], object] = lambda: None,
+        gpus: Sequence[str],
+        start: Start,
+        recorded: Callable[[], object],
     ) -> None:
         self.study, self.todo, self.jobs, self.start, self.recorded = study, list(todo), jobs, start, recorded
         self.gpus = gpus
