@@ -24,7 +24,7 @@ from scripts.lib.pictures import write_picture
 from scripts.lib.results_study import Results, as_latex, read_results, section
 from scripts.lib.study_file import Study, read_study
 from scripts.lib.study_networks import check_rows
-from scripts.lib.study_runs import Runner, check_code, missing, only_one, start_process
+from scripts.lib.study_runs import Runner, check_code, missing, only_one, remove_halves, start_process
 from scripts.lib.study_speed import write_speed
 from scripts.lib.study_tradeoff import AXES, points_of
 from scripts.lib.study_tradeoff import draw as draw_tradeoff
@@ -59,6 +59,7 @@ def train(study: Study, runs: Path, jobs: int) -> int:
     print(f"{study.name}: {plural(count, 'run')}, {count - len(todo)} of them recorded", flush=True)
     if not todo:
         return 0
+    remove_halves(study, todo)
     check_code(study)
     check_rows(study)
     runner = Runner(study, todo, jobs, visible_gpus(), start_process, lambda: write_tables(study))

@@ -269,7 +269,7 @@ def test_data_elsewhere(study: Run, file: Path, monkeypatch: pytest.MonkeyPatch)
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "key": ({"recipe": '""'}, "a study has no 'recipe'; it has script, data,"),
     "near": ({"seed": "[1]"}, "a study has no 'seed'; did you mean seeds?"),
-    "kind": ({"seeds": '"1"'}, "seeds must be a list, not '1'"),
+    "kind": ({"threads": '"1"'}, "threads must be a whole number, not '1'"),
     "seeds": ({"seeds": "[1, 1]"}, "seeds must be different whole numbers"),
     "data": ({"data": '""'}, "it does not say data"),
     "script": ({"script": '"train.py"'}, "script must be one of imagenet.py,"),
@@ -400,7 +400,7 @@ def test_the_step_ratio(study: Run, file: Path, monkeypatch: pytest.MonkeyPatch)
     ratio = written["rows"]["se"]["ratio"]
     assert ratio[1] <= ratio[0] <= ratio[2]
     table = (file.with_suffix("") / "table.md").read_text()
-    assert f"| se | --gate se | 0.32M | 0.002 | {ratio[0]:.2f} | 2 |" in table
+    assert f"| se | --gate se | 0.31M | 0.001 | {ratio[0]:.2f} | 2 |" in table
     assert "Step ratio: the time of a step (train, batch 8, 32 px, fp32, contiguous; forward" in table
     assert len(points_of(read_results(file), "step")) == 2
     write_study(file, {"plain": "", "se": "--gate se --gate-at pre"}, flags=FLAGS)

@@ -66,6 +66,12 @@ def missing(study: Study, runs: Path) -> list[Todo]:
     ]
 
 
+def remove_halves(study: Study, todo: Sequence[Todo]) -> None:
+    """Remove the facts that a killed study has written without their log."""
+    for one in todo:
+        (study.folder / f"{one.row}-{one.seed}.json").unlink(missing_ok=True)
+
+
 @contextmanager
 def only_one(study: Study) -> Iterator[None]:
     """Keep other processes from working on the same study.
@@ -219,9 +225,6 @@ class Runner:
             todo.folder.mkdir(parents=True, exist_ok=True)
             wait_until_free(todo.folder)
             check_folder(self.study, todo)
-            (self.study.folder / f"{todo.row}-{todo.seed}.json").unlink(
-                missing_ok=True
-            )  # killed before its log
             words = command(self.study, todo, self.workers)
             process = self.start(words, todo.folder / OUTPUT, self._environment(slot))
         except (UserError, OSError) as error:
