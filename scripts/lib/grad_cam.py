@@ -1,5 +1,6 @@
 """Grad-CAM (Selvaraju et al., arXiv 1610.02391): where on an image a network sees a class."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -7,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from scripts.lib.gates_draw import numbers
+
+_WIDTH = 38  # characters of a line above a map
 
 
 class Cam(NamedTuple):
@@ -84,10 +87,11 @@ def draw_cams(image: Tensor, seen: Sequence[Seen], title: str) -> Any:
         look = {"cmap": "inferno", "alpha": 0.55, "extent": around, "interpolation": "bilinear"}
         colours = axes.imshow(heat, vmin=0, vmax=most, **look)
         size = f"{heat.shape[1]} x {heat.shape[0]}"
-        head = f"{one.name}\n{one.cam.layer} ({size}), 0 to {numbers(float(heat.max()))[0]}"
-        axes.set_title(head, fontsize=8, parse_math=False)
+        upto = numbers(float(heat.max()))[0]
+        head = [*textwrap.wrap(one.name, _WIDTH), f"{one.cam.layer} ({size}), 0 to {upto}"]
+        axes.set_title("\n".join(head), fontsize=8, parse_math=False)
         bar = figure.colorbar(colours, ax=axes, ticks=[0, most], fraction=0.046, pad=0.02)
-        bar.set_ticklabels(["0", numbers(float(heat.max()))[0]], fontsize=7)
+        bar.set_ticklabels(["0", upto], fontsize=7)
         if bar.solids is not None:
             bar.solids.set_alpha(1)
         axes.text(0, -0.04, one.text, va="top", fontsize=8, transform=axes.transAxes, parse_math=False)
