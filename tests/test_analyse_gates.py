@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Run, assert_one_line_error, write_classes
-from test_show_gates import stirred
+from tiny_net import TinyNet, tiny_gated
 from torch import Tensor, nn
 
 from models import create_model
@@ -143,16 +143,8 @@ def test_the_first_images_of_each_class() -> None:
 
 
 def write_net(folder: Path) -> Path:
-    net = stirred("se_resnet18")
-    net.fc = nn.Linear(512, 3)
-    state = {
-        "state_dict": net.state_dict(),
-        "arch": "se_resnet18",
-        "classes": CLASSES,
-        "epoch": 1,
-        "images": 0,
-    }
-    return save({**state, "arguments": {"img_size": 32}}, folder)
+    state = {"state_dict": tiny_gated(num_classes=3).state_dict(), "arch": "tiny_gated", "classes": CLASSES}
+    return save({**state, "epoch": 1, "images": 0, "arguments": {"img_size": 32}}, folder)
 
 
 def test_the_command(analyse: Run, tmp_path: Path) -> None:
@@ -161,16 +153,16 @@ def test_the_command(analyse: Run, tmp_path: Path) -> None:
     result = analyse(*flags, "--images", 5, "--test-batch", 4, "--classes", "owl", "cat", "-o", "out/gates")
     assert result.returncode == 0, result.stderr
     files = ["gates.csv", "channels.csv", "classes.png", "depth.png"]
-    assert result.stdout == f"wrote out/gates/: 8 gates on 15 images of 3 classes; {', '.join(files)}\n"
+    assert result.stdout == f"wrote out/gates/: 2 gates on 15 images of 3 classes; {', '.join(files)}\n"
     with (tmp_path / "out/gates/gates.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 8 * 4
+    assert len(rows) == 2 * 4
     assert [row["class"] for row in rows[:4]] == ["all", *CLASSES]
     assert {row["images"] for row in rows} == {"15", "5"}
     with (tmp_path / "out/gates/channels.csv").open(newline="") as file:
         channels = list(csv.DictReader(file))
     first = [
-        float(row["mean"]) for row in channels if row["module"] == "layer1.0.se" and row["class"] == "all"
+        float(row["mean"]) for row in channels if row["gate"] == "channel gate" and row["class"] == "all"
     ]
     assert np.mean(first) == pytest.approx(float(rows[0]["mean"]), rel=1e-4)
     assert {row["class"] for row in channels} == {"all", "owl", "cat"}
@@ -186,11 +178,7 @@ def test_bad_input(analyse: Run, tmp_path: Path) -> None:
     for path in (tmp_path / "data" / "val").glob("*/*"):
         path.write_text("no image")
     assert_one_line_error(analyse(*flags), "no image of --data can be decoded")
-    plain = {
-        "state_dict": create_model("resnet18", num_classes=3).state_dict(),
-        "arch": "resnet18",
-        "epoch": 1,
-    }
+    plain = {"state_dict": TinyNet(num_classes=3).state_dict(), "arch": "tiny", "epoch": 1}
     torch.save(plain, tmp_path / "plain.pth.tar")
     write_classes(tmp_path / "data2", 1)
     result = analyse("--resume", "plain.pth.tar", "--data", "data2", "--img-size", 32)
