@@ -47,6 +47,12 @@ ELSEWHERE = {
     "python scripts/study.py edges.toml --jobs 2": "test_research.py::test_the_page",
     "python scripts/study.py edges.toml --speed": "test_research.py::test_the_page",
     "python scripts/study.py edges.toml --tables": "test_research.py::test_the_page",
+    "python scripts/analyse_gates.py --resume checkpoints/study/edges/edge-1/checkpoint.pth.tar "
+    "--gate-file edge_gate.py:EdgeGate --data digits -o edge": (
+        "test_research.py::test_the_pictures_of_the_gate"
+    ),
+    "python scripts/show_gates.py --cam --resume checkpoints/study/edges/edge-1/checkpoint.pth.tar "
+    "--gate-file edge_gate.py:EdgeGate cat.JPEG -o edge": "test_research.py::test_the_pictures_of_the_gate",
     "python imagenet_fast.py -a sge_resnet101 --data /path/to/imagenet-a -e --resume sge_resnet101.pth.tar "
     "--outputs of-data": "test_evaluation.py::test_a_part_of_the_outputs",
     "python imagenet_fast.py -a sge_resnet101 --data /path/to/imagenet1k/ -e --resume sge_resnet101.pth.tar "
@@ -212,7 +218,7 @@ def in_process() -> list[Command]:
 
 def costly(command: Command) -> bool:
     """Whether it is one more of a kind that takes seconds and stands more than once in the docs."""
-    kinds = ("torchrun .*detection/train.py", "scripts/benchmark.py model")
+    kinds = ("torchrun .*detection/train.py", "scripts/benchmark.py model", "scripts/show_gates.py")
     alike = [[c for c in in_process() if re.search(kind, str(c))] for kind in kinds]
     return any(command in commands[1:] for commands in alike)
 
