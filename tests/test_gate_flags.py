@@ -1,9 +1,9 @@
 """The flags of gates: in training, in checkpoints, in the tools, and with weights of plain networks."""
 
-from pathlib import hashlib
+import hashlib
+from pathlib import Path
 from typing import Any
 
-import Path
 import pytest
 import torch
 from conftest import Run, assert_one_line_error
