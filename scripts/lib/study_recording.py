@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from scripts.lib.restored import restore
 from scripts.lib.study_file import Study
 from scripts.lib.study_records import COMMIT, FACTS, LOG, check_row, recipe_of
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
 from utils.networks import checkpoint
-from utils.networks.complexity import count
+from utils.networks.building import NETWORK_FIELDS, build_model, choose_network
+from utils.networks.weights import output_count
 from utils.runs.folder import LAST
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,9 +82,10 @@ def record(study: Study, folder: Path) -> Path:
     facts = facts_of(saved)
     row = name.rpartition("-")[0]
     check_row(study, row, facts, f"RUN {folder}")
-    own = {"gate_file": recipe_of(study, row).get("--gate-file")}  # a checkpoint cannot have code run
-    restored = restore(str(folder / LAST), own, "RUN")
-    size = count(restored.net, (3, restored.img_size, restored.img_size))
+    given: dict[str, Any] = dict.fromkeys(NETWORK_FIELDS)
+    given["gate_file"] = recipe_of(study, row).get("--gate-file")  # a checkpoint cannot have code run
+    spec = choose_network(given, saved, str(folder / LAST), "RUN", quiet=True)
+    _, size = build_model(spec, output_count(saved["state_dict"], spec.arch))
     facts |= {"parameters": size.parameters, "multiply_adds": size.multiply_adds}
     log = study.folder / f"{name}{LOG}"
     _write(
