@@ -5,30 +5,24 @@
 
 A table stands between <!-- results NAME --> and <!-- end NAME -->. README.md shows sizes computed from the
 code and published accuracies from pretrain_log/published.csv. docs/results.md shows the studies made with
-this code, a table for every folder of pretrain_log/.
+this code: a table for every STUDY.toml of pretrain_log/, from the logs in the folder of that name.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.lib import results_published as published
 from scripts.lib import results_study as study
+from scripts.lib.results_tables import markdown
 from utils.command_line import cli
 from utils.common.errors import UserError
 from utils.common.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 LOGS = ROOT / "pretrain_log"
-
-
-def markdown(rows: Iterator[Sequence[str]]) -> str:
-    """Return a table in Markdown; the first row is its head."""
-    head, *body = rows
-    lines = [head, ["---"] * len(head), *body]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def replaced(text: str, name: str, table: str, file: str = "README.md") -> str:
@@ -52,18 +46,12 @@ def published_tables() -> dict[str, str]:
 
 
 def studies(logs: Path) -> str:
-    """Return a section for each folder with logs.
+    """Return a section for each study that has recorded runs.
 
     Raises:
-        UserError: ``logs`` is no folder, or the runs of a study cannot be compared.
+        UserError: ``logs`` is no folder, or a recorded run is not of its study.
     """
-    if not logs.is_dir():
-        raise UserError(f"--logs {logs}: no such folder")
-    sections = []
-    for folder in sorted(path for path in logs.iterdir() if path.is_dir()):
-        if rows := study.read_study(folder):
-            sections.append(f"### {folder.name}\n\n{study.caption(rows)}\n\n{markdown(study.study(rows))}")
-    return "\n".join(sections) or "No study has been recorded yet.\n"
+    return "\n".join(map(study.section, study.read_all(logs))) or "No study has been recorded yet.\n"
 
 
 def bring_up_to_date(path: Path, flag: str, tables: Mapping[str, str], check: bool) -> bool:
@@ -91,7 +79,7 @@ def main() -> None:
     where = "the file with the markers (default: %(default)s)"
     for flag, file in (("--readme", "README.md"), ("--results", "docs/results.md")):
         parser.add_argument(flag, type=Path, default=ROOT / file, metavar="FILE", help=where)
-    what = "folder that holds a folder of logs for each study (default: %(default)s)"
+    what = "folder with the studies, a .toml file and a folder of logs each (default: %(default)s)"
     parser.add_argument("--logs", type=Path, default=LOGS, metavar="DIR", help=what)
     args = parser.parse_args()
     files = [

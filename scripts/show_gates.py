@@ -2,6 +2,7 @@
 
     python scripts/show_gates.py -a sge_resnet50 --resume sge_resnet50.pth.tar cat.JPEG dog.JPEG -o gates
     python scripts/show_gates.py -a se_resnet50 --resume checkpoints/se/model_best.pth.tar val/*/1.JPEG --sort
+    python scripts/show_gates.py --resume plain.pth.tar --resume se.pth.tar --cam cat.JPEG dog.JPEG -o both
 
 For the last block of every stage it draws the gates of the channels as bars, the gates of the positions over
 the image, and of Octave nets the energy in the two resolutions. Of a gate class that it does not know it
@@ -10,13 +11,16 @@ upright according to their EXIF orientation.
 
 The colours of a map span its range, which is written above it, but at least 0.1 for a gate from 0 to 1, and
 at least a tenth of the largest value for others. So a map that hardly varies looks flat.
+
+--cam draws Grad-CAM too, of each network's most probable class: for several networks (--resume for each) side
+by side on the same image, a network without gates among them.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,9 +29,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.lib.curves import rendered
 from scripts.lib.gates_draw import draw, ranges_of
-from scripts.lib.gates_record import Gate, Recorded, last_of_each_stage, record
+from scripts.lib.gates_record import Gate, Recorded, has_attention, last_of_each_stage, record
+from scripts.lib.grad_cam import Seen, draw_cams, grad_cam
 from scripts.lib.pictures import Entry, make_folder, picture_name, write_page, write_picture
-from scripts.lib.restored import names_to_show, open_network
+from scripts.lib.restored import Restored, names_to_show, open_network
 from utils.command_line import arguments, cli
 from utils.command_line.gate_arguments import add_part_arguments, check_gates, network_given
 from utils.common.checks import check_folder_of_output, check_libraries
@@ -80,8 +85,8 @@ def create_parser() -> cli.Parser:
     what = "the network, see models/ (default: what the checkpoint says)"
     parser.add_argument("-a", "--arch", type=arguments.architecture, help=what)
     weights = parser.add_mutually_exclusive_group()
-    what = "checkpoint of the network (default: random weights)"
-    weights.add_argument("--resume", type=cli.name_of_file, metavar="FILE", help=what)
+    what = "checkpoint of the network (default: random weights); may be given several times, for several"
+    weights.add_argument("--resume", type=cli.name_of_file, action="append", metavar="FILE", help=what)
     what = "outputs of the network of random weights (default: 1000)"
     weights.add_argument("--num-classes", type=cli.count_of, metavar="N", help=what)
     what = "names of the classes, one a line, in the order of the outputs (default: as the checkpoint says)"
@@ -92,12 +97,83 @@ def create_parser() -> cli.Parser:
     parser.add_argument("--sort", action="store_true", help="sort the channels by their gate")
     what = "draw every block (default: the last of each stage)"
     parser.add_argument("--all-blocks", action="store_true", help=what)
+    what = "draw Grad-CAM of the most probable class too"
+    parser.add_argument("--cam", action="store_true", help=what)
     what = "folder of the pictures; made if missing (default: gates)"
     parser.add_argument("-o", dest="output", type=cli.name_of_file, default="gates", metavar="DIR", help=what)
     what = "write into DIR although it is not empty; files of the same names are replaced"
     parser.add_argument("--overwrite", action="store_true", help=what)
     add_part_arguments(parser, "stem and gates (default: what the checkpoint says)")
     return parser
+
+
+class Shown(NamedTuple):
+    """A network whose attention is drawn."""
+
+    opened: Restored
+    names: Sequence[str]  # of its classes
+    called: str
+    gates: bool  # whether it has any
+
+
+def open_all(args: argparse.Namespace) -> list[Shown]:
+    """Open the networks of ``--resume``, or one of random weights.
+
+    Raises:
+        UserError: one cannot be opened, or has neither gates nor ``--cam``.
+    """
+    given, shown = network_given(args), []
+    for path in args.resume or [None]:
+        opened = open_network(path, given, args.num_classes or 1000)
+        names, told = names_to_show(opened, path, args.class_list)
+        if told:
+            print(f"note: {told}")
+        gates = has_attention(opened.net)
+        if not gates and args.cam:
+            print(f"note: {opened.name} has no gates: its Grad-CAM is drawn only")
+        shown.append(
+            Shown(opened, names, f"{opened.name}, {path or 'random weights'}", gates or not args.cam)
+        )
+    return shown
+
+
+def check_same_crops(nets: Sequence[Shown]) -> None:
+    """Check that all networks see the same part of an image, which a picture of several shows once.
+
+    Raises:
+        UserError: they do not.
+    """
+    for one in nets[1:]:
+        if str(one.opened.val_transform) != str(nets[0].opened.val_transform):
+            both = f"{nets[0].called} and {one.called}"
+            raise UserError(
+                f"--cam: {both} see images of other sizes or crops: give --img-size, or draw them apart"
+            )
+
+
+def draw_gates(net: Shown, path: str, all_blocks: bool, by_size: bool) -> tuple[Any, Entry]:
+    """Return the figure of a network's gates on an image, and what the page says of it; its name follows."""
+    pixels = pixels_of(path, net.opened.val_transform)
+    recorded = record(net.opened.net, normalised(pixels, net.opened.val_transform.scaling))
+    likeliest = predictions(recorded.logits, net.names)
+    title = drawable(f"{net.called}: {Path(path).name}")
+    drawn = chosen(recorded, all_blocks)
+    figure = draw(pixels, drawn, title, "\n".join(["predicted:", *likeliest]), by_size)
+    return figure, Entry("", drawable(path), f"predicted: {', '.join(likeliest)}", ranges_of(drawn))
+
+
+def draw_several(nets: Sequence[Shown], path: str) -> tuple[Any, Entry]:
+    """Return the figure of the Grad-CAM of networks on an image, and what the page says of it."""
+    pixels = pixels_of(path, nets[0].opened.val_transform)
+    seen, said = [], []
+    for net in nets:
+        cam = grad_cam(net.opened.net, normalised(pixels, net.opened.val_transform.scaling))
+        likeliest = predictions(cam.logits, net.names)
+        text = "\n".join(["of the first class:", *likeliest])
+        seen.append(Seen(drawable(net.called), text, cam))
+        said.append(f"{drawable(net.called)}: Grad-CAM of {likeliest[0]}")
+    figure = draw_cams(pixels, seen, drawable(f"Grad-CAM: {Path(path).name}"))
+    return figure, Entry("", drawable(path), "; ".join(said))
 
 
 def main() -> None:
@@ -110,26 +186,22 @@ def main() -> None:
     if not args.resume and args.arch:
         print("note: without --resume FILE the weights are random, and so is what is drawn")
         torch.manual_seed(0)
-    opened = open_network(args.resume, network_given(args), args.num_classes or 1000)
-    names, told = names_to_show(opened, args.resume, args.class_list)
-    if told:
-        print(f"note: {told}")
-    called = f"{opened.name}, {args.resume or 'random weights'}"
+    nets = open_all(args)
+    if args.cam:
+        check_same_crops(nets)
     entries = []
     for number, path in enumerate(tqdm(args.images, "drawing", unit="image", leave=False, disable=None), 1):
-        pixels = pixels_of(path, opened.val_transform)
-        recorded = record(opened.net, normalised(pixels, opened.val_transform.scaling))
-        likeliest = predictions(recorded.logits, names)
-        title = drawable(f"{called}: {Path(path).name}")
-        text = "\n".join(["predicted:", *likeliest])
-        drawn = chosen(recorded, args.all_blocks)
-        figure = draw(pixels, drawn, title, text, args.sort)
+        stem = Path(path).stem
+        pictures = [(f"{stem}_cam.png", *draw_several(nets, path))] if args.cam else []
+        for at, net in enumerate(nets, 1):
+            if net.gates:
+                name = f"{stem}_{at}.png" if len(nets) > 1 else path
+                pictures.append((name, *draw_gates(net, path, args.all_blocks, args.sort)))
         make_folder(folder)
-        said = f"predicted: {', '.join(likeliest)}"
-        entry = Entry(picture_name(number, path), drawable(path), said, ranges_of(drawn))
-        write_picture(folder / entry.name, rendered(figure))
-        entries.append(entry)
-    title = drawable(f"Attention of {called}")
+        for name, figure, entry in pictures:
+            entries.append(entry._replace(name=picture_name(number, name)))
+            write_picture(folder / entries[-1].name, rendered(figure))
+    title = drawable(f"Attention of {' and '.join(net.called for net in nets)}")
     write_page(folder, entries, title, "Attention of every stage on")
     print(f"wrote {folder}/: {plural(len(entries), 'picture')}, index.html")
 

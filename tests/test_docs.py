@@ -37,9 +37,22 @@ ELSEWHERE = {
         "test_prepare_imagenet.py::test_the_tree_is_that_of_the_class_folders"
     ),
     "python scripts/results.py": "test_results.py::test_a_stale_table_is_noticed_and_rewritten",
-    "python scripts/record_run.py checkpoints/study/digits/sge_resnet18-1 --study digits": (
+    "python scripts/record_run.py checkpoints/sge-1 --study ablation.toml": (
         "test_record_run.py::test_what_is_kept"
     ),
+    "python scripts/study.py STUDY.toml": "test_study.py::test_a_study_runs_and_its_tables_regenerate",
+    "python scripts/study.py ablation.toml --jobs 2": (
+        "test_study.py::test_a_study_runs_and_its_tables_regenerate"
+    ),
+    "python scripts/study.py edges.toml --jobs 2": "test_research.py::test_the_page",
+    "python scripts/study.py edges.toml --speed": "test_research.py::test_the_page",
+    "python scripts/study.py edges.toml --tables": "test_research.py::test_the_page",
+    "python scripts/analyse_gates.py --resume checkpoints/study/edges/edge-1/checkpoint.pth.tar "
+    "--gate-file edge_gate.py:EdgeGate --data digits -o edge": (
+        "test_research.py::test_the_pictures_of_the_gate"
+    ),
+    "python scripts/show_gates.py --cam --resume checkpoints/study/edges/edge-1/checkpoint.pth.tar "
+    "--gate-file edge_gate.py:EdgeGate cat.JPEG -o edge": "test_research.py::test_the_pictures_of_the_gate",
     "python imagenet_fast.py -a sge_resnet101 --data /path/to/imagenet-a -e --resume sge_resnet101.pth.tar "
     "--outputs of-data": "test_evaluation.py::test_a_part_of_the_outputs",
     "python imagenet_fast.py -a sge_resnet101 --data /path/to/imagenet1k/ -e --resume sge_resnet101.pth.tar "
@@ -56,8 +69,6 @@ ELSEWHERE = {
     "bash scripts/test.sh": "test_shell.py::test_lint_types_and_tests",
     "bash scripts/test.sh --gpu": "test_shell.py::test_lint_types_and_tests",
     "bash scripts/gpu_check.sh": "test_gpu_check.py::test_it_goes_on_after_a_failure_and_names_it",
-    "bash scripts/study.sh digits": "test_shell.py::test_what_a_study_starts",
-    "bash scripts/study.sh FOLDER sge_resnet18 resnet18": "test_shell.py::test_what_a_study_starts",
 }
 # By script, and for benchmark.py by subcommand: flags after the command's own, which make it small.
 TRAINING = ("--epochs", "1", "--img-size", "32", "-j", "0")
@@ -75,6 +86,7 @@ SMALL: dict[str, tuple[str, ...]] = {
     "scripts/show_batch.py": ("--img-size", "64", "-j", "0", "--epochs", "9", "--train-batch", "8"),
     "scripts/plot_logs.py": (),
     "scripts/show_gates.py": ("--img-size", "64"),
+    "scripts/analyse_gates.py": ("--img-size", "64", "-j", "0"),
     "scripts/predict.py": ("-j", "0"),
     "scripts/convert_checkpoint.py": (),
     "scripts/check_data.py": ("-j", "1", "--quick"),
@@ -92,6 +104,7 @@ SMALL: dict[str, tuple[str, ...]] = {
 }
 PLACES = ("/path/to/imagenet1k", "/path/to/photos", "DATA", "FOLDER")  # an image folder each
 COCO = "/path/to/coco/"
+GATE_FILES = {"my_gate.py": ("gates.md", "MyGate"), "edge_gate.py": ("research.md", "EdgeGate")}
 MADE = (
     ".png",
     ".csv",
@@ -166,10 +179,11 @@ def make(folder: Path, word: str, arch: str, script: str) -> None:
         for name in (word.replace("*", "1"), word.replace("*", "2")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             torch.save(content, folder / name)
-    elif word.startswith("my_gate.py:"):
-        page = (REPOSITORY / "docs" / "gates.md").read_text()
-        (written,) = (snippet for snippet in snippets(page) if "class MyGate" in snippet)
-        (folder / "my_gate.py").write_text(written)
+    elif word.partition(":")[0] in GATE_FILES:
+        page, name = GATE_FILES[word.partition(":")[0]]
+        text = (REPOSITORY / "docs" / page).read_text()
+        (written,) = (snippet for snippet in snippets(text) if f"class {name}(" in snippet)
+        (folder / word.partition(":")[0]).write_text(written)
     elif word in ("cat.JPEG", "dog.JPEG", "photos/"):
         write_images(folder / "photos", 2)
         for name in ("cat", "dog"):
@@ -213,7 +227,7 @@ def in_process() -> list[Command]:
 
 def costly(command: Command) -> bool:
     """Whether it is one more of a kind that takes seconds and stands more than once in the docs."""
-    kinds = ("torchrun .*detection/train.py", "scripts/benchmark.py model")
+    kinds = ("torchrun .*detection/train.py", "scripts/benchmark.py model", "scripts/show_gates.py")
     alike = [[c for c in in_process() if re.search(kind, str(c))] for kind in kinds]
     return any(command in commands[1:] for commands in alike)
 

@@ -1,5 +1,6 @@
 """The flags of gates: in training, in checkpoints, in the tools, and with weights of plain networks."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,7 @@ def test_a_run_goes_on_bit_for_bit_with_nothing_but_the_file(
     result = call(*going_on, *file, script=script)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(f"as in {middle}: --arch {ARCH} --img-size 32 --gate")
+    assert "has changed" not in result.stdout
     assert "other than in that run: " not in result.stdout.replace("--save-every", "")
     expected = state(tmp_path / "whole" / "checkpoint.pth.tar")
     found = state(tmp_path / "rest" / "checkpoint.pth.tar")
@@ -129,6 +131,11 @@ def test_a_run_goes_on_bit_for_bit_with_nothing_but_the_file(
         refused = "its gates are of my_gate.py:MyGate: give --gate-file FILE:MyGate"
         for evaluate in ((), ("-e",), ("-a", ARCH)):
             assert_one_line_error(call(*going_on, *evaluate, script=script), middle, refused)
+        digest = hashlib.sha256((tmp_path / "my_gate.py").read_bytes()).hexdigest()
+        assert checkpoint.load(str(tmp_path / middle))["gate_code"] == digest
+        (tmp_path / "my_gate.py").write_text(f"{OWN_FILE}# other\n")
+        result = call(*going_on[:-1], "changed", *file, script=script)
+        assert "note: the file of --gate-file has changed since that run began\n" in result.stdout
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """scripts/record_run.py: what is kept of a finished run, and which runs are not kept."""
 
 import json
-import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,34 +9,44 @@ from typing import Any
 import pytest
 import torch
 from conftest import Run, assert_one_line_error
+from recorded import COMMIT, write_study
+from tiny_net import TinyResNet
 
+from models.gates import add_gates
+from scripts.lib.study_recording import code_of
 from utils.networks import checkpoint
+from utils.networks.complexity import count
 from utils.runs.folder import LAST
 
-COMMIT = "0123456789" * 4
 ROWS = ["Learning Rate\tTrain Loss\tValid Loss\tTrain Acc.\tValid Acc.\t", "0.1\t2\t1\t50\t60\t"]
+ROW = "-a tiny_resnet --gate se --img-size 32"
 FIELDS: dict[str, Any] = {
     "epoch": 1,
     "images": 0,
-    "state_dict": {"weight": torch.zeros(1)},
-    "arch": "mobilenetv1",
+    "arch": "tiny_resnet",
     "seed": 7,
     "classes": ["cat", "dog"],
     "training_images": 24,
-    "command": "imagenet.py -a mobilenetv1 --data images",
-    "arguments": {"epochs": 1},
+    "processes": 1,
+    "command": f"imagenet_fast.py --data /there/digits {ROW} --manualSeed 7",
+    "arguments": {"epochs": 1, "img_size": 32, "gate": "se", "opt_level": "O0"},
     "versions": {"torch": "2.14.1"},
     "commit": COMMIT,
     "rows": ROWS,
 }
 
 
+def tiny() -> torch.nn.Module:
+    return add_gates(TinyResNet(num_classes=2), "se")
+
+
 @pytest.fixture
-def record(call: Run) -> Run:
-    """Start the script within this process."""
+def record(call: Run, tmp_path: Path) -> Run:
+    """Start the script within this process, for a study with a row 'net'."""
+    write_study(tmp_path / "small.toml", {"plain": "", "net": ROW}, (7, 8), flags="")
 
     def start(run: object, *arguments: object) -> Any:
-        return call(run, "--study", "small", "--logs", "logs", *arguments, script="scripts/record_run.py")
+        return call(run, "--study", "small.toml", *arguments, script="scripts/record_run.py")
 
     return start
 
@@ -47,7 +57,8 @@ def finished(tmp_path: Path) -> Callable[..., Path]:
 
     def write(folder: str = "net-7", **changes: object) -> Path:
         (tmp_path / folder).mkdir(exist_ok=True)
-        content = {name: value for name, value in {**FIELDS, **changes}.items() if value is not None}
+        fields = {"state_dict": tiny().state_dict(), **FIELDS, **changes}
+        content = {name: value for name, value in fields.items() if value is not None}
         checkpoint.write(content, tmp_path / folder / LAST)
         return tmp_path / folder
 
@@ -62,29 +73,44 @@ def test_what_is_kept(record: Run, finished: Callable[..., Path], tmp_path: Path
     finished()
     for _ in range(2):  # again: the same
         result = record("net-7/")
-        assert (result.returncode, result.stdout) == (0, "wrote logs/small/net-7.log.txt\n"), result.stderr
-        assert files(tmp_path / "logs") == {"small/net-7.log.txt", "small/net-7.json"}
-        assert (tmp_path / "logs" / "small" / "net-7.log.txt").read_text() == "".join(
-            f"{row}\n" for row in ROWS
+        assert (result.returncode, result.stdout) == (0, "wrote small/net-7.log.txt\n"), result.stderr
+        assert files(tmp_path / "small") == {"net-7.log.txt", "net-7.json"}
+        assert (tmp_path / "small" / "net-7.log.txt").read_text() == "".join(f"{row}\n" for row in ROWS)
+    facts = json.loads((tmp_path / "small" / "net-7.json").read_text())
+    named = ("arch", "seed", "training_images", "processes", "command", "commit", "versions")
+    size = count(tiny(), (3, 32, 32))
+    assert facts == {
+        **{name: FIELDS[name] for name in named},
+        **{"classes": 2, "parameters": size.parameters, "multiply_adds": size.multiply_adds},
+        **{"code": COMMIT, "opt_level": "O0"},  # git does not know this commit
+    }
+
+
+def test_commits_of_the_same_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit of pages is the same code, one of a model is other code; an unknown one stands for itself."""
+
+    def git(*words: str) -> str:
+        person = ("-c", "user.name=a", "-c", "user.email=a@b")
+        done = subprocess.run(
+            ("git", *person, *words), cwd=tmp_path, check=True, capture_output=True, text=True
         )
-        facts = json.loads((tmp_path / "logs" / "small" / "net-7.json").read_text())
-        named = ("arch", "seed", "training_images", "command", "commit", "versions")
-        assert facts == {**{name: FIELDS[name] for name in named}, "classes": 2}
+        return done.stdout.strip()
 
+    def commit(file: str, text: str) -> str:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(text)
+        git("add", ".")
+        git("commit", "-q", "-m", text)
+        return git("rev-parse", "HEAD")
 
-def test_a_run_of_this_code(call: Run, record: Run, images: Path, tmp_path: Path) -> None:
-    """Its own checkpoint has what is asked for; recorded it is exactly where its code is of a commit."""
-    flags = ("-a", "mobilenetv1", "--data", images, "--img-size", 32, "--epochs", 1, "--manualSeed", 7)
-    assert call(*flags, "-c", "net-7").returncode == 0
-    commit = torch.load(tmp_path / "net-7" / LAST, weights_only=True)["commit"]
-    result = record("net-7")
-    if re.fullmatch("[0-9a-f]{40}", commit):
-        assert result.returncode == 0, result.stderr
-        assert (tmp_path / "logs" / "small" / "net-7.log.txt").read_text() == (
-            tmp_path / "net-7" / "log.txt"
-        ).read_text()
-    else:
-        assert_one_line_error(result, "RUN net-7: its code is of no commit")
+    git("init", "-q")
+    for file in ("imagenet.py", "imagenet_fast.py", "imagenet_mobile.py", "utils/a.py"):
+        commit(file, "first")
+    commits = [commit("models/a.py", "a"), commit("page.md", "b"), commit("models/a.py", "c")]
+    monkeypatch.setattr("scripts.lib.study_recording.ROOT", tmp_path)
+    before, page, model = map(code_of, commits)
+    assert before == page != model
+    assert code_of("f" * 40) == "f" * 40
 
 
 @pytest.mark.parametrize(
@@ -96,10 +122,21 @@ def test_a_run_of_this_code(call: Run, record: Run, images: Path, tmp_path: Path
         ({"commit": ""}, "RUN net-7: its code is of no commit (no git): commit it, train again"),
         ({"commit": f"{COMMIT}+"}, f"RUN net-7: its code is of no commit ({COMMIT}+)"),
         ({"seed": 8}, "RUN net-7: the folder's name must end in the seed: NAME-8"),
+        ({"arch": "tiny"}, "RUN net-7: the run has -a tiny, where row 'net' of small.toml says tiny_resnet"),
+        ({"processes": 2}, "RUN net-7: the run has processes 2, where row 'net' of small.toml says 1"),
         ({"seed": 77}, "must end in the seed: NAME-77"),
         *(
             ({name: None}, f"RUN net-7: its checkpoint does not say its {name}: not one of this code")
-            for name in ("arch", "seed", "classes", "training_images", "command", "versions", "rows")
+            for name in (
+                "arch",
+                "seed",
+                "classes",
+                "training_images",
+                "processes",
+                "command",
+                "versions",
+                "rows",
+            )
         ),
     ],
 )
@@ -108,7 +145,7 @@ def test_runs_that_are_not_kept(
 ) -> None:
     finished(**changes)
     assert_one_line_error(record("net-7"), message)
-    assert not (tmp_path / "logs").exists()
+    assert not (tmp_path / "small").exists()
 
 
 def test_checkpoints_of_others(record: Run, finished: Callable[..., Path], tmp_path: Path) -> None:
@@ -124,19 +161,19 @@ def test_another_run_of_the_same_name(record: Run, finished: Callable[..., Path]
     finished()
     assert record("net-7").returncode == 0
     finished(rows=[ROWS[0], "0.1\t2\t1\t50\t99\t"])
-    assert_one_line_error(record("net-7"), "logs/small/net-7.log.txt: another run is recorded there")
-    assert (tmp_path / "logs" / "small" / "net-7.log.txt").read_text().endswith("\t60\t\n")
+    assert_one_line_error(record("net-7"), "small/net-7.log.txt: another run is recorded there")
+    assert (tmp_path / "small" / "net-7.log.txt").read_text().endswith("\t60\t\n")
 
 
-def test_bad_paths(record: Run, finished: Callable[..., Path], tmp_path: Path) -> None:
+def test_bad_paths(call: Run, record: Run, finished: Callable[..., Path], tmp_path: Path) -> None:
     assert_one_line_error(record("nowhere-7"), "RUN nowhere-7/checkpoint.pth.tar: no such file")
     finished("7")
     assert_one_line_error(record("7"), "must end in the seed: NAME-7")
-    finished("-7")
-    assert_one_line_error(record("./-7"), "must end in the seed: NAME-7")
+    finished("other-7")
+    assert_one_line_error(record("other-7"), "RUN other-7: small.toml has no row 'other'")
     finished()
-    (tmp_path / "file").write_text("")
-    assert_one_line_error(record("net-7", "--logs", "file"), "cannot write file/small/net-7.log.txt")
-    for study in ("../up", "a/b", "..", ""):
-        assert_one_line_error(record("net-7", "--study", study), "--study: must be a name, not")
-    assert not (tmp_path / "logs").exists()
+    (tmp_path / "small").write_text("")
+    assert_one_line_error(record("net-7"), "cannot write small/net-7.log.txt")
+    script = "scripts/record_run.py"
+    assert_one_line_error(call("net-7", "--study", "none.toml", script=script), "none.toml: No such file")
+    assert_one_line_error(call("net-7", "--study", "small", script=script), "small: a study is a .toml file")

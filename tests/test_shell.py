@@ -1,9 +1,8 @@
-"""The set-up commands demo.sh, test.sh and study.sh: what they start, within a copy of this code.
+"""The set-up commands demo.sh and test.sh: what they start, within a copy of this code.
 
 Where a test does not say otherwise, a stub stands for Python and prints the command lines.
 """
 
-import json
 import os
 import re
 import shutil
@@ -15,7 +14,6 @@ import pytest
 from conftest import REPOSITORY
 
 import imagenet
-from models import list_models
 
 THIS_PYTHON = f'exec "{sys.executable}" "$@"'
 
@@ -99,67 +97,3 @@ def test_what_is_installed(copy: Path) -> None:
     calls = (copy / "calls").read_text().splitlines()
     assert [line for line in calls if " pip " in line] == [calls[0]]
     assert calls[0].endswith("install --disable-pip-version-check -q -r requirements.txt")
-
-
-def test_an_unknown_net() -> None:
-    result = shell(REPOSITORY, "study.sh", "digits", "resnet18", "resnet19")
-    assert result.returncode == 2
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("error: no net of the study is called 'resnet19'; there are bam_resnet18 ")
-    assert result.stdout == ""
-
-
-def test_what_a_study_starts(copy: Path) -> None:
-    """Every net of the default order, for every seed."""
-    result = shell(copy, "study.sh", SEEDS="3 5", EPOCHS="9")
-    assert result.returncode == 0, result.stderr
-    lines = [line.split() for line in result.stdout.splitlines()]
-    training = [line for line in lines if line[0] == "imagenet_fast.py"]
-    records = [line for line in lines if line[0] == "scripts/record_run.py"]
-    assert len(training) == len(records) == len({line[1] for line in records}) == 2 * 17
-    assert {line[line.index("-a") + 1] for line in training} <= set(list_models())
-    for line, recorded in zip(training, records, strict=True):
-        seed = line[line.index("--manualSeed") + 1]
-        run = line[line.index("-c") + 1]
-        assert run.startswith("checkpoints/study/digits_small_stem/")
-        assert run.endswith(f"-{seed}")
-        assert line[line.index("--epochs") + 1] == "9"
-        assert recorded[1:] == [run, "--study", "digits_small_stem"]
-        own = ("shufflenet", "mobilenet")  # stems
-        assert ("--stem" in line) is not line[line.index("-a") + 1].startswith(own)
-    assert [line[line.index("--manualSeed") + 1] for line in training] == ["3"] * 17 + ["5"] * 17
-
-    log = copy / "pretrain_log" / "photos_small_stem" / "resnet18-1.log.txt"
-    log.parent.mkdir(parents=True)
-    log.write_text("")
-    result = shell(copy, "study.sh", "/data/photos/", "resnet18", "mobilenetv1", SEEDS="1")
-    assert result.stdout.startswith(
-        "photos_small_stem, resnet18, seed 1: is in pretrain_log/\nphotos_small_stem, mobilenetv1, seed 1:\n"
-    )
-    assert "-a mobilenetv1 --data /data/photos/ --img-size 64" in result.stdout
-    assert "old_resnet18" not in result.stdout
-
-
-@pytest.mark.slow
-def test_a_study_of_one_net(copy: Path) -> None:
-    """It trains, records, is not repeated, and becomes a table."""
-    python(copy, THIS_PYTHON)
-    if shutil.which("git") is None:
-        pytest.skip("a run is recorded with its commit: without git there is none")
-    person = ("-c", "user.name=a", "-c", "user.email=a@b")
-    for words in (("init", "-q"), ("add", "."), (*person, "commit", "-q", "-m", "all")):
-        subprocess.run(["git", *words], cwd=copy, check=True)
-    result = shell(copy, "study.sh", "digits", "shufflenetv2_1x", EPOCHS="1", SEEDS="1")
-    assert result.returncode == 0, result.stdout + result.stderr
-    log = copy / "pretrain_log" / "digits_small_stem" / "shufflenetv2_1x-1.log.txt"
-    assert len(log.read_text().splitlines()) == 2
-    facts = json.loads(log.with_name("shufflenetv2_1x-1.json").read_text())
-    assert (facts["arch"], facts["seed"], facts["training_images"]) == ("shufflenetv2_1x", 1, 1437)
-    again = shell(copy, "study.sh", "digits", "shufflenetv2_1x", EPOCHS="1", SEEDS="1")
-    assert again.stdout == "digits_small_stem, shufflenetv2_1x, seed 1: is in pretrain_log/\n"
-    page = copy / "page.md"
-    page.write_text("<!-- results studies -->\n<!-- end studies -->\n")
-    files = ("--readme", REPOSITORY / "README.md", "--results", page, "--logs", copy / "pretrain_log")
-    command = [sys.executable, *map(str, (REPOSITORY / "scripts" / "results.py", *files))]
-    subprocess.run(command, check=True, capture_output=True)
-    assert "| shufflenetv2_1x | shufflenetv2_1x | 1.26M | 1 | 1 | " in page.read_text()

@@ -13,6 +13,7 @@ from conftest import Run, assert_one_line_error, write_images, write_no_files
 from PIL import Image
 from test_decoding import photograph, write_held
 from timm_block import BasicBlock
+from tiny_net import WITH_TINY
 from torch import Tensor, nn
 
 from models import create_model
@@ -29,6 +30,7 @@ from scripts.lib.gates_record import (
     last_of_each_stage,
     record,
 )
+from scripts.lib.grad_cam import grad_cam
 from utils.common.errors import UserError
 from utils.data.labels import imagenet_classes
 from utils.data.transforms import ValTransform
@@ -375,6 +377,61 @@ def test_the_command(tmp_path: Path, show: Run) -> None:
     for gate in last_of_each_stage([gate for gate in recorded.shown if isinstance(gate, Gate)]):
         low, high = numbers(gate.values.min().item(), gate.values.max().item())
         assert f"{gate.module}, gate {low} to {high}, mean " in page
+
+
+class OfAPlace(nn.Module):
+    """Its logit of class 1 is what the first channel has in the lower right quarter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 8, 8, bias=False)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return torch.cat([0 * self.pool(x[:, :1, :4]).flatten(1), self.pool(x[:, :1, 4:, 4:]).flatten(1)], 1)
+
+
+def test_where_a_class_is_seen() -> None:
+    """Grad-CAM by its formula: maps weighted by the mean gradient, what lowers the logit left out."""
+    torch.manual_seed(0)
+    net, image = OfAPlace(), torch.rand(1, 3, SIDE, SIDE)
+    nn.init.constant_(net.conv.weight[1], 7.0)  # no class depends on it
+    cam = grad_cam(net, image)
+    maps = net.conv(image).detach()
+    weight = 1 / 64  # each of 16 of 64 positions has a gradient of 1 / 16
+    assert cam.layer == "conv"
+    assert cam.label == int(net(image).argmax())
+    assert torch.allclose(grad_cam(net, image, 1).heat, (weight * maps[0, 0]).relu(), atol=1e-6)
+    assert not grad_cam(net, image, 0).heat.any()
+    gated = stirred("sge_resnet18")
+    before = {name: value.clone() for name, value in gated.state_dict().items()}
+    assert grad_cam(gated, image).layer == "layer4"
+    assert all(parameter.grad is None for parameter in gated.parameters())
+    assert all(torch.equal(before[name], value) for name, value in gated.state_dict().items())
+    assert not any(module._forward_hooks for module in gated.modules())
+
+
+def test_several_networks_on_the_same_images(tmp_path: Path, show: Run) -> None:
+    """One page: Grad-CAM side by side, and the gates of those that have gates."""
+    write_images(tmp_path / "in", 2)
+    files = []
+    for arch, size in (("tiny", SIDE), ("tiny_gated", SIDE), ("tiny_gated", 32)):
+        state = {"state_dict": WITH_TINY[arch](num_classes=3).state_dict(), "arch": arch}
+        content = {**state, "epoch": 1, "images": 0, "arguments": {"img_size": size}}
+        (folder := tmp_path / f"{arch}-{size}").mkdir()
+        files += ["--resume", save(content, folder)]
+    result = show(*files[:4], "--cam", "in/0.JPEG", "in/1.JPEG", "-o", "both")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == (
+        "note: tiny has no gates: its Grad-CAM is drawn only\nwrote both/: 4 pictures, index.html\n"
+    )
+    names = ["001_0_2.png", "001_0_cam.png", "002_1_2.png", "002_1_cam.png", "index.html"]
+    assert sorted(path.name for path in (tmp_path / "both").iterdir()) == names
+    page = (tmp_path / "both" / "index.html").read_text()
+    assert page.index("001_0_cam.png") < page.index("001_0_2.png") < page.index("002_1_cam.png")
+    assert_one_line_error(show(*files, "--cam", "in/0.JPEG"), "see images of other sizes or crops")
+    assert_one_line_error(show(*files[:4], "in/0.JPEG"), "this network has no attention to draw")
 
 
 def test_photos_are_turned_upright(tmp_path: Path) -> None:

@@ -162,6 +162,11 @@ def attention_of(net: nn.Module) -> dict[str, nn.Module]:
     return {**inside, **others}
 
 
+def has_attention(net: nn.Module) -> bool:
+    """Return whether a network has gates, or two resolutions."""
+    return bool(attention_of(net)) or isinstance(net, OctResNet | OctMobileNet)
+
+
 def _parents(name: str) -> Iterator[str]:
     """Yield the names of the modules around a module, the nearest first."""
     while "." in name:
@@ -198,7 +203,7 @@ def record(net: nn.Module, images: Tensor) -> Recorded:
     """
     modules = attention_of(net)
     octaves = isinstance(net, OctResNet | OctMobileNet)
-    if not modules and not octaves:
+    if not has_attention(net):
         raise UserError(" ".join(_NONE.split()))
     blocks = {name: block_of(net, name) for name in modules}
     with ExitStack() as hooks, _Recorder() as recorder:

@@ -1,4 +1,4 @@
-# Sourced by demo.sh, study.sh and test.sh: changes to the repository's root and defines $python. install_requirements
+# Sourced by demo.sh and test.sh: changes to the repository's root and defines $python. install_requirements
 # makes .venv if there is none, and installs a requirements file unless it is installed already and has not changed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."

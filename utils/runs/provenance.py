@@ -27,11 +27,13 @@ def origin(arguments: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         arguments: what the command line says of the computation, by the names of the arguments.
     """
+    gate_file = (arguments.get("gate_file") or "").rpartition(":")[0]
     return {
         "command": shlex.join(sys.argv),
         "arguments": {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()},
         "versions": {"python": platform.python_version(), **versions()},
         "commit": commit(),
+        **({"gate_code": _digest(gate_file)} if gate_file else {}),
     }
 
 
@@ -51,6 +53,11 @@ def sources() -> dict[str, str]:
     paths = {file: _ROOT / file for file in ours}
     digests = {file: hashlib.sha256(path.read_bytes()) for file, path in paths.items() if path.is_file()}
     return {file: digest.hexdigest()[:8] for file, digest in digests.items()}
+
+
+def _digest(file: str) -> str:
+    """Return the SHA-256 of a user's file, which no commit of this code says."""
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -195,5 +195,7 @@ def differences(saved: Mapping[str, Any], fields: Mapping[str, Any], reached: Po
         yield f"that run had {had}, this one {now[0]} and {now[1]:,}: what follows differs from it; {left}"
     if saved.get("versions", fields["versions"]) != fields["versions"]:
         yield f"that run had other versions: {saved['versions']}; results may differ in the last bits"
+    if saved.get("gate_code", fields.get("gate_code")) != fields.get("gate_code"):
+        yield "the file of --gate-file has changed since that run began"
     if changed := changes(saved.get("arguments", {}), fields["arguments"]):
         yield f"other than in that run: {', '.join(changed)}"
