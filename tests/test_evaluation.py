@@ -307,18 +307,23 @@ def test_any_number_of_processes_writes_the_same(
     flags = (*EVALUATE, "-j", 0, "--per-class")
     expected = line(call(*flags, "one.csv")).split(", ", 1)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    script = partly_right / "own_file.py"  # each process is told to write a file of its own
+    for rank in range(processes):  # each process in a folder of its own
+        (partly_right / str(rank)).mkdir()
+        for name in ("data", "bare.pth"):
+            (partly_right / str(rank) / name).symlink_to(partly_right / name)
+    script = partly_right / "own_folder.py"
     script.write_text(
-        "import os, sys, imagenet_fast\n"
+        "import os, imagenet_fast\n"
         "from utils.command_line import cli\n"
-        "sys.argv[sys.argv.index('--per-class') + 1] = os.environ['RANK'] + '.csv'\n"
+        "os.chdir(os.environ['RANK'])\n"
         "cli.run(imagenet_fast.main)\n"
     )
-    found = launch(script, *flags, "", "--test-batch", 3, processes=processes)
+    found = launch(script, *flags, "out.csv", "--test-batch", 3, processes=processes)
     assert line(found).split(", ", 1)[1] == expected[1]  # the loss is a sum in another order
     assert found.stdout.count("written to") == 1
-    assert (partly_right / "0.csv").read_bytes() == (partly_right / "one.csv").read_bytes()
-    assert sorted(path.name for path in partly_right.glob("*.csv")) == ["0.csv", "one.csv"]
+    (written,) = partly_right.glob("*/*.csv")
+    assert written == partly_right / "0" / "out.csv"
+    assert written.read_bytes() == (partly_right / "one.csv").read_bytes()
 
 
 def test_a_picture_of_what_is_confused(run: Run, part: Path) -> None:

@@ -15,7 +15,8 @@ from torch import nn
 from models import create_model, is_own, list_models, resolve
 from models.resnet_simam import SimAM
 
-MODEL_FILES = sorted(path for path in (REPOSITORY / "models").glob("*.py") if path.name != "__init__.py")
+NO_NETWORKS = ("__init__.py", "stems.py")
+MODEL_FILES = sorted(path for path in (REPOSITORY / "models").glob("*.py") if path.name not in NO_NETWORKS)
 
 COPIED = """
 import gc, os, sys, torch, torchvision

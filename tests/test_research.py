@@ -71,10 +71,10 @@ def test_the_pictures_of_the_gate(call: Run, tmp_path: Path, monkeypatch: pytest
             assert result.returncode == 0, result.stderr
             scripts.append(command.script)
     assert scripts == ["scripts/analyse_gates.py", "scripts/show_gates.py"]
-    assert {"gates.csv", "depth.png", "001_cam.png"} <= {
-        re.sub("001_0_cam", "001_cam", path.name) for path in (tmp_path / "edge").iterdir()
-    }
-    assert "sigmoid of the positions" in (tmp_path / "edge" / "gates.csv").read_text()
+    statistics = tmp_path / "edge_statistics"
+    assert {"gates.csv", "depth.png"} <= {path.name for path in statistics.iterdir()}
+    assert "sigmoid of the positions" in (statistics / "gates.csv").read_text()
+    assert list((tmp_path / "edge_pictures").glob("001_*cam.png"))
 
 
 @pytest.mark.slow
