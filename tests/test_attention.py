@@ -505,12 +505,9 @@ def error_of_gradients(net: nn.Module, x: Tensor) -> float:
     return float((found[0] - found[1]).norm() / found[1].norm())
 
 
-@pytest.mark.parametrize(
-    "seed", [pytest.param(seed, marks=() if seed < 1 else pytest.mark.slow) for seed in range(5)]
-)
-@pytest.mark.parametrize(
-    "size", [64, pytest.param(112, marks=pytest.mark.slow), pytest.param(224, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("size", [64, 112, 224])
 def test_rounding_of_sge_is_no_worse_than_published(size: int, seed: int) -> None:
     torch.manual_seed(seed)
     net, x = create_model("sge_resnet50", num_classes=5), torch.randn(3, 3, size, size)

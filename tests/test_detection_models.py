@@ -80,7 +80,7 @@ def torchvisions(name: str, arch: str, ours: Any) -> Any:
     ("name", "arch"),
     [
         ("faster_rcnn", "resnet18"),
-        ("mask_rcnn", "resnet18"),
+        pytest.param("mask_rcnn", "resnet18", marks=pytest.mark.slow),
         pytest.param("faster_rcnn", "resnet50", marks=pytest.mark.slow),
         pytest.param("mask_rcnn", "resnet50", marks=pytest.mark.slow),
     ],
@@ -261,7 +261,9 @@ def test_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
 # The detectors
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "mask_rcnn" else pytest.mark.slow) for name in DETECTORS]
+)
 def test_training_with_and_without_objects(name: str) -> None:
     """Every trained parameter gets a gradient each time: processes that train together wait for all."""
     torch.manual_seed(0)
@@ -279,13 +281,8 @@ def test_training_with_and_without_objects(name: str) -> None:
             assert not parameter.requires_grad or parameter.grad is not None, key
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "faster_rcnn",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in DETECTORS if name != "faster_rcnn"),
-    ],
-)
+@pytest.mark.slow  # where a CPU has no bfloat16
+@pytest.mark.parametrize("name", DETECTORS)
 def test_autocast_leaves_boxes_in_full_precision(name: str) -> None:
     torch.manual_seed(0)
     detector = small_detector(name)

@@ -81,7 +81,12 @@ def test_killed_in_half_precision(start: Callable[..., Job], pictures: Path) -> 
 
 @pytest.mark.parametrize(
     ("number", "code", "processes"),
-    [(signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 1), (signal.SIGUSR1, 0, 1), (signal.SIGTERM, 143, 2)],
+    [
+        pytest.param(signal.SIGTERM, 143, 1, marks=pytest.mark.slow),
+        (signal.SIGINT, 130, 1),
+        (signal.SIGUSR1, 0, 1),
+        (signal.SIGTERM, 143, 2),
+    ],
 )
 def test_a_signal_finishes_the_step_and_saves(
     start: Callable[..., Job],

@@ -13,7 +13,7 @@ from conftest import Run, assert_one_line_error, write_images, write_no_files
 from PIL import Image
 from test_decoding import photograph, write_held
 from timm_block import BasicBlock
-from tiny_net import WITH_TINY
+from tiny_net import WITH_TINY, tiny_gated
 from torch import Tensor, nn
 
 from models import create_model
@@ -447,8 +447,8 @@ def test_a_checkpoint_says_what_it_holds(tmp_path: Path, show: Run, monkeypatch:
     """Its architecture, the size of its images, its number of outputs."""
     write_images(tmp_path / "in", 1)
     state = {
-        "state_dict": stirred("sge_resnet18").state_dict(),
-        "arch": "sge_resnet18",
+        "state_dict": tiny_gated(num_classes=5).state_dict(),
+        "arch": "tiny_gated",
         "epoch": 1,
         "images": 0,
     }
@@ -468,7 +468,7 @@ def test_a_checkpoint_says_what_it_holds(tmp_path: Path, show: Run, monkeypatch:
     assert (tmp_path / "gates" / "index.html").read_text() == "mine"
     assert show(*again, "--overwrite").returncode == 0
     assert sizes == [64, 96]
-    assert show("-a", "se_resnet18", "--num-classes", 2, "in/0.JPEG", "-o", "two").returncode == 0
+    assert show("-a", "tiny_gated", "--num-classes", 2, "in/0.JPEG", "-o", "two").returncode == 0
     assert sizes[-1] == 224
     page = (tmp_path / "two" / "index.html").read_text()
     assert set(re.findall(r"% class (\d)", page)) == {"0", "1"}
