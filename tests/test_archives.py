@@ -537,6 +537,7 @@ def test_a_run_on_another_archive_is_not_resumed(folders: Path, tmp_path: Path, 
     assert call(*flags, 5, "-e").returncode == 0
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_an_epoch(start: Callable[..., Job], folders: Path, tmp_path: Path) -> None:
     """By SIGKILL, on the official archives, with 0, 1 and 4 workers by turns."""
     pack_official(folders, tmp_path / "packed")

@@ -182,6 +182,7 @@ def test_exported_with_any_batch_and_size(module: nn.Module) -> None:
         assert torch.allclose(exported(images(*shape)), module(images(*shape))), shape
 
 
+@pytest.mark.slow
 def test_compiled_as_one_graph(module: nn.Module) -> None:
     """By a backend that runs what torch.compile traced; whole nets: test_transformations.py."""
     compiled: Any = torch.compile(copy.deepcopy(module), backend="aot_eager", fullgraph=True, dynamic=False)

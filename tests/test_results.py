@@ -42,12 +42,14 @@ def tables(results: Run, tmp_path: Path) -> Callable[[], str]:
     return write
 
 
+@pytest.mark.slow  # it counts 39 networks
 def test_the_tables_are_up_to_date(results: Run) -> None:
     result = results("--check")
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout == "results.md: tables are up to date\nREADME.md: tables are up to date\n"
 
 
+@pytest.mark.slow
 def test_a_stale_table_is_noticed_and_rewritten(results: Run, study: Path, tmp_path: Path) -> None:
     readme, page = tmp_path / "README.md", tmp_path / "results.md"
     right = (REPOSITORY / "README.md").read_text()
