@@ -48,11 +48,13 @@ ELSEWHERE = {
     "python scripts/study.py edges.toml --speed": "test_research.py::test_the_page",
     "python scripts/study.py edges.toml --tables": "test_research.py::test_the_page",
     "python scripts/analyse_gates.py --resume checkpoints/study/edges/edge-1/checkpoint.pth.tar "
-    "--gate-file edge_gate.py:EdgeGate --data digits -o edge": (
+    "--gate-file edge_gate.py:EdgeGate --data digits -o edge_statistics": (
         "test_research.py::test_the_pictures_of_the_gate"
     ),
     "python scripts/show_gates.py --cam --resume checkpoints/study/edges/edge-1/checkpoint.pth.tar "
-    "--gate-file edge_gate.py:EdgeGate cat.JPEG -o edge": "test_research.py::test_the_pictures_of_the_gate",
+    "--gate-file edge_gate.py:EdgeGate cat.JPEG -o edge_pictures": (
+        "test_research.py::test_the_pictures_of_the_gate"
+    ),
     "python imagenet_fast.py -a sge_resnet101 --data /path/to/imagenet-a -e --resume sge_resnet101.pth.tar "
     "--outputs of-data": "test_evaluation.py::test_a_part_of_the_outputs",
     "python imagenet_fast.py -a sge_resnet101 --data /path/to/imagenet1k/ -e --resume sge_resnet101.pth.tar "
