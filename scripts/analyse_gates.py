@@ -116,10 +116,7 @@ def create_parser() -> cli.Parser:
     parser.add_argument("--classes", nargs="+", metavar="NAME", help=text)
     text = "draw every gate by class (default: the last block of each stage)"
     parser.add_argument("--all-blocks", action="store_true", help=text)
-    text = "folder of the files; made if missing (default: %(default)s)"
-    parser.add_argument("-o", dest="output", type=cli.name_of_file, default="gates", metavar="DIR", help=text)
-    text = "write into DIR although it is not empty; files of the same names are replaced"
-    parser.add_argument("--overwrite", action="store_true", help=text)
+    arguments.add_folder_arguments(parser, "gates")
     text = "its architecture (default: what the checkpoint says)"
     parser.add_argument("-a", "--arch", type=arguments.architecture, help=text)
     text = "side of the square input in pixels (default: as in training; 224 if the checkpoint does not say)"

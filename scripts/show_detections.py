@@ -28,7 +28,7 @@ from detection.options import DETECTOR_FIELDS, choose_detector
 from scripts.lib.data_files import find_images
 from scripts.lib.detections_draw import Found, drawn
 from scripts.lib.pictures import Entry, make_folder, picture_name, write_page, write_picture
-from utils.command_line import cli
+from utils.command_line import arguments, cli
 from utils.command_line.gate_arguments import file_and_class
 from utils.common.checks import check_folder_of_output, check_libraries
 from utils.common.devices import select_devices
@@ -91,12 +91,7 @@ def create_parser() -> cli.Parser:
     parser.add_argument("--gate-file", type=file_and_class, metavar="FILE:CLASS", help=what)
     what = "least score of a detection that is drawn (default: 0.5)"
     parser.add_argument("--threshold", type=cli.fraction, default=0.5, metavar="SCORE", help=what)
-    what = "folder of the pictures; made if missing (default: detections)"
-    parser.add_argument(
-        "-o", dest="output", type=cli.name_of_file, default="detections", metavar="DIR", help=what
-    )
-    what = "write into DIR although it is not empty; files of the same names are replaced"
-    parser.add_argument("--overwrite", action="store_true", help=what)
+    arguments.add_folder_arguments(parser, "detections")
     what = "auto: CUDA if there is one"
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help=what)
     return parser

@@ -99,10 +99,7 @@ def create_parser() -> cli.Parser:
     parser.add_argument("--all-blocks", action="store_true", help=what)
     what = "draw Grad-CAM of the most probable class too"
     parser.add_argument("--cam", action="store_true", help=what)
-    what = "folder of the pictures; made if missing (default: gates)"
-    parser.add_argument("-o", dest="output", type=cli.name_of_file, default="gates", metavar="DIR", help=what)
-    what = "write into DIR although it is not empty; files of the same names are replaced"
-    parser.add_argument("--overwrite", action="store_true", help=what)
+    arguments.add_folder_arguments(parser, "gates")
     add_part_arguments(parser, "stem and gates (default: what the checkpoint says)")
     return parser
 

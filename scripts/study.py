@@ -31,7 +31,7 @@ from scripts.lib.study_tradeoff import draw as draw_tradeoff
 from utils.command_line import cli
 from utils.common.checks import check_libraries
 from utils.common.errors import UserError
-from utils.common.files import remove_leftovers, write_atomically
+from utils.common.files import remove_leftovers, write_output
 from utils.common.signals import EXIT_CODES
 from utils.common.text import plural
 
@@ -111,10 +111,7 @@ def write(path: Path, content: bytes) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    try:
-        write_atomically(path, lambda file: file.write(content))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    write_output(path, content, f"cannot write {path}")
 
 
 def write_pictures(results: Results) -> list[str]:

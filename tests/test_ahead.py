@@ -1,8 +1,6 @@
 """Steps that the host does not wait for: whatever it learns late, all ends as if it had looked every time."""
 
-import os
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from kernels import Kernels, kernels_of
 from killer import fingerprint
 from small_training import Spoiled, small_net
 from test_optim import optimizer_of
+from test_resume import stop_at
 from torch import Tensor, nn
 
 from utils.common.distributed import ONE_PROCESS
@@ -23,7 +22,7 @@ from utils.data.sampling import Position, TrainBatches
 from utils.data.splits import open_data
 from utils.data.transforms import TrainTransform
 from utils.runs.folder import kept, position_of
-from utils.training import ahead, engine
+from utils.training import ahead
 from utils.training.classification import Classification
 from utils.training.ema import create_average
 from utils.training.engine import SKIPPED_IN_A_ROW, Step, Trainer
@@ -227,20 +226,9 @@ def test_a_signal_in_any_step(
     images = write_classes(tmp_path / "images", 16, size=(32, 36))
     flags = (*SMALL, "--data", images, "--ema", 0.9)
     assert call(*flags, "-c", "whole", script="imagenet_fast.py").returncode == 0
-    updates: list[None] = []
-    update: Callable[[Trainer, Tensor], None] = engine.Trainer._update
-
-    def spy(trainer: Trainer, bad: Tensor) -> None:
-        update(trainer, bad)
-        updates.append(None)
-        if len(updates) == number:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(engine.Trainer, "_update", spy)
-        assert call(*flags, "-c", "out", script="imagenet_fast.py").returncode == 143
+    taken = stop_at(call, monkeypatch, number, *flags, "-c", "out")
     assert position_of(kept(tmp_path / "out")[0]) == (0, 4 * number)
-    assert len(updates) == number
+    assert taken == number
     assert call(*flags, "-c", "out", "--resume", "auto", script="imagenet_fast.py").returncode == 0
     assert fingerprint("out") == fingerprint("whole")
 

@@ -210,8 +210,8 @@ def test_torchrun_passes_sigusr1_on(
     assert fingerprint("out") == fingerprint("whole")
 
 
-def stop_at(call: Run, monkeypatch: pytest.MonkeyPatch, step: int, *flags: object) -> None:
-    """Train until SIGTERM in a step, counted from 1."""
+def stop_at(call: Run, monkeypatch: pytest.MonkeyPatch, step: int, *flags: object) -> int:
+    """Train until SIGTERM in a step, counted from 1; return how many steps were taken."""
     calls: list[None] = []
     update = engine.Trainer._update
 
@@ -224,6 +224,7 @@ def stop_at(call: Run, monkeypatch: pytest.MonkeyPatch, step: int, *flags: objec
     with monkeypatch.context() as patch:
         patch.setattr(engine.Trainer, "_update", spy)
         assert call(*flags, script="imagenet_fast.py").returncode == 143
+    return len(calls)
 
 
 def test_another_number_of_processes_loses_no_image(

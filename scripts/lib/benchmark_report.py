@@ -12,14 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from utils.command_line import cli
 from utils.common.checks import check_libraries, check_output
-from utils.common.errors import UserError
-from utils.common.files import write_atomically
+from utils.common.files import write_output
 from utils.common.text import plural
 from utils.runs import provenance
 
@@ -201,17 +200,10 @@ def publish(
         command = {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}
         fields = {**command, "machine": dict(machine), "tables": [table.fields() for table in tables]}
         text = json.dumps(fields, indent=1) + "\n"
-        _write("--json", json_file, lambda file: file.write(text.encode()))
+        write_output(Path(json_file), text.encode(), f"--json {json_file}")
     if png_file:
         content = chart(", ".join(machine.values()), tables)
-        _write("--png", png_file, lambda file: file.write(content))
-
-
-def _write(flag: str, name: str, write: Callable[[IO[bytes]], object]) -> None:
-    try:
-        write_atomically(Path(name), write)
-    except OSError as error:
-        raise UserError(f"{flag} {name}: {error.strerror}") from error
+        write_output(Path(png_file), content, f"--png {png_file}")
 
 
 STYLE = MappingProxyType({"ecolor": "0.25", "capsize": 3, "height": 0.6})

@@ -5,11 +5,12 @@ python -m scripts.lib.gpu_tables FOLDER
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from scripts.lib.benchmark_report import number
+from scripts.lib.results_tables import markdown as as_table
 from utils.common.files import write_atomically
 
 RESULTS, TABLES = "results.json", "tables.md"
@@ -40,23 +41,21 @@ def _networks(parts: Mapping[str, Any]) -> str:
     cells = [[row, *(_ratio(column.get(row)) for column in columns.values())] for row in rows]
     baseline = [f"{number(table['results'][0]['median'])} {table['unit']}" for table in tables.values()]
     titles = [f"- {name}: {table['title']}" for name, table in tables.items()]
-    return "\n".join([*titles, "", *_table(["network", *columns], [["first row", *baseline], *cells])])
+    rows_of_text = [["network", *columns], ["first row", *baseline], *cells]
+    return "\n".join([*titles, "", as_table(rows_of_text).rstrip()])
 
 
 def _one(table: Mapping[str, Any], part: Mapping[str, Any]) -> str:
     rows = [[row["name"], number(row["median"]), _ratio(row)] for row in table["results"]]
-    return "\n".join(
-        [f"{table['title']} (`{part['command']}`)", "", *_table(["", table["unit"], "ratio"], rows)]
+    return (
+        f"{table['title']} (`{part['command']}`)\n\n"
+        + as_table([["", table["unit"], "ratio"], *rows]).rstrip()
     )
 
 
 def _ratio(row: Mapping[str, Any] | None) -> str:
     ratio = row and row.get("ratio")
     return f"{ratio['median']:.2f} ({ratio['best']:.2f})" if ratio else "-"
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *rows)]
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from utils.command_line import cli
 from utils.common.checks import check_libraries, check_output
 from utils.common.errors import UserError
-from utils.common.files import write_atomically
+from utils.common.files import write_output
 from utils.common.text import drawable
 
 KINDS = ("png", "svg")
@@ -70,10 +70,7 @@ def write_picture(path: Path, content: bytes) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    try:
-        write_atomically(path, lambda file: file.write(content))
-    except OSError as error:
-        raise UserError(f"-o {path}: {error.strerror}") from error
+    write_output(path, content, f"-o {path}")
 
 
 class Entry(NamedTuple):

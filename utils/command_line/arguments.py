@@ -147,6 +147,14 @@ def add_validation_images(group: Group) -> None:
     group.add_argument("--interpolation", choices=INTERPOLATIONS, help=text)
 
 
+def add_folder_arguments(parser: Parser, default: str) -> None:
+    """Add the flags that say the folder of what is drawn, and whether files in it may be replaced."""
+    text = "folder of what is written; made if missing (default: %(default)s)"
+    parser.add_argument("-o", dest="output", type=name_of_file, default=default, metavar="DIR", help=text)
+    text = "write into DIR although it is not empty; files of the same names are replaced"
+    parser.add_argument("--overwrite", action="store_true", help=text)
+
+
 def add_evaluation_arguments(parser: Parser) -> None:
     """Add what ``-e`` counts beside loss and accuracy, and which outputs it compares."""
     group = parser.add_argument_group("evaluation, with -e")

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from utils.common.errors import UserError
+
 # What file systems answer that cannot open or flush a folder: of networks, of FUSE, of other systems.
 _NO_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM, errno.EISDIR)
 _MARK = ".unfinished-"  # in the name of a temporary file
@@ -31,6 +33,23 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None  # torch's writer hides that the disk is full
             raise
+
+
+def write_output(path: Path, content: bytes, what: str) -> None:
+    """Write a file that the user has asked for, whole or not at all.
+
+    Args:
+        path: the file.
+        content: all of it.
+        what: begins the message of a failure: the flag and the file.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        write_atomically(path, lambda file: file.write(content))
+    except OSError as error:
+        raise UserError(f"{what}: {error.strerror}") from error
 
 
 def copy_atomically(source: Path, path: Path) -> None:

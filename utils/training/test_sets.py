@@ -9,7 +9,7 @@ from torch import Tensor
 
 from utils.common.checks import check_libraries, check_output
 from utils.common.errors import UserError
-from utils.common.files import write_atomically
+from utils.common.files import write_output
 from utils.common.text import plural, shown
 from utils.data.real_labels import RealLabels, hits
 from utils.training.classification import ImageEvaluation
@@ -57,10 +57,7 @@ class Files:
 
 
 def _write(path: Path, flag: str, content: bytes) -> None:
-    try:
-        write_atomically(path, lambda file: file.write(content))
-    except OSError as error:
-        raise UserError(f"{flag} {shown(str(path))}: {error.strerror}") from error
+    write_output(path, content, f"{flag} {shown(str(path))}")
     print(f"{flag}: written to {shown(str(path))}")
 
 
