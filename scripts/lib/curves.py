@@ -19,6 +19,7 @@ SEEDS = r"[-_.](?:seed|run|s)?\d+$"  # what the names of runs that differ by the
 BANDS = ("range", "error")
 _DECADES = 1.5  # values that span as much are drawn on a logarithmic axis
 _MARKED = 30  # epochs up to which each is marked by a dot
+_MARKERS = "o^sDvPX*<>"  # where the colours do not suffice
 _LEGEND = 165  # characters that fit into a line of the legend
 _LABEL = 60  # characters of a run's name in the legend
 _RATE = "Learning Rate"
@@ -167,17 +168,17 @@ def draw(groups: Sequence[Group]) -> Any:
     from matplotlib.figure import Figure  # takes a second, and most of a run does without
     from matplotlib.lines import Line2D
 
-    colours = _colours(len(groups))
+    looks = _looks(len(groups))
     # matplotlib leaves out labels that begin with "_", as a run's name may: the texts come afterwards.
     entries = [Line2D([], [], color="0.3", ls=ls) for ls in _STYLES]
-    entries += [Line2D([], [], color=colour, lw=3) for colour in colours]
+    entries += [Line2D([], [], color=look.colour, lw=3, marker=look.marker, ms=7) for look in looks]
     labels = ["training (dashed)", "validation (solid)", *(group.label for group in groups)]
     columns = max(1, min(len(labels), _LEGEND // (max(map(len, labels)) + 7)))
     lines = math.ceil(len(labels) / columns)
     figure = Figure(figsize=(13, 4 + 0.19 * lines), layout="constrained")
     panels = figure.subplots(1, 3)
     for axes, (title, names) in zip(panels, (*kind.panels, ("learning rate", (_RATE,))), strict=True):
-        _draw_panel(axes, title, names, groups, colours)
+        _draw_panel(axes, title, names, groups, looks)
     legend = figure.legend(
         entries,
         list(map(str, range(len(labels)))),
@@ -192,28 +193,38 @@ def draw(groups: Sequence[Group]) -> Any:
     return figure
 
 
-def _colours(count: int) -> list[Any]:
+class Look(NamedTuple):
+    """How a group is drawn."""
+
+    colour: Any
+    marker: str
+
+
+def _looks(count: int) -> list[Look]:
+    """Return ten colours, and for more groups the same ones again, each ten with another marker."""
     from matplotlib import colormaps
 
-    if count <= 10:
-        return [colormaps["tab10"](i) for i in range(count)]
-    return [colormaps["turbo"](0.04 + 0.92 * i / (count - 1)) for i in range(count)]
+    return [
+        Look(colormaps["tab10"](i % 10), _MARKERS[i // 10 % len(_MARKERS)] if count > 10 else "")
+        for i in range(count)
+    ]
 
 
 def _draw_panel(
-    axes: Any, title: str, names: Sequence[str], groups: Sequence[Group], colours: Sequence[Any]
+    axes: Any, title: str, names: Sequence[str], groups: Sequence[Group], looks: Sequence[Look]
 ) -> None:
     """Draw the columns ``names`` of all groups."""
     drawn = []
-    for group, colour in zip(groups, colours, strict=True):
+    for group, look in zip(groups, looks, strict=True):
         epochs = np.arange(1, group.epochs + 1)
-        marker = "." if group.epochs <= _MARKED else ""
+        marker = look.marker or ("." if group.epochs <= _MARKED else "")
+        marks = {"marker": marker, "ms": 4 if look.marker else 6, "markevery": -(-group.epochs // _MARKED)}
         for name in names:
             style = _STYLES[0] if name.startswith("Train") else _STYLES[1]
             mean, lower, upper = group.curve(name)
-            axes.plot(epochs, mean, style, color=colour, marker=marker, lw=1.3)
+            axes.plot(epochs, mean, style, color=look.colour, lw=1.3, **marks)
             if len(group.runs) > 1:
-                axes.fill_between(epochs, lower, upper, color=colour, alpha=0.2, lw=0)
+                axes.fill_between(epochs, lower, upper, color=look.colour, alpha=0.2, lw=0)
             drawn += [lower, upper]
     if not title.endswith("(%)") and spans_decades(np.concatenate(drawn)):
         axes.set_yscale("log")
