@@ -54,20 +54,38 @@ def studies(logs: Path) -> str:
     return "\n".join(map(study.section, study.read_all(logs))) or "No study has been recorded yet.\n"
 
 
-def bring_up_to_date(path: Path, flag: str, tables: Mapping[str, str], check: bool) -> bool:
-    """Rewrite the tables of a file, unless ``check``, and return whether they were up to date.
+def read_text(path: Path, flag: str) -> str:
+    """Return the text of the file of a flag.
 
     Raises:
-        UserError: the file cannot be read or written, or a marker is missing.
+        UserError: it cannot be read, or is no text.
     """
     try:
-        before = after = path.read_text()
-        for name, table in tables.items():
-            after = replaced(after, name, table, path.name)
-        if after != before and not check:
-            write_atomically(path, lambda file: file.write(after.encode()))
+        return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{flag} {path}: {getattr(error, 'strerror', None) or 'it is no text'}") from None
+
+
+def bring_up_to_date(path: Path, before: str, tables: Mapping[str, str], check: bool) -> bool:
+    """Rewrite the tables of a file, unless ``check``, and return whether they were up to date.
+
+    Args:
+        path: the file.
+        before: its text.
+        tables: by the name in their markers.
+        check: whether to write nothing.
+
+    Raises:
+        UserError: the file cannot be written, or a marker is missing.
+    """
+    after = before
+    for name, table in tables.items():
+        after = replaced(after, name, table, path.name)
+    try:
+        if after != before and not check:
+            write_atomically(path, lambda file: file.write(after.encode()))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
     stale = "are stale; python scripts/results.py rewrites them" if check else "rewritten"
     print(f"{path.name}: tables {'are up to date' if after == before else stale}")
     return after == before
@@ -82,11 +100,12 @@ def main() -> None:
     what = "folder with the studies, a .toml file and a folder of logs each (default: %(default)s)"
     parser.add_argument("--logs", type=Path, default=LOGS, metavar="DIR", help=what)
     args = parser.parse_args()
-    files = [
-        bring_up_to_date(args.results, "--results", {"studies": studies(args.logs)}, args.check),
-        bring_up_to_date(args.readme, "--readme", published_tables(), args.check),
+    results, readme = read_text(args.results, "--results"), read_text(args.readme, "--readme")
+    up_to_date = [
+        bring_up_to_date(args.results, results, {"studies": studies(args.logs)}, args.check),
+        bring_up_to_date(args.readme, readme, published_tables(), args.check),
     ]
-    sys.exit(1 if args.check and not all(files) else 0)
+    sys.exit(1 if args.check and not all(up_to_date) else 0)
 
 
 if __name__ == "__main__":

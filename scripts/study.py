@@ -20,7 +20,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.lib.curves import Group, rendered
 from scripts.lib.curves import draw as draw_curves
-from scripts.lib.pictures import write_picture
 from scripts.lib.results_study import Results, as_latex, read_results, section
 from scripts.lib.study_file import Study, read_study
 from scripts.lib.study_networks import check_rows
@@ -122,7 +121,7 @@ def write_pictures(results: Results) -> list[str]:
         if len(points_of(results, axis)) > 1:
             figures[f"tradeoff_{axis}.png"] = draw_tradeoff(results, axis)
     for name, figure in figures.items():
-        write_picture(results.study.folder / name, rendered(figure))
+        write(results.study.folder / name, rendered(figure))
     return list(figures)
 
 

@@ -223,11 +223,13 @@ def test_a_part_of_a_large_storage_is_written_alone(convert: Run, tmp_path: Path
     assert torch.equal(weights(tmp_path / "out.pth")["a"], large[:2, :2])
 
 
-def spoil(tmp_path: Path) -> None:
-    """Files that cannot be averaged with ``a.pth.tar``, or not be taken at all."""
+@pytest.fixture(scope="module")
+def spoiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of files that cannot be averaged with ``a.pth.tar``, or not be taken at all."""
+    folder = tmp_path_factory.mktemp("spoiled")
 
     def write(name: str, **changes: Any) -> None:
-        write_checkpoint(tmp_path, **changes).rename(tmp_path / name)
+        write_checkpoint(folder, **changes).rename(folder / name)
 
     state = calibrated().state_dict()
     first = next(iter(state))
@@ -237,7 +239,8 @@ def spoil(tmp_path: Path) -> None:
     write("nan", state_dict={**state, first: state[first] * float("nan")})
     write("arch", arch="sge_resnet18")
     write("classes", classes=["cat", "dog", "yak"])
-    (tmp_path / "text.pth").write_text("text")
+    (folder / "text.pth").write_text("text")
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -262,8 +265,10 @@ def spoil(tmp_path: Path) -> None:
         (("--average", "a.pth.tar", "classes", "o.pth"), "the files have other classes"),
     ],
 )
-def test_bad_usage(convert: Run, tmp_path: Path, arguments: tuple[str, ...], fragment: str) -> None:
-    spoil(tmp_path)
+def test_bad_usage(
+    convert: Run, spoiled: Path, tmp_path: Path, arguments: tuple[str, ...], fragment: str
+) -> None:
+    shutil.copytree(spoiled, tmp_path, dirs_exist_ok=True)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     assert_one_line_error(convert(*arguments), "convert_checkpoint.py: error: ", fragment)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -12,6 +12,7 @@ import torch
 from conftest import Run, assert_one_line_error
 from small_checkpoint import ARCH, CLASSES, SIZE, calibrated, write_checkpoint
 from test_robustness import SHALLOW
+from tiny_net import TinyNet
 from torch import Tensor
 
 SCRIPT = "scripts/export.py"
@@ -27,6 +28,13 @@ def export(call: Run, tmp_path: Path) -> Run:
     """The script within this process, on a checkpoint ``net.pth.tar``."""
     write_checkpoint(tmp_path).rename(tmp_path / "net.pth.tar")
     return lambda *arguments: call("--resume", "net.pth.tar", *arguments, script=SCRIPT)
+
+
+@pytest.fixture
+def export_tiny(export: Run, tmp_path: Path) -> Run:
+    """The same on a network that is exported in a moment."""
+    write_checkpoint(tmp_path, TinyNet(num_classes=3).eval(), arch="tiny").rename(tmp_path / "net.pth.tar")
+    return export
 
 
 def reader(path: Path) -> Callable[[Tensor], Tensor]:
@@ -73,23 +81,23 @@ def test_the_outputs_are_the_networks(export: Run, tmp_path: Path, out: str) -> 
     assert json.loads(known["mean"]) == [0.485, 0.456, 0.406]
 
 
-def test_class_names_of_a_list(export: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_class_names_of_a_list(export_tiny: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scripts.export.BATCHES", (1,))
     (tmp_path / "names.txt").write_text("Katze\nHund\nEule\n")
-    assert export("out.pt2", "--class-list", "names.txt").returncode == 0
+    assert export_tiny("out.pt2", "--class-list", "names.txt").returncode == 0
     assert json.loads(notes(tmp_path / "out.pt2")["classes"]) == ["Katze", "Hund", "Eule"]
     (tmp_path / "names.txt").write_text("Katze\n")
-    refused = export("out.pt2", "--overwrite", "--class-list", "names.txt")
+    refused = export_tiny("out.pt2", "--overwrite", "--class-list", "names.txt")
     assert_one_line_error(refused, "--class-list names.txt: 1 line for 3 outputs")
 
 
 def test_one_that_differs_too_much_is_not_written(
-    export: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    export_tiny: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "out.pt2").write_text("old")
     monkeypatch.setattr("scripts.export.TOLERANCE", -1.0)
     monkeypatch.setattr("scripts.export.BATCHES", (1,))
-    result = export("out.pt2", "--overwrite")
+    result = export_tiny("out.pt2", "--overwrite")
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith("out.pt2: differs by ")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.pth.tar", "out.pt2"]

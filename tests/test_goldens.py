@@ -11,11 +11,15 @@ from models import create_model
 
 NAMES = sorted(path.stem for path in GOLDENS.glob("*.json"))
 
-# The default suite computes the shallowest net of each kind, and trains those of them that are fast.
+# The default suite computes the shallowest net of each kind, and trains one for each kind of block.
 DEEPER = {
     f"{kind}_resnet50" for kind in ("old", "se", "sge", "bam", "cbam", "ws", "oct", "eca", "triplet", "fca")
 } | {"ws_resnext50"}
 DEEP = DEEPER | {
+    "ca_mobilenetv2",
+    "cbam_resnet18",
+    "se_resnet18",
+    "mobilenetv1",
     "gc_resnet50",
     "srm_resnet50",
     "sk_resnet50",

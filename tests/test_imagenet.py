@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import Run, assert_one_line_error
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tiny_net import TinyNet
 from torch import nn
 
 from models import create_model
@@ -235,21 +236,28 @@ def unchanged(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("form", "batch"), [(as_published, 1), (as_published, 7), (as_published, 100), (unchanged, 7), (bare, 7)]
+    ("arch", "form", "batch"),
+    [
+        ("sge_resnet18", as_published, 7),
+        ("tiny", as_published, 1),
+        ("tiny", as_published, 100),
+        ("tiny", unchanged, 7),
+        ("tiny", bare, 7),
+    ],
 )
 def test_evaluation_equals_a_direct_forward_pass(
-    call: Run, images: Path, tmp_path: Path, form: Callable[[dict[str, Any]], dict[str, Any]], batch: int
+    call: Run, images: Path, tmp_path: Path, arch: str, form: Callable[[dict[str, Any]], Any], batch: int
 ) -> None:
     torch.manual_seed(0)
-    net = create_model("sge_resnet18", num_classes=3)
+    net = TinyNet(num_classes=3) if arch == "tiny" else create_model(arch, num_classes=3)
     optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
     net(torch.randn(4, 3, 64, 64)).sum().backward()
     optimizer.step()
-    saved = {"state_dict": net.state_dict(), "optimizer": optimizer.state_dict(), "arch": "sge_resnet18"}
+    saved = {"state_dict": net.state_dict(), "optimizer": optimizer.state_dict(), "arch": arch}
     (tmp_path / "download").mkdir()
     torch.save(form(saved), tmp_path / "download" / "net.pth.tar")
 
-    flags = ("-a", "sge_resnet18", "--data", images, "--img-size", 32, "--test-batch", batch)
+    flags = ("-a", arch, "--data", images, "--img-size", 32, "--test-batch", batch)
     result = call(*flags, "-e", "--resume", "download/net.pth.tar")
     assert result.returncode == 0, result.stderr
     found = re.search(r" Test Loss:  ([0-9.]+), Test Acc:  ([0-9.]+)", result.stdout)

@@ -37,11 +37,22 @@ SHALLOW = [
 ]
 SHORT = "short "  # before the name of a builder: its net of few blocks
 NAMES = [f"{SHORT}{name}" for name in SHALLOW]
-EACH = pytest.mark.parametrize(
-    "name",
-    [*NAMES, *(pytest.param(name, marks=pytest.mark.slow) for name in BUILDERS)],
-    scope="module",  # the tests of a net follow each other: it is built once
-)
+# Residual nets that differ from se_resnet18 in a module, which test_attention.py has under the same tests.
+AS_MODULES = {
+    f"{SHORT}{name}"
+    for name in (
+        *("cbam_resnet18", "gc_resnet18", "srm_resnet18", "eca_resnet18", "simam_resnet18"),
+        *("triplet_resnet18", "fca_resnet34", "ca_mobilenetv2", "resnet50_b", "resnet50_c"),
+    )
+}
+
+
+def each(slow: set[str]) -> pytest.MarkDecorator:
+    """The nets of few blocks but for some, with --slow these and every builder."""
+    names = [pytest.param(name, marks=pytest.mark.slow if name in slow else ()) for name in NAMES]
+    whole = [pytest.param(name, marks=pytest.mark.slow) for name in BUILDERS]
+    # The tests of a net follow each other: it is built once.
+    return pytest.mark.parametrize("name", [*names, *whole], scope="module")
 
 
 def create(name: str) -> Any:
@@ -97,7 +108,7 @@ def train_step(net: nn.Module) -> None:
     assert torch.isfinite(loss)
 
 
-@EACH
+@each(slow=set())
 def test_training_reaches_every_parameter(name: str) -> None:
     net = build(name)
     train_step(net)
@@ -120,7 +131,7 @@ def kept_tensors(net: nn.Module) -> list[str]:
     ]
 
 
-@EACH
+@each(slow=set())
 @torch.no_grad()
 def test_evaluation_of_any_sound_input(name: str) -> None:
     """Batch 1 of several sizes and of extreme values; stages and features agree."""
@@ -137,7 +148,7 @@ def test_evaluation_of_any_sound_input(name: str) -> None:
     assert [stage.dim() for stage in stages] == [4] * 4
 
 
-@EACH
+@each(slow=AS_MODULES)
 @torch.no_grad()
 def test_copies_and_layouts(name: str) -> None:
     """Deep copy, pickle, state dict, channels_last: the same outputs."""
@@ -157,7 +168,7 @@ def test_copies_and_layouts(name: str) -> None:
     assert torch.allclose(found, expected, rtol=0, atol=1e-9 * float(expected.abs().max()))
 
 
-@EACH
+@each(slow=AS_MODULES)
 @torch.no_grad()
 def test_half_weights(name: str) -> None:
     net = build(name).eval()
