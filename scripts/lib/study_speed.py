@@ -56,7 +56,7 @@ def read_speed(study: Study) -> Speed | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read ({error}): measure again with --speed") from None
     for row, measured in flags.items():
-        if row not in study.rows or measured != list(study.words(row)):
+        if row not in study.rows or measured != _flags(study, row):
             raise UserError(f"{path}: row '{row}' was measured with other flags: measure again with --speed")
     return speed
 
@@ -67,7 +67,7 @@ def write_speed(study: Study, speed: Speed) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    rows = {row: {"flags": study.words(row), "ratio": ratio} for row, ratio in speed.ratios.items()}
+    rows = {row: {"flags": _flags(study, row), "ratio": ratio} for row, ratio in speed.ratios.items()}
     content: dict[str, Any] = {"settings": speed.settings, "machine": speed.machine, "rounds": speed.rounds}
     text = json.dumps({**content, "rows": rows}, indent=1) + "\n"
     path = study.folder / SPEED
@@ -76,3 +76,8 @@ def write_speed(study: Study, speed: Speed) -> None:
         write_atomically(path, lambda file: file.write(text.encode()))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _flags(study: Study, row: str) -> list[str]:
+    """Return the flags that a step depends on: not where the data is, which --data says of one machine."""
+    return [*study.flags, *study.rows[row]]
