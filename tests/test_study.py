@@ -393,7 +393,7 @@ def test_places_in_the_margin() -> None:
 def test_the_step_ratio(study: Run, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_pictures(monkeypatch)
     threads = torch.get_num_threads()
-    result = study(file, "--speed", "--rounds", 2)
+    result = study(file, "--speed", "--rounds", 2, "--data", "/there/digits")
     torch.set_num_threads(threads)
     assert result.returncode == 0, result.stderr
     written = json.loads((file.with_suffix("") / "speed.json").read_text())

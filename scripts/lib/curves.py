@@ -234,6 +234,8 @@ def _draw_panel(
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("epoch")
     axes.xaxis.get_major_locator().set_params(integer=True)
+    if max(group.epochs for group in groups) == 1:
+        axes.set_xlim(0.5, 1.5)  # around a single point matplotlib has fractions of an epoch
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
 
