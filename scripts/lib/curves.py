@@ -171,11 +171,11 @@ def draw(groups: Sequence[Group]) -> Any:
     looks = _looks(len(groups))
     # matplotlib leaves out labels that begin with "_", as a run's name may: the texts come afterwards.
     entries = [Line2D([], [], color="0.3", ls=ls) for ls in _STYLES]
-    entries += [Line2D([], [], color=look.colour, lw=3, marker=look.marker, ms=7) for look in looks]
+    entries += [Line2D([], [], color=look.colour, lw=3, marker=look.marker, ms=6) for look in looks]
     labels = ["training (dashed)", "validation (solid)", *(group.label for group in groups)]
     columns = max(1, min(len(labels), _LEGEND // (max(map(len, labels)) + 7)))
     lines = math.ceil(len(labels) / columns)
-    figure = Figure(figsize=(13, 4 + 0.19 * lines), layout="constrained")
+    figure = Figure(figsize=(13, 4 + 0.2 * lines), layout="constrained")
     panels = figure.subplots(1, 3)
     for axes, (title, names) in zip(panels, (*kind.panels, ("learning rate", (_RATE,))), strict=True):
         _draw_panel(axes, title, names, groups, looks)
@@ -233,9 +233,7 @@ def _draw_panel(
         axes.set_ylim(bottom=0)
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("epoch")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    if max(group.epochs for group in groups) == 1:
-        axes.set_xlim(0.5, 1.5)  # around a single point matplotlib has fractions of an epoch
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)  # 1: a run may have one epoch
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
 
