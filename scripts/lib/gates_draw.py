@@ -1,6 +1,7 @@
 """The picture of a network's gates on one image: a row for every module."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
@@ -14,6 +15,7 @@ from scripts.lib.gates_record import Gate, Octave
 _GROUPS = 3  # groups whose maps are drawn beside the mean: those that vary most
 _ROW, _SIDE = 2.4, 2.6  # inches: height of a row, width of the image
 _COLOURS = "viridis"
+_LETTERS = 11  # of a title that fit into an inch
 # Least range of the colours: of a gate from 0 to 1 absolute, of others as a share of the largest value.
 _LEAST = 0.1
 
@@ -34,7 +36,7 @@ def draw(
 
     rows = [list(of) for _, of in groupby(shown, lambda one: one.module)]
     figure = Figure(figsize=(13, max(2 * _ROW, _ROW * len(rows)) + 0.4), layout="constrained")
-    figure.suptitle(title, fontsize=11, parse_math=False)
+    entitle(figure, title)
     halves: Any = figure.subfigures(1, 2, width_ratios=(_SIDE, 13 - _SIDE))
     left, right = halves
     _draw_image(left, image, text, len(rows))
@@ -42,6 +44,12 @@ def draw(
     for part, row in zip(np.atleast_1d(right.subfigures(len(rows), 1)), rows, strict=True):
         _draw_row(part, row, grey, by_size)
     return figure
+
+
+def entitle(figure: Any, title: str) -> None:
+    """Write the title in as many lines as it takes: it may hold the long path of a checkpoint."""
+    lines = textwrap.wrap(title, round(_LETTERS * figure.get_figwidth()))
+    figure.suptitle("\n".join(lines), fontsize=10, parse_math=False)
 
 
 def _draw_image(part: Any, image: Tensor, text: str, rows: int) -> None:

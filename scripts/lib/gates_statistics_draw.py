@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.lib.gates_draw import numbers, scale_of
+from scripts.lib.gates_draw import entitle, numbers, scale_of
 from scripts.lib.gates_statistics import HIGH, LOW, Collected, Statistics
 from utils.common.text import drawable
 
@@ -26,7 +26,7 @@ def draw_classes(shown: Sequence[Statistics], collected: Collected, kinds: Seque
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, _ROW * len(shown) + 0.9), layout="constrained")
-    figure.suptitle(title, fontsize=10, parse_math=False)
+    entitle(figure, title)
     panels = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
     for axes, one in zip(panels, shown, strict=True):
         count = len(one.means(None))
@@ -83,7 +83,7 @@ def draw_depth(collected: Collected, title: str) -> Any:
     ]
     places, summaries = np.arange(len(gates)), [one.summary() for one in gates]
     figure = Figure(figsize=(max(7.0, 2 + 0.42 * len(gates)), 8.5), layout="constrained")
-    figure.suptitle(title, fontsize=10, parse_math=False)
+    entitle(figure, title)
     above, middle, below = figure.subplots(3, 1, sharex=True)
     _draw_means(above, places, summaries)
     if any(one.gate.seen.bounded for one in gates):
@@ -98,6 +98,9 @@ def draw_depth(collected: Collected, title: str) -> Any:
     between = [one.between_classes() for one in gates]
     below.bar(places, [100 * (value or 0.0) for value in between], color="tab:green", width=0.6)
     below.set_ylim(min(0.0, *(110 * (value or 0.0) for value in between)), 100)
+    if all(value is None for value in between):
+        text = "no share: no gate's mean over positions varies over images, or there is one class"
+        below.text(0.02, 0.85, text, fontsize=8, transform=below.transAxes)
     below.set_ylabel("variance over images that\nlies between classes (%)", fontsize=8)
     below.set_xticks(places, names, rotation=90, fontsize=7)
     for axes in (above, middle, below):
