@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from models import create_model
 from models.gates import add_gates
 from scripts.analyse_gates import choose_images
+from scripts.lib.gates_draw import entitle
 from scripts.lib.gates_families import Seen
 from scripts.lib.gates_record import Gate, record
 from scripts.lib.gates_statistics import HIGH, LOW, Collected, Statistics
@@ -183,3 +184,18 @@ def test_bad_input(analyse: Run, tmp_path: Path) -> None:
     write_classes(tmp_path / "data2", 1)
     result = analyse("--resume", "plain.pth.tar", "--data", "data2", "--img-size", 32)
     assert_one_line_error(result, "no attention to draw")
+
+
+def test_a_long_title_stays_within_the_picture() -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    entitle(figure, "resnet18 --gate sge, " + "checkpoints/of/a/long/name" * 8)
+    figure.draw_without_rendering()
+    (title,) = [text for text in figure.findobj(Text) if text.get_text().startswith("resnet18")]
+    box = title.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
