@@ -11,7 +11,7 @@ from models import create_model
 
 NAMES = sorted(path.stem for path in GOLDENS.glob("*.json"))
 
-# The default suite computes the shallowest net of each kind, and trains one for each kind of block.
+# The default suite computes the shallowest net of each kind, and trains some of those that are fast.
 DEEPER = {
     f"{kind}_resnet50" for kind in ("old", "se", "sge", "bam", "cbam", "ws", "oct", "eca", "triplet", "fca")
 } | {"ws_resnext50"}

@@ -9,6 +9,7 @@ import io
 import itertools
 import pickle
 import re
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -37,17 +38,14 @@ SHALLOW = [
 ]
 SHORT = "short "  # before the name of a builder: its net of few blocks
 NAMES = [f"{SHORT}{name}" for name in SHALLOW]
-# Residual nets that differ from se_resnet18 in a module, which test_attention.py has under the same tests.
+# The residual blocks of se_resnet18 around another module, which test_attention.py copies alone.
 AS_MODULES = {
-    f"{SHORT}{name}"
-    for name in (
-        *("cbam_resnet18", "gc_resnet18", "srm_resnet18", "eca_resnet18", "simam_resnet18"),
-        *("triplet_resnet18", "fca_resnet34", "ca_mobilenetv2", "resnet50_b", "resnet50_c"),
-    )
+    f"{SHORT}{gate}_resnet{34 if gate == 'fca' else 18}"
+    for gate in ("cbam", "gc", "srm", "eca", "simam", "triplet", "fca")
 }
 
 
-def each(slow: set[str]) -> pytest.MarkDecorator:
+def each(slow: Collection[str] = ()) -> pytest.MarkDecorator:
     """The nets of few blocks but for some, with --slow these and every builder."""
     names = [pytest.param(name, marks=pytest.mark.slow if name in slow else ()) for name in NAMES]
     whole = [pytest.param(name, marks=pytest.mark.slow) for name in BUILDERS]
@@ -108,7 +106,7 @@ def train_step(net: nn.Module) -> None:
     assert torch.isfinite(loss)
 
 
-@each(slow=set())
+@each()
 def test_training_reaches_every_parameter(name: str) -> None:
     net = build(name)
     train_step(net)
@@ -131,7 +129,7 @@ def kept_tensors(net: nn.Module) -> list[str]:
     ]
 
 
-@each(slow=set())
+@each()
 @torch.no_grad()
 def test_evaluation_of_any_sound_input(name: str) -> None:
     """Batch 1 of several sizes and of extreme values; stages and features agree."""
@@ -168,7 +166,7 @@ def test_copies_and_layouts(name: str) -> None:
     assert torch.allclose(found, expected, rtol=0, atol=1e-9 * float(expected.abs().max()))
 
 
-@each(slow=AS_MODULES)
+@each()
 @torch.no_grad()
 def test_half_weights(name: str) -> None:
     net = build(name).eval()
@@ -182,3 +180,4 @@ def test_every_kind_of_net_is_in_the_default_suite() -> None:
     builders = {file: {name for name in file.__all__ if name.islower()} for file in models._FILES}
     assert all(names & set(SHALLOW) for names in builders.values())
     assert {"sk_resnet50", "sge_resnet18", "ws_resnet18", "oct_mobilenet"} <= set(SHALLOW)
+    assert set(NAMES) >= AS_MODULES
