@@ -19,7 +19,7 @@ from scripts.lib import results_study as study
 from scripts.lib.results_tables import markdown
 from utils.command_line import cli
 from utils.common.errors import UserError
-from utils.common.files import write_atomically
+from utils.common.files import write_output
 
 ROOT = Path(__file__).resolve().parent.parent
 LOGS = ROOT / "pretrain_log"
@@ -66,11 +66,12 @@ def read_text(path: Path, flag: str) -> str:
         raise UserError(f"{flag} {path}: {getattr(error, 'strerror', None) or 'it is no text'}") from None
 
 
-def bring_up_to_date(path: Path, before: str, tables: Mapping[str, str], check: bool) -> bool:
+def bring_up_to_date(path: Path, flag: str, before: str, tables: Mapping[str, str], check: bool) -> bool:
     """Rewrite the tables of a file, unless ``check``, and return whether they were up to date.
 
     Args:
         path: the file.
+        flag: that names it.
         before: its text.
         tables: by the name in their markers.
         check: whether to write nothing.
@@ -81,11 +82,8 @@ def bring_up_to_date(path: Path, before: str, tables: Mapping[str, str], check: 
     after = before
     for name, table in tables.items():
         after = replaced(after, name, table, path.name)
-    try:
-        if after != before and not check:
-            write_atomically(path, lambda file: file.write(after.encode()))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    if after != before and not check:
+        write_output(path, after.encode(), f"{flag} {path}")
     stale = "are stale; python scripts/results.py rewrites them" if check else "rewritten"
     print(f"{path.name}: tables {'are up to date' if after == before else stale}")
     return after == before
@@ -102,8 +100,8 @@ def main() -> None:
     args = parser.parse_args()
     results, readme = read_text(args.results, "--results"), read_text(args.readme, "--readme")
     up_to_date = [
-        bring_up_to_date(args.results, results, {"studies": studies(args.logs)}, args.check),
-        bring_up_to_date(args.readme, readme, published_tables(), args.check),
+        bring_up_to_date(args.results, "--results", results, {"studies": studies(args.logs)}, args.check),
+        bring_up_to_date(args.readme, "--readme", readme, published_tables(), args.check),
     ]
     sys.exit(1 if args.check and not all(up_to_date) else 0)
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from models import create_model
 from models.gates import add_gates
 from scripts.analyse_gates import choose_images
-from scripts.lib.gates_draw import entitle
+from scripts.lib import grad_cam
+from scripts.lib.gates_draw import draw
 from scripts.lib.gates_families import Seen
 from scripts.lib.gates_record import Gate, record
 from scripts.lib.gates_statistics import HIGH, LOW, Collected, Statistics
@@ -186,16 +187,31 @@ def test_bad_input(analyse: Run, tmp_path: Path) -> None:
     assert_one_line_error(result, "no attention to draw")
 
 
-def test_a_long_title_stays_within_the_picture() -> None:
+def test_long_titles_stay_within_the_pictures() -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.text import Text
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    entitle(figure, "resnet18 --gate sge, " + "checkpoints/of/a/long/name" * 8)
-    figure.draw_without_rendering()
-    (title,) = [text for text in figure.findobj(Text) if text.get_text().startswith("resnet18")]
-    box = title.get_window_extent()
-    assert box.x0 >= 0
-    assert box.x1 <= figure.bbox.x1
+    collected = Collected(CLASSES)
+    collected.add([gate(torch.rand(6, 8))], torch.arange(6) % 3)
+    (one,) = collected.gates.values()
+    title = "resnet18 --gate sge, " + "checkpoints/of/a/long/name" * 12
+    image, cam = torch.rand(3, 32, 32), grad_cam.Cam("layer4", torch.zeros(1, 3), 0, torch.rand(4, 4))
+    for figure in (
+        draw_classes([one], collected, [0], title),
+        draw_depth(collected, title),
+        draw(image, [gate(torch.rand(1, 8))], title, "text"),
+        grad_cam.draw_cams(image, [grad_cam.Seen("resnet18", "cat", cam)], title),
+    ):
+        FigureCanvasAgg(figure)
+        figure.draw_without_rendering()
+        (text,) = [text for text in figure.findobj(Text) if text.get_text().startswith("resnet18 --gate")]
+        box = text.get_window_extent()
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.x1
+
+
+def test_a_share_that_is_unknown_is_said() -> None:
+    collected = Collected(CLASSES)
+    collected.add([gate(torch.full((6, 8), 0.5))], torch.arange(6) % 3)
+    below = draw_depth(collected, "title").axes[2]
+    assert [text.get_text().partition(":")[0] for text in below.texts] == ["no share"]

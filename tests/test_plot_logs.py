@@ -94,6 +94,25 @@ def test_what_is_drawn(tmp_path: Path) -> None:
     assert box.x1 <= figure.bbox.x1
 
 
+def test_many_runs_can_be_told_apart(tmp_path: Path) -> None:
+    log = write_run(tmp_path / "run", [1.0] * 45) / "log.txt"
+    figure = draw([Group(str(number), [read_curves(log, str(number))]) for number in range(24)])
+    _, top1, _ = figure.axes
+    looks = {(line.get_color(), line.get_marker()) for line in top1.lines}
+    assert len(looks) == 24
+    assert {line.get_markevery() for line in top1.lines} == {2}
+    (legend,) = figure.legends
+    assert {(line.get_color(), line.get_marker()) for line in legend.get_lines()[2:]} == looks
+
+
+def test_the_axis_of_one_epoch_has_whole_epochs(tmp_path: Path) -> None:
+    figure = draw([Group("run", [read_curves(write_run(tmp_path / "run", [1.0]) / "log.txt", "run")])])
+    figure.canvas.draw()
+    low, high = figure.axes[1].get_xlim()
+    ticks = [tick for tick in figure.axes[1].get_xticks() if low <= tick <= high]
+    assert ticks == [1]
+
+
 def test_the_legend_has_both_ends_of_a_long_name(tmp_path: Path) -> None:
     run = read_curves(write_run(tmp_path / "a", [1.0]) / "log.txt", f"first{'-' * 90}last")
     label = Group(run.name, [run]).label

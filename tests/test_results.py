@@ -77,6 +77,10 @@ def test_bad_paths(results: Run, tmp_path: Path) -> None:
     assert_one_line_error(results("--logs", "nowhere"), "--logs nowhere: no such folder")
     (tmp_path / "latin").write_bytes(b"\xe9")
     assert_one_line_error(results("--results", "latin"), "--results latin: it is no text")
+    (tmp_path / "page.md").write_text(EMPTY)
+    refused = results("--results", "page.md", "--readme", "nowhere")
+    assert_one_line_error(refused, "--readme nowhere: No such file")
+    assert (tmp_path / "page.md").read_text() == EMPTY
     (tmp_path / "empty").write_text("")
     assert_one_line_error(results("--results", "empty"), "empty needs the lines '<!-- results studies -->'")
 

@@ -385,6 +385,13 @@ def test_names_in_the_trade_off_do_not_overlap(tmp_path: Path, count: int) -> No
     assert ends == [[point.cost, point.top1] for point in points_of(results, "parameters")]
 
 
+def test_a_picture_that_cannot_be_written(study: Run, file: Path) -> None:
+    write_record(file, "plain", 1, 50, 60, arch="tiny_resnet", flags=f"--data digits {FLAGS}")
+    picture = file.with_suffix("") / "curves.png"
+    picture.mkdir()
+    assert_one_line_error(study(file, "--tables"), f"error: cannot write {picture}: Is a directory")
+
+
 def test_places_in_the_margin() -> None:
     assert apart([0.5, 0.5, 0.9], 0.1) == pytest.approx([0.5, 0.6, 0.9])
     assert apart([0.0, 0.99, 0.99], 0.2) == pytest.approx([0.0, 0.8, 1.0])

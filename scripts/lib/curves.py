@@ -218,7 +218,11 @@ def _draw_panel(
     for group, look in zip(groups, looks, strict=True):
         epochs = np.arange(1, group.epochs + 1)
         marker = look.marker or ("." if group.epochs <= _MARKED else "")
-        marks = {"marker": marker, "ms": 4 if look.marker else 6, "markevery": -(-group.epochs // _MARKED)}
+        marks = {
+            "marker": marker,
+            "ms": 4 if look.marker else 6,
+            "markevery": math.ceil(group.epochs / _MARKED),
+        }
         for name in names:
             style = _STYLES[0] if name.startswith("Train") else _STYLES[1]
             mean, lower, upper = group.curve(name)

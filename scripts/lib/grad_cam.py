@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scripts.lib.gates_draw import numbers
+from scripts.lib.gates_draw import entitle, numbers
 
 _WIDTH = 38  # characters of a line above a map
 
@@ -75,7 +75,7 @@ def draw_cams(image: Tensor, seen: Sequence[Seen], title: str) -> Any:
 
     height, width = image.shape[1:]
     figure = Figure(figsize=(max(7.0, 2.9 * (len(seen) + 1)), 4.1), layout="constrained")
-    figure.suptitle(title, fontsize=10, parse_math=False)
+    entitle(figure, title)
     first, *others = figure.subplots(1, len(seen) + 1)
     first.imshow(image.permute(1, 2, 0).numpy())
     first.set_title(f"input, {width} x {height} px", fontsize=8)

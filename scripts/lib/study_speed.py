@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from scripts.lib.study_file import Study
 from scripts.lib.study_records import SPEED
 from utils.common.errors import UserError
-from utils.common.files import write_atomically
+from utils.common.files import write_output
 
 
 class StepRatio(NamedTuple):
@@ -71,13 +72,9 @@ def write_speed(study: Study, speed: Speed) -> None:
     content: dict[str, Any] = {"settings": speed.settings, "machine": speed.machine, "rounds": speed.rounds}
     text = json.dumps({**content, "rows": rows}, indent=1) + "\n"
     path = study.folder / SPEED
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: file.write(text.encode()))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    write_output(path, text.encode(), f"cannot write {path}")
 
 
 def _flags(study: Study, row: str) -> list[str]:
-    """Return the flags that a step depends on: not where the data is, which --data says of one machine."""
-    return [*study.flags, *study.rows[row]]
+    """Return the flags of a row, the data by its name: on another machine its folder may be elsewhere."""
+    return list(replace(study, data=Path(study.data).name).words(row))
